@@ -1,0 +1,137 @@
+//! Health and metrics for probes and scrapers. Read-only: nothing here changes anything.
+
+use crate::body::detail;
+use crate::drain::Draining;
+use crate::framing::{Limits, refusal};
+use crate::{listener, serve};
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use prometheus::{Encoder, Registry, TextEncoder};
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+/// Says why the process is not ready, or `Ok` when it is.
+pub type Readiness = Arc<dyn Fn() -> Result<(), Cow<'static, str>> + Send + Sync>;
+
+/// Connections that the admin port serves at once.
+const CONNECTIONS: listener::ConnectionLimits = listener::ConnectionLimits {
+    total: 64,
+    per_peer: 32,
+};
+
+/// What the admin port answers. Each part is there only where it is set.
+#[derive(Clone, Default)]
+pub struct Admin {
+    /// Serves `/healthz` and `/readyz`.
+    pub readiness: Option<Readiness>,
+    /// Serves `/metrics`.
+    pub metrics: Option<Registry>,
+}
+
+impl Admin {
+    /// Serves the admin port until the drain starts.
+    pub async fn serve(self, listener: TcpListener, mut draining: Draining) {
+        let limits = Arc::new(Limits {
+            idle_time: Duration::from_secs(60),
+            ..Limits::default()
+        });
+        let count = listener::ConnectionCount::new(CONNECTIONS);
+        while let Some((stream, peer)) = listener::accept(&listener, &mut draining).await {
+            let Some(slot) = count.enter(peer.ip()) else { continue };
+            let (admin, limits, draining) = (self.clone(), Arc::clone(&limits), draining.clone());
+            tokio::spawn(async move {
+                let answer = |request: Request<_>, _| std::future::ready(admin.answer(&request));
+                serve::http1(stream, &limits, draining, answer).await;
+                drop(slot);
+            });
+        }
+    }
+
+    /// Answers one request.
+    pub fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        if let Some(violation) = refusal(request) {
+            return detail(violation.status(), violation.detail());
+        }
+        let path = request.uri().path();
+        let known = match (path, &self.readiness, &self.metrics) {
+            ("/healthz", Some(_), _) => Some(healthy()),
+            ("/readyz", Some(readiness), _) => Some(ready(readiness)),
+            ("/metrics", _, Some(registry)) => Some(metrics(registry)),
+            _ => None,
+        };
+        match known {
+            None => detail(StatusCode::NOT_FOUND, "Not found."),
+            Some(_) if !matches!(*request.method(), Method::GET | Method::HEAD) => {
+                let mut response = detail(StatusCode::METHOD_NOT_ALLOWED, "Only GET and HEAD are allowed.");
+                response
+                    .headers_mut()
+                    .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+                response
+            }
+            Some(response) => response,
+        }
+    }
+}
+
+/// The answer of `/healthz` as existing probes know it.
+pub fn healthy() -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(r#"{"status":"ok"}"#));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn ready(readiness: &Readiness) -> Response<Full<Bytes>> {
+    let (status, text) = match readiness() {
+        Ok(()) => (StatusCode::OK, Cow::Borrowed("ok")),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason),
+    };
+    let mut response = Response::new(Full::from(text.into_owned()));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+fn metrics(registry: &Registry) -> Response<Full<Bytes>> {
+    let mut text = Vec::new();
+    if TextEncoder::new().encode(&registry.gather(), &mut text).is_err() {
+        return detail(StatusCode::INTERNAL_SERVER_ERROR, "Metrics can't be encoded.");
+    }
+    let mut response = Response::new(Full::from(text));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(prometheus::TEXT_FORMAT));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probes_see_health_and_the_reason_for_not_being_ready() {
+        let admin = Admin {
+            readiness: Some(Arc::new(|| Err("draining".into()))),
+            metrics: None,
+        };
+        let status = |method: Method, path: &str| {
+            admin
+                .answer(&Request::builder().method(method).uri(path).body(()).unwrap())
+                .status()
+                .as_u16()
+        };
+        assert_eq!(status(Method::GET, "/healthz"), 200);
+        assert_eq!(status(Method::HEAD, "/healthz"), 200);
+        assert_eq!(status(Method::GET, "/readyz"), 503);
+        assert_eq!(status(Method::POST, "/readyz"), 405);
+        assert_eq!(status(Method::GET, "/metrics"), 404);
+        assert_eq!(status(Method::GET, "/"), 404);
+    }
+}

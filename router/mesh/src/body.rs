@@ -1,0 +1,350 @@
+//! Bodies in passing: nothing is buffered whole, every byte is counted, every silence is bounded, and a body that ends
+//! early is never presented as complete.
+
+use crate::framing::{Violation, violation};
+use crate::headers::sanitise_trailers;
+use bytes::Bytes;
+use http::Response;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::time::{Instant, Sleep};
+
+/// Why a body stopped before its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BodyError {
+    /// Longer than the configured limit.
+    #[error("body is too large")]
+    TooLarge,
+    /// Framed in a way that can be read twice.
+    #[error("{0}")]
+    Framing(Violation),
+    /// Its sender went away.
+    #[error("body ended early")]
+    Broken,
+    /// No byte came for the configured time.
+    #[error("body was silent for too long")]
+    Silent,
+}
+
+impl From<hyper::Error> for BodyError {
+    fn from(error: hyper::Error) -> Self {
+        violation(&error).map_or(Self::Broken, Self::Framing)
+    }
+}
+
+/// What others may know about an [`Upload`] while it is under way.
+#[derive(Debug)]
+pub struct UploadWatch {
+    started: Instant,
+    bytes: AtomicU64,
+    moved_millis: AtomicU64,
+    awaits_client: AtomicBool,
+    failure: OnceLock<BodyError>,
+}
+
+impl UploadWatch {
+    /// Payload bytes forwarded so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// When a frame last moved.
+    pub fn moved(&self) -> Instant {
+        self.started + Duration::from_millis(self.moved_millis.load(Ordering::Relaxed))
+    }
+
+    /// Whether the sender of the body is who is being waited for.
+    pub fn awaits_client(&self) -> bool {
+        self.awaits_client.load(Ordering::Relaxed)
+    }
+
+    /// Why the body stopped, if it did.
+    pub fn failure(&self) -> Option<BodyError> {
+        self.failure.get().copied()
+    }
+
+    fn touch(&self) {
+        let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.moved_millis.store(millis, Ordering::Relaxed);
+    }
+}
+
+/// A request's body on its way up.
+#[derive(Debug)]
+pub struct Upload {
+    incoming: Incoming,
+    limit: u64,
+    watch: Arc<UploadWatch>,
+}
+
+impl Upload {
+    /// Wraps a body that may hold at most `limit` bytes. Fails at once when its declared length is more.
+    ///
+    /// # Errors
+    /// [`BodyError::TooLarge`].
+    pub fn new(incoming: Incoming, limit: Option<u64>) -> Result<Self, BodyError> {
+        let limit = limit.unwrap_or(u64::MAX);
+        if incoming.size_hint().lower() > limit {
+            return Err(BodyError::TooLarge);
+        }
+        let watch = UploadWatch {
+            started: Instant::now(),
+            bytes: AtomicU64::new(0),
+            moved_millis: AtomicU64::new(0),
+            awaits_client: AtomicBool::new(false),
+            failure: OnceLock::new(),
+        };
+        Ok(Self {
+            incoming,
+            limit,
+            watch: Arc::new(watch),
+        })
+    }
+
+    /// A view for whoever waits for the answer.
+    pub fn watch(&self) -> Arc<UploadWatch> {
+        Arc::clone(&self.watch)
+    }
+
+    fn pass(&self, frame: Frame<Bytes>) -> Result<Frame<Bytes>, BodyError> {
+        self.watch.touch();
+        match frame.into_data() {
+            Ok(data) => {
+                let sum = self.watch.bytes.fetch_add(data.len() as u64, Ordering::Relaxed) + data.len() as u64;
+                if sum > self.limit {
+                    Err(BodyError::TooLarge)
+                } else {
+                    Ok(Frame::data(data))
+                }
+            }
+            Err(frame) => Ok(clean_trailers(frame)),
+        }
+    }
+}
+
+fn clean_trailers(frame: Frame<Bytes>) -> Frame<Bytes> {
+    match frame.into_trailers() {
+        Ok(mut trailers) => {
+            sanitise_trailers(&mut trailers);
+            Frame::trailers(trailers)
+        }
+        Err(frame) => frame,
+    }
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let polled = Pin::new(&mut self.incoming).poll_frame(cx);
+        self.watch.awaits_client.store(polled.is_pending(), Ordering::Relaxed);
+        let passed = match ready!(polled) {
+            None => return Poll::Ready(None),
+            Some(frame) => frame.map_err(BodyError::from).and_then(|frame| self.pass(frame)),
+        };
+        if let Err(error) = passed {
+            let _ = self.watch.failure.set(error);
+        }
+        Poll::Ready(Some(passed))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+/// What is to happen when an answer's body is over.
+pub trait BodyEnd {
+    /// Called once: `bytes` of payload were relayed, and `complete` says whether that was all of it.
+    fn ended(self, complete: bool, bytes: u64);
+}
+
+/// An answer's body on its way down.
+#[derive(Debug)]
+pub struct Download<E: BodyEnd> {
+    incoming: Incoming,
+    silence: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+    upload: Option<Arc<UploadWatch>>,
+    end: Option<E>,
+    bytes: u64,
+}
+
+impl<E: BodyEnd> Download<E> {
+    /// Wraps an answer's body that may pause for at most `silence` unless `upload` still moves, and calls `end` when it
+    /// is over.
+    pub fn new(incoming: Incoming, silence: Duration, upload: Option<Arc<UploadWatch>>, end: E) -> Self {
+        let mut download = Self {
+            incoming,
+            silence,
+            timer: None,
+            upload,
+            end: Some(end),
+            bytes: 0,
+        };
+        download.end_if_complete();
+        download
+    }
+
+    // hyper stops polling once a declared length is met, so the end has to be looked for after each frame.
+    fn end_if_complete(&mut self) {
+        if self.incoming.is_end_stream() {
+            self.end(true);
+        }
+    }
+
+    fn end(&mut self, complete: bool) {
+        if let Some(end) = self.end.take() {
+            end.ended(complete, self.bytes);
+        }
+    }
+
+    /// Ready when the silence has lasted too long.
+    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let silence = self.silence;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(silence)));
+        ready!(timer.as_mut().poll(cx));
+        let Some(next) = self
+            .upload
+            .as_ref()
+            .map(|upload| upload.moved() + silence)
+            .filter(|next| *next > Instant::now())
+        else {
+            return Poll::Ready(());
+        };
+        timer.as_mut().reset(next);
+        timer.as_mut().poll(cx)
+    }
+}
+
+impl<E: BodyEnd + Unpin> Body for Download<E> {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
+            ready!(self.poll_silence(cx));
+            self.end(false);
+            return Poll::Ready(Some(Err(BodyError::Silent)));
+        };
+        self.timer = None;
+        match frame {
+            Some(Ok(frame)) => {
+                self.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+                self.end_if_complete();
+                Poll::Ready(Some(Ok(clean_trailers(frame))))
+            }
+            Some(Err(error)) => {
+                self.end(false);
+                Poll::Ready(Some(Err(error.into())))
+            }
+            None => {
+                self.end(true);
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+impl<E: BodyEnd> Drop for Download<E> {
+    fn drop(&mut self) {
+        self.end(false);
+    }
+}
+
+/// What a program answers with: a text of its own, or somebody else's body in passing.
+#[derive(Debug)]
+pub enum Answer<E: BodyEnd> {
+    /// A whole body at hand.
+    Own(Full<Bytes>),
+    /// A body that is relayed.
+    Relayed(Download<E>),
+}
+
+impl<E: BodyEnd> Answer<E> {
+    /// No body.
+    pub fn empty() -> Self {
+        Self::Own(Full::default())
+    }
+}
+
+impl<E: BodyEnd + Unpin> Body for Answer<E> {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Own(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Self::Relayed(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(body) => body.is_end_stream(),
+            Self::Relayed(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(body) => body.size_hint(),
+            Self::Relayed(body) => body.size_hint(),
+        }
+    }
+}
+
+/// An error as clients know it: `{"detail":"<text>"}`.
+pub fn detail(status: http::StatusCode, text: &str) -> Response<Full<Bytes>> {
+    let body = serde_json::json!({ "detail": text }).to_string();
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// Longest rest of a refused request's body that is read and thrown away, in bytes.
+const DISCARD_BYTES: u64 = 1024 * 1024;
+/// Longest time spent on that.
+const DISCARD_TIME: Duration = Duration::from_millis(500);
+
+/// Reads a bounded rest of a refused request's body, because closing a socket with unread bytes resets the connection
+/// and the peer may lose the answer that said why.
+pub async fn discard(mut incoming: Incoming) {
+    if incoming.is_end_stream() {
+        return;
+    }
+    let read = async {
+        let mut seen = 0;
+        while let Some(Ok(frame)) = incoming.frame().await {
+            seen += frame.data_ref().map_or(0, |data| data.len() as u64);
+            if seen > DISCARD_BYTES {
+                break;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(DISCARD_TIME, read).await;
+}

@@ -1,0 +1,60 @@
+//! Names on the wire: header names, ports and ALPN identifiers that clients, manifests and both programs rely on.
+
+use http::HeaderName;
+use std::time::Duration;
+
+/// Names the sandbox a request is for. Required.
+pub const X_SANDBOX_ID: HeaderName = HeaderName::from_static("x-sandbox-id");
+/// Names the sandbox's namespace. Absent or empty means [`DEFAULT_NAMESPACE`].
+pub const X_SANDBOX_NAMESPACE: HeaderName = HeaderName::from_static("x-sandbox-namespace");
+/// Names the app's port. Absent or empty means [`DEFAULT_APP_PORT`]. Also carries the port from router to sidecar.
+pub const X_SANDBOX_PORT: HeaderName = HeaderName::from_static("x-sandbox-port");
+/// A hint: the pod address that the client read from the API server.
+pub const X_SANDBOX_POD_IP: HeaderName = HeaderName::from_static("x-sandbox-pod-ip");
+/// A hint: the Sandbox object's UID.
+pub const X_SANDBOX_UID: HeaderName = HeaderName::from_static("x-sandbox-uid");
+/// The caller's own time limit in seconds. It can only shorten the configured one.
+pub const X_SANDBOX_TIMEOUT: HeaderName = HeaderName::from_static("x-sandbox-timeout");
+/// Every routing header starts so, and none of them reaches the app.
+pub const ROUTING_HEADER_PREFIX: &str = "x-sandbox-";
+
+/// Carries the router's [`Caller`](crate::caller::Caller) assertion to the sidecar. Stripped at both edges.
+pub const X_SANDGATE_CALLER: HeaderName = HeaderName::from_static("x-sandgate-caller");
+/// Carries the sidecar's [`Outcome`](crate::outcome::Outcome) back to the router. Stripped at both edges.
+pub const X_SANDGATE_OUTCOME: HeaderName = HeaderName::from_static("x-sandgate-outcome");
+/// Every header of our own starts so, and none crosses an edge in either direction.
+pub const OWN_HEADER_PREFIX: &str = "x-sandgate-";
+
+/// `X-Forwarded-For`: the addresses a request came through, nearest last.
+pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// `X-Forwarded-Host`: the `Host` the client asked for.
+pub const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// `X-Forwarded-Proto`: `http` or `https`.
+pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// Correlates a request across client, router, sidecar and app.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// W3C Trace Context.
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// Namespace of a request that names none.
+pub const DEFAULT_NAMESPACE: &str = "default";
+/// App port of a request that names none.
+pub const DEFAULT_APP_PORT: u16 = 8888;
+/// The sidecar's mTLS port: below the ephemeral range, clear of the ports sandboxes and service meshes use.
+pub const MESH_PORT: u16 = 14443;
+/// The sidecar's health and metrics port.
+pub const HEALTH_PORT: u16 = 14480;
+/// Trust domain when none is configured.
+pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
+
+/// ALPN of proxied HTTP/1.1 requests on the mesh port.
+pub const ALPN_MESH_HTTP1: &[u8] = b"sandgate-h1/1";
+/// ALPN of HTTP/1.1 on the router's own TLS listener (RFC 7301).
+pub const ALPN_HTTP1: &[u8] = b"http/1.1";
+
+/// How long a TLS handshake may take before the connection is closed.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest a single connection attempt may take.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Wait for a response head and for each silence between body chunks, unless configured.
+pub const DEFAULT_PROXY_TIMEOUT: Duration = Duration::from_secs(180);

@@ -1,0 +1,300 @@
+//! What of a message's head may cross a hop (RFC 9110 section 7.6.1, CONTRACT section 3), for both programs and both
+//! directions. Names of ours are stripped always, also when there is nothing to put in their place.
+
+use crate::contract::{
+    OWN_HEADER_PREFIX, ROUTING_HEADER_PREFIX, X_SANDBOX_ID, X_SANDBOX_NAMESPACE, X_SANDBOX_POD_IP, X_SANDBOX_PORT,
+    X_SANDBOX_TIMEOUT, X_SANDBOX_UID, X_SANDGATE_CALLER, X_SANDGATE_OUTCOME,
+};
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, Entry, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Version};
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// A header that may occur once occurs twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Repeated;
+
+/// The only value of a header, or `None` where it is absent.
+///
+/// # Errors
+/// [`Repeated`]: two readers could take different ones.
+pub fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a HeaderValue>, Repeated> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (value, None) => Ok(value),
+        _ => Err(Repeated),
+    }
+}
+
+/// The protocol that a request asks to switch to, where this project would forward the switch: HTTP/1.1, exactly one
+/// `Upgrade` that `Connection` names, a single protocol, and not `h2c` (RFC 9113 section 3.1 retired it).
+pub fn requested_upgrade<B>(request: &Request<B>) -> Option<HeaderValue> {
+    if request.version() != Version::HTTP_11 || !names(request.headers(), "upgrade") {
+        return None;
+    }
+    let protocol = only(request.headers(), &UPGRADE).ok().flatten()?;
+    let text = protocol.to_str().ok()?.trim();
+    let one_token = !text.is_empty() && !text.contains([',', ' ', '\t']);
+    (one_token && !text.eq_ignore_ascii_case("h2c")).then(|| protocol.clone())
+}
+
+/// Whether `Connection` names `option`.
+fn names(headers: &HeaderMap, option: &str) -> bool {
+    connection_options(headers).any(|found| found.eq_ignore_ascii_case(option))
+}
+
+fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|text| text.split(','))
+        .map(str::trim)
+}
+
+/// Whether a header that `Connection` names is nevertheless kept: a caller must not be able to make a hop drop what
+/// frames, routes or attributes the request.
+fn outlives_connection(name: &HeaderName) -> bool {
+    [HOST, AUTHORIZATION, CONTENT_LENGTH, TRANSFER_ENCODING].contains(name) || name.as_str().starts_with("x-forwarded-")
+}
+
+/// Removes what concerns only the hop that a message arrived on, and re-makes what this project offers on the next one:
+/// `TE: trailers` where the sender takes trailers, `Trailer` where it announced some, and the accepted `upgrade`.
+pub fn cross_hop(headers: &mut HeaderMap, upgrade: Option<HeaderValue>) {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = connection_options(headers)
+            .filter_map(|option| option.parse().ok())
+            .collect();
+        for name in named.iter().filter(|name| !outlives_connection(name)) {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    let takes_trailers = headers.contains_key(TE) && te_trailers(headers);
+    let announced = announced_trailers(headers);
+    for name in [
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION,
+        TE,
+        TRAILER,
+        TRANSFER_ENCODING,
+        UPGRADE,
+        HTTP2_SETTINGS,
+    ] {
+        headers.remove(name);
+    }
+    if let Some(announced) = announced {
+        headers.insert(TRAILER, announced);
+    }
+    if let Some(protocol) = upgrade {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, protocol);
+    } else if takes_trailers {
+        headers.insert(CONNECTION, HeaderValue::from_static("te"));
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+fn te_trailers(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(TE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|text| text.split(','))
+        .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
+}
+
+/// The announced trailer fields that may pass.
+fn announced_trailers(headers: &HeaderMap) -> Option<HeaderValue> {
+    if !headers.contains_key(TRAILER) {
+        return None;
+    }
+    let lines = headers.get_all(TRAILER).iter().filter_map(|value| value.to_str().ok());
+    let fields = lines
+        .flat_map(|text| text.split(','))
+        .filter_map(|name| name.trim().parse::<HeaderName>().ok());
+    let allowed: Vec<String> = fields.filter(may_trail).map(|name| name.as_str().to_owned()).collect();
+    (!allowed.is_empty())
+        .then(|| HeaderValue::from_str(&allowed.join(", ")).ok())
+        .flatten()
+}
+
+/// Whether a field may stand in a trailer section: nothing that frames, routes, authenticates or identifies
+/// (RFC 9110 section 6.5.1).
+fn may_trail(name: &HeaderName) -> bool {
+    let reserved = [
+        HOST,
+        AUTHORIZATION,
+        CONTENT_LENGTH,
+        TRANSFER_ENCODING,
+        CONNECTION,
+        UPGRADE,
+        TE,
+        TRAILER,
+        http::header::COOKIE,
+        http::header::SET_COOKIE,
+        http::header::EXPECT,
+        http::header::CONTENT_TYPE,
+        http::header::CONTENT_ENCODING,
+    ];
+    !reserved.contains(name) && !is_ours(name) && !name.as_str().starts_with("x-forwarded-")
+}
+
+/// Removes from a trailer section what may not stand there.
+pub fn sanitise_trailers(trailers: &mut HeaderMap) {
+    let refused: Vec<HeaderName> = trailers.keys().filter(|name| !may_trail(name)).cloned().collect();
+    for name in refused {
+        remove_all(trailers, name);
+    }
+}
+
+fn remove_all(headers: &mut HeaderMap, name: HeaderName) {
+    if let Entry::Occupied(entry) = headers.entry(name) {
+        entry.remove_entry_mult();
+    }
+}
+
+fn is_ours(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    name.starts_with(OWN_HEADER_PREFIX) || name.starts_with(ROUTING_HEADER_PREFIX)
+}
+
+/// Removes every routing header and every header of our own.
+pub fn strip_ours(headers: &mut HeaderMap) {
+    // The usual ones first, without an allocation; then whatever else carries a prefix of ours.
+    for name in [
+        X_SANDBOX_ID,
+        X_SANDBOX_NAMESPACE,
+        X_SANDBOX_PORT,
+        X_SANDBOX_POD_IP,
+        X_SANDBOX_UID,
+        X_SANDBOX_TIMEOUT,
+        X_SANDGATE_CALLER,
+        X_SANDGATE_OUTCOME,
+    ] {
+        headers.remove(name);
+    }
+    let others: Vec<HeaderName> = headers.keys().filter(|name| is_ours(name)).cloned().collect();
+    for name in others {
+        remove_all(headers, name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&str, &str)]) -> HeaderMap {
+        let pair = |(name, value): &(&str, &str)| {
+            (
+                name.parse::<HeaderName>().unwrap(),
+                value.parse::<HeaderValue>().unwrap(),
+            )
+        };
+        pairs.iter().map(pair).collect()
+    }
+
+    #[test]
+    fn hop_by_hop_headers_and_those_connection_names_stay_behind() {
+        let mut headers = map(&[
+            ("connection", "keep-alive, X-Secret"),
+            ("connection", "x-other"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-authorization", "x"),
+            ("te", "gzip"),
+            ("upgrade", "h2c"),
+            ("x-secret", "1"),
+            ("x-other", "1"),
+            ("accept", "*/*"),
+        ]);
+        cross_hop(&mut headers, None);
+        assert_eq!(headers, map(&[("accept", "*/*")]));
+    }
+
+    #[test]
+    fn connection_cannot_name_away_what_frames_routes_or_attributes() {
+        let kept = [
+            ("host", "a"),
+            ("authorization", "b"),
+            ("content-length", "5"),
+            ("x-forwarded-for", "c"),
+        ];
+        let mut headers = map(&kept);
+        headers.insert(
+            CONNECTION,
+            HeaderValue::from_static("host, Authorization, content-length, x-forwarded-for"),
+        );
+        cross_hop(&mut headers, None);
+        assert_eq!(headers, map(&kept));
+    }
+
+    #[test]
+    fn trailers_and_upgrades_are_remade_for_the_next_hop() {
+        let mut headers = map(&[
+            ("te", "deflate, trailers"),
+            ("trailer", "Grpc-Status, Content-Length, X-Sandgate-Caller"),
+        ]);
+        cross_hop(&mut headers, None);
+        assert_eq!(
+            headers,
+            map(&[("trailer", "grpc-status"), ("connection", "te"), ("te", "trailers")])
+        );
+        let mut headers = map(&[("connection", "Upgrade"), ("upgrade", "websocket")]);
+        cross_hop(&mut headers, Some(HeaderValue::from_static("websocket")));
+        assert_eq!(headers, map(&[("connection", "upgrade"), ("upgrade", "websocket")]));
+    }
+
+    #[test]
+    fn only_a_single_named_upgrade_of_http_1_1_counts() {
+        let asks = |version, pairs: &[(&str, &str)]| {
+            let mut request = Request::new(());
+            *request.version_mut() = version;
+            *request.headers_mut() = map(pairs);
+            requested_upgrade(&request).is_some()
+        };
+        let (named, websocket) = (("connection", "keep-alive, Upgrade"), ("upgrade", "websocket"));
+        assert!(asks(Version::HTTP_11, &[named, websocket]));
+        assert!(!asks(Version::HTTP_10, &[named, websocket]));
+        assert!(!asks(Version::HTTP_11, &[websocket]));
+        assert!(!asks(Version::HTTP_11, &[named]));
+        assert!(!asks(Version::HTTP_11, &[named, ("upgrade", "h2c")]));
+        assert!(!asks(Version::HTTP_11, &[named, ("upgrade", "H2C")]));
+        assert!(!asks(Version::HTTP_11, &[named, ("upgrade", "websocket, h2c")]));
+        assert!(!asks(Version::HTTP_11, &[named, websocket, websocket]));
+    }
+
+    #[test]
+    fn nothing_of_ours_crosses_an_edge() {
+        let mut headers = map(&[
+            ("x-sandbox-id", "a"),
+            ("x-sandbox-id", "b"),
+            ("x-sandbox-future", "c"),
+            ("x-sandgate-caller", "d"),
+            ("x-sandgate-anything", "e"),
+            ("x-sandgate-anything", "f"),
+            ("x-sandboxed", "kept"),
+        ]);
+        strip_ours(&mut headers);
+        assert_eq!(headers, map(&[("x-sandboxed", "kept")]));
+    }
+
+    #[test]
+    fn a_trailer_section_cannot_carry_credentials_or_framing() {
+        let mut trailers = map(&[
+            ("grpc-status", "0"),
+            ("authorization", "x"),
+            ("x-sandgate-caller", "v1;static;root"),
+            ("x-forwarded-for", "1.2.3.4"),
+            ("content-length", "3"),
+        ]);
+        sanitise_trailers(&mut trailers);
+        assert_eq!(trailers, map(&[("grpc-status", "0")]));
+    }
+}

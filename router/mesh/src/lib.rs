@@ -1,0 +1,36 @@
+//! What Sandgate's programs must agree on.
+//!
+//! The router, the sidecar and the control plane share these pieces and nothing else: who somebody is
+//! ([`identity`], [`caller`]), how that is proven ([`tls`], [`credentials`]), what is allowed ([`policy`]), how bytes are
+//! framed ([`framing`]) and moved ([`exchange`], [`tunnel`]), and how a process reports and ends ([`admin`],
+//! [`drain`], [`telemetry`]).
+
+pub mod admin;
+pub mod body;
+pub mod caller;
+pub mod contract;
+pub mod credentials;
+pub mod drain;
+pub mod duration;
+pub mod exchange;
+pub mod framing;
+pub mod headers;
+pub mod identity;
+pub mod listener;
+pub mod memory;
+pub mod outcome;
+pub mod policy;
+pub mod polled;
+pub mod pool;
+pub mod sandbox;
+pub mod serve;
+pub mod telemetry;
+pub mod tls;
+pub mod tunnel;
+
+#[cfg(test)]
+extern crate self as sandgate_mesh;
+// Tests of TLS need certificates; the one authority that issues them outside a cluster is sandgate-local's.
+#[cfg(test)]
+#[path = "../../../deploy/local/src/authority.rs"]
+pub mod authority;

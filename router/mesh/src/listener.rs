@@ -1,0 +1,184 @@
+//! Accepting connections: addresses as Go writes them, caps per process and per peer, and parking, so that a connection
+//! which never says anything costs a socket and little more.
+
+use crate::drain::Draining;
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+
+/// How long to wait after an accept that failed for want of file descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Connections that the kernel may hold before they are accepted.
+const BACKLOG: i32 = 1024;
+
+/// Parses `:8080`, `127.0.0.1:8080` or `[::1]:8080`. Without a host, every address of the machine is meant.
+///
+/// # Errors
+/// A sentence that says what was expected.
+pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    let wrong = || format!("{text:?} is not an address; write it like :8080, 127.0.0.1:8080 or [::1]:8080");
+    match text.strip_prefix(':') {
+        Some(port) => Ok(SocketAddr::new(
+            Ipv6Addr::UNSPECIFIED.into(),
+            port.parse().map_err(|_| wrong())?,
+        )),
+        None => text.parse().map_err(|_| wrong()),
+    }
+}
+
+/// Listens on an address. Where the machine has no IPv6, "every address" means every IPv4 address.
+///
+/// # Errors
+/// The system's, with the address: taken, or not this machine's.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let listened = listen(address).or_else(|error| {
+        if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && error.kind() != io::ErrorKind::AddrInUse {
+            listen(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()))
+        } else {
+            Err(error)
+        }
+    });
+    listened.map_err(|error| io::Error::new(error.kind(), format!("can't listen on {address}: {error}")))
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        tokio::net::TcpSocket::new_v4()?
+    } else {
+        tokio::net::TcpSocket::new_v6()?
+    };
+    // Only for restarts while old connections linger; never SO_REUSEPORT, which would let a neighbour share the port.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG.unsigned_abs())
+}
+
+/// Accepts the next connection, without Nagle's delay. Ends with `None` when the drain starts.
+pub async fn accept(listener: &TcpListener, draining: &mut Draining) -> Option<(TcpStream, SocketAddr)> {
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = draining.started() => return None,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let _ = stream.set_nodelay(true);
+                return Some((stream, SocketAddr::new(peer.ip().to_canonical(), peer.port())));
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                tracing::warn!(%error, "can't accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Waits until a fresh connection's first byte has come, without reading it. Says whether one came within `wait`.
+pub async fn first_byte(stream: &TcpStream, wait: Duration) -> bool {
+    matches!(tokio::time::timeout(wait, stream.peek(&mut [0])).await, Ok(Ok(1)))
+}
+
+/// How many connections may be open at once.
+#[derive(Debug, Clone, Copy)]
+pub struct ConnectionLimits {
+    /// In all.
+    pub total: usize,
+    /// From one address.
+    pub per_peer: usize,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    total: usize,
+    by_peer: HashMap<IpAddr, usize>,
+}
+
+/// Counts open connections.
+#[derive(Debug, Clone)]
+pub struct ConnectionCount {
+    limits: ConnectionLimits,
+    counts: Arc<Mutex<Counts>>,
+}
+
+/// A place among the open connections, free again when dropped.
+#[derive(Debug)]
+pub struct ConnectionSlot {
+    peer: IpAddr,
+    counts: Arc<Mutex<Counts>>,
+}
+
+impl ConnectionCount {
+    /// A count with nothing open.
+    pub fn new(limits: ConnectionLimits) -> Self {
+        Self {
+            limits,
+            counts: Arc::default(),
+        }
+    }
+
+    /// A place for one more connection from `peer`, or `None` when a limit is met.
+    pub fn enter(&self, peer: IpAddr) -> Option<ConnectionSlot> {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_peer = counts.by_peer.get(&peer).copied().unwrap_or(0);
+        if counts.total >= self.limits.total || of_peer >= self.limits.per_peer {
+            return None;
+        }
+        counts.total += 1;
+        counts.by_peer.insert(peer, of_peer + 1);
+        Some(ConnectionSlot {
+            peer,
+            counts: Arc::clone(&self.counts),
+        })
+    }
+
+    /// Connections open now.
+    pub fn open(&self) -> usize {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).total
+    }
+}
+
+impl Drop for ConnectionSlot {
+    fn drop(&mut self) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.total = counts.total.saturating_sub(1);
+        if let Some(of_peer) = counts.by_peer.get_mut(&self.peer) {
+            *of_peer -= 1;
+            if *of_peer == 0 {
+                counts.by_peer.remove(&self.peer);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_as_go_reads_them() {
+        assert_eq!(parse_address(":8080"), Ok("[::]:8080".parse().unwrap()));
+        assert_eq!(parse_address("127.0.0.1:1"), Ok("127.0.0.1:1".parse().unwrap()));
+        for bad in ["", "8080", ":", ":x", ":65536", "localhost:1", "1.2.3.4"] {
+            assert!(parse_address(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn connections_are_capped_per_process_and_per_peer() {
+        let count = ConnectionCount::new(ConnectionLimits { total: 3, per_peer: 2 });
+        let (a, b): (IpAddr, IpAddr) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
+        let first = count.enter(a).unwrap();
+        let _second = count.enter(a).unwrap();
+        assert!(count.enter(a).is_none());
+        let _third = count.enter(b).unwrap();
+        assert!(count.enter(b).is_none());
+        drop(first);
+        assert!(count.enter(b).is_some());
+        assert_eq!(count.open(), 2);
+    }
+}

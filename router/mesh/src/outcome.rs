@@ -1,0 +1,76 @@
+//! What happened at the gate, as the sidecar tells the router beside its answer, so that the router's metrics and log
+//! can tell a gate's own answer from the app's.
+
+use http::HeaderValue;
+
+/// Why a gate answered itself instead of relaying the app's answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The request was not one that may be passed on.
+    Malformed,
+    /// The sandbox's policy refused it.
+    Denied,
+    /// The gate has no identity or no policy yet.
+    NotReady,
+    /// The gate sheds load or the caller has too much open.
+    Overloaded,
+    /// Nobody listens on the app's port.
+    Dial,
+    /// The app didn't answer in time.
+    Timeout,
+    /// The app's connection broke before an answer.
+    Broken,
+    /// The app's answer was not valid HTTP, or one nobody asked for.
+    BadAnswer,
+    /// The request's body was cut, too long or badly framed.
+    Upload,
+}
+
+impl Outcome {
+    const ALL: [(Self, &'static str); 9] = [
+        (Self::Malformed, "malformed"),
+        (Self::Denied, "denied"),
+        (Self::NotReady, "not-ready"),
+        (Self::Overloaded, "overloaded"),
+        (Self::Dial, "dial"),
+        (Self::Timeout, "timeout"),
+        (Self::Broken, "broken"),
+        (Self::BadAnswer, "bad-answer"),
+        (Self::Upload, "upload"),
+    ];
+
+    /// The outcome's name on the wire, in logs and in metrics.
+    pub fn as_str(self) -> &'static str {
+        Self::ALL
+            .iter()
+            .find(|(outcome, _)| *outcome == self)
+            .map_or("", |(_, name)| name)
+    }
+
+    /// The value of the [`X_SANDGATE_OUTCOME`](crate::contract::X_SANDGATE_OUTCOME) header.
+    pub fn to_header(self) -> HeaderValue {
+        HeaderValue::from_static(self.as_str())
+    }
+
+    /// Reads that header; an unknown value is nothing.
+    pub fn from_header(value: &HeaderValue) -> Option<Self> {
+        Self::ALL
+            .iter()
+            .find(|(_, name)| value.as_bytes() == name.as_bytes())
+            .map(|(outcome, _)| *outcome)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_outcome_survives_the_wire() {
+        for (outcome, _) in Outcome::ALL {
+            assert_eq!(Outcome::from_header(&outcome.to_header()), Some(outcome));
+        }
+        assert_eq!(Outcome::from_header(&HeaderValue::from_static("")), None);
+        assert_eq!(Outcome::from_header(&HeaderValue::from_static("fine")), None);
+    }
+}

@@ -1,0 +1,141 @@
+//! Idle upstream connections, kept by a key that says whom they lead to and on whose behalf. Hides when a kept
+//! connection may still be used.
+
+use crate::exchange::Upstream;
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How many idle connections are kept, and for how long.
+#[derive(Debug, Clone, Copy)]
+pub struct PoolLimits {
+    /// Idle connections for one key; 0 keeps none.
+    pub per_key: usize,
+    /// Idle connections in all.
+    pub total: usize,
+    /// How long a connection may lie idle.
+    pub idle_time: Duration,
+}
+
+#[derive(Debug)]
+struct Idle {
+    upstream: Upstream,
+    since: Instant,
+}
+
+#[derive(Debug)]
+struct Shelf<K> {
+    by_key: HashMap<K, VecDeque<Idle>>,
+    total: usize,
+}
+
+/// Idle connections by key.
+#[derive(Debug)]
+pub struct Pool<K> {
+    shelf: Mutex<Shelf<K>>,
+    limits: PoolLimits,
+}
+
+/// A connection in use, which goes back to its pool with [`Lease::give_back`] and is closed when dropped.
+#[derive(Debug)]
+pub struct Lease<K: Hash + Eq> {
+    pool: Arc<Pool<K>>,
+    key: K,
+    /// The connection.
+    pub upstream: Upstream,
+}
+
+impl<K: Hash + Eq> Pool<K> {
+    /// An empty pool.
+    pub fn new(limits: PoolLimits) -> Arc<Self> {
+        Arc::new(Self {
+            shelf: Mutex::new(Shelf {
+                by_key: HashMap::new(),
+                total: 0,
+            }),
+            limits,
+        })
+    }
+
+    // Nothing here can panic halfway through a change.
+    fn shelf(&self) -> MutexGuard<'_, Shelf<K>> {
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the most recently used connection for `key` that can still be used.
+    pub fn take(self: &Arc<Self>, key: &K) -> Option<Lease<K>>
+    where
+        K: Clone,
+    {
+        let mut shelf = self.shelf();
+        let shelf = &mut *shelf;
+        let idle = shelf.by_key.get_mut(key)?;
+        while let Some(found) = idle.pop_back() {
+            shelf.total -= 1;
+            if found.upstream.is_ready() && found.since.elapsed() < self.limits.idle_time {
+                return Some(Lease {
+                    pool: Arc::clone(self),
+                    key: key.clone(),
+                    upstream: found.upstream,
+                });
+            }
+        }
+        shelf.by_key.remove(key);
+        None
+    }
+
+    /// A lease of a connection that was just opened.
+    pub fn lease(self: &Arc<Self>, key: K, upstream: Upstream) -> Lease<K> {
+        Lease {
+            pool: Arc::clone(self),
+            key,
+            upstream,
+        }
+    }
+
+    fn put(&self, key: K, upstream: Upstream) {
+        if upstream.is_closed() || self.limits.per_key == 0 {
+            return;
+        }
+        let mut shelf = self.shelf();
+        if shelf.total >= self.limits.total {
+            return;
+        }
+        let idle = shelf.by_key.entry(key).or_default();
+        idle.push_back(Idle {
+            upstream,
+            since: Instant::now(),
+        });
+        if idle.len() > self.limits.per_key {
+            idle.pop_front();
+        } else {
+            shelf.total += 1;
+        }
+    }
+
+    /// Closes every idle connection for `key`.
+    pub fn evict(&self, key: &K) {
+        let mut shelf = self.shelf();
+        if let Some(idle) = shelf.by_key.remove(key) {
+            shelf.total -= idle.len();
+        }
+    }
+
+    /// Closes the connections that lay idle for too long or that their peers closed. To be called now and then.
+    pub fn sweep(&self) {
+        let mut shelf = self.shelf();
+        for idle in shelf.by_key.values_mut() {
+            idle.retain(|idle| !idle.upstream.is_closed() && idle.since.elapsed() < self.limits.idle_time);
+        }
+        shelf.by_key.retain(|_, idle| !idle.is_empty());
+        shelf.total = shelf.by_key.values().map(VecDeque::len).sum();
+    }
+}
+
+impl<K: Hash + Eq> Lease<K> {
+    /// Keeps the connection for the next request.
+    pub fn give_back(self) {
+        self.pool.put(self.key, self.upstream);
+    }
+}

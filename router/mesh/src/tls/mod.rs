@@ -1,0 +1,378 @@
+//! Every TLS choice of every program: nothing else in the workspace builds a configuration.
+//!
+//! | choice | value | why |
+//! |---|---|---|
+//! | version | TLS 1.3 only; 1.2 isn't compiled in | no downgrade, no renegotiation |
+//! | cipher suites | AES-128-GCM, AES-256-GCM, ChaCha20-Poly1305 | all of TLS 1.3's that matter, cheapest first |
+//! | key exchange | X25519, P-256, P-384 | what *ring* has |
+//! | mesh signatures | ECDSA P-256 | the one kind of key the mesh issues |
+//! | resumption, early data | none | each connection proves who is there, with today's roots; nothing is replayable |
+//! | client certificate | always, on the mesh | see [`crate::identity`] |
+//! | ALPN | one name per purpose, required on the mesh | a stranger's handshake can't be taken for the mesh's |
+//! | SNI | never sent by the router | sandboxes have no DNS names, and an observer learns none |
+//!
+//! Defaults are stated again where they matter; a test fails when one drifts.
+//!
+//! Revocation isn't supported: leafs live a day and are renewed at half of it, so that a lost key dies soon by itself.
+//! To cut somebody off at once, take the identity out of the policy or the authority out of the bundle.
+
+mod verify;
+
+#[cfg(test)]
+mod tests;
+
+pub use verify::{FrontPeer, FrontPeerError, PeerRejected};
+
+use crate::contract::{ALPN_HTTP1, ALPN_MESH_HTTP1, HANDSHAKE_TIMEOUT};
+use crate::credentials::{FrontCredentials, MeshCredentials, Role};
+use crate::identity::{ExpectedSandbox, ExtendedKeyUsage, PeerId};
+use rustls::client::Resumption;
+use rustls::compress::CompressionCache;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::ring::{self, cipher_suite, kx_group};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, ServerConnection, WebPkiClientVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, CommonState, RootCertStore, ServerConfig,
+    SupportedProtocolVersion,
+};
+use rustls_pki_types::ServerName;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, LazyLock};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use verify::{FrontCallerVerifier, MeshCallerVerifier, SandboxVerifier, reason};
+
+const VERSIONS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
+
+static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+    Arc::new(CryptoProvider {
+        cipher_suites: vec![
+            cipher_suite::TLS13_AES_128_GCM_SHA256,
+            cipher_suite::TLS13_AES_256_GCM_SHA384,
+            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+        ],
+        kx_groups: vec![kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1],
+        ..ring::default_provider()
+    })
+});
+
+/// The cryptography that all configurations here use. No process-wide default needs to be installed.
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::clone(&PROVIDER)
+}
+
+/// Why a TLS configuration can't be built.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// Credentials for the other end.
+    #[error("these credentials are a {found}'s, and a {needed}'s are needed; check which files are configured")]
+    WrongRole {
+        /// The role the configuration is for.
+        needed: Role,
+        /// The role of the credentials.
+        found: Role,
+    },
+    /// Client certificates are asked for, but nobody who could have issued them is trusted.
+    #[error("client certificates are switched on without a client CA bundle; configure one")]
+    NoClientCa,
+    /// The trust bundle makes no verifier.
+    #[error("the trust bundle cannot verify client certificates: {0}")]
+    Verifier(#[from] rustls::server::VerifierBuilderError),
+    /// rustls refuses the configuration.
+    #[error("rustls refuses the TLS configuration: {0}")]
+    Config(#[from] rustls::Error),
+}
+
+/// The gate's end of the mesh: it demands a certificate of its own mesh from everybody.
+///
+/// # Errors
+/// The credentials aren't a sidecar's, or rustls refuses them.
+pub fn sidecar_server_config(credentials: &MeshCredentials) -> Result<Arc<ServerConfig>, TlsError> {
+    check_role(credentials, Role::Sidecar)?;
+    let verifier = MeshCallerVerifier {
+        chain: WebPkiClientVerifier::builder_with_provider(Arc::clone(credentials.roots()), provider()).build()?,
+        algorithms: provider().signature_verification_algorithms,
+        trust_domain: credentials.trust_domain().clone(),
+    };
+    server_config(Arc::new(verifier), credentials.certified_key(), ALPN_MESH_HTTP1)
+}
+
+/// The router's end of the mesh, for one dial: it accepts the expected sandbox and nobody else.
+///
+/// # Errors
+/// The credentials aren't a router's, or rustls refuses them.
+pub fn router_client_config(
+    credentials: &MeshCredentials,
+    expected: &ExpectedSandbox,
+) -> Result<Arc<ClientConfig>, TlsError> {
+    check_role(credentials, Role::Router)?;
+    let verifier = SandboxVerifier {
+        roots: Arc::clone(credentials.roots()),
+        algorithms: provider().signature_verification_algorithms,
+        expected: expected.clone(),
+    };
+    let key = SingleCertAndKey::from(Arc::clone(credentials.certified_key()));
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(VERSIONS)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_cert_resolver(Arc::new(key));
+    config.alpn_protocols = vec![ALPN_MESH_HTTP1.to_vec()];
+    config.check_selected_alpn = true;
+    config.resumption = Resumption::disabled();
+    config.send_ticket_request = None;
+    config.enable_early_data = false;
+    config.enable_sni = false;
+    config.enable_secret_extraction = false;
+    config.max_fragment_size = None;
+    config.cert_compressors = Vec::new();
+    config.cert_decompressors = Vec::new();
+    config.cert_compression_cache = Arc::new(CompressionCache::Disabled);
+    Ok(Arc::new(config))
+}
+
+/// Whether the router's own listener asks clients for certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MtlsMode {
+    /// It doesn't.
+    Off,
+    /// It asks, and lets clients in that have none. A bad one is refused all the same.
+    Optional,
+    /// No certificate, no connection.
+    Required,
+}
+
+/// The router's own listener, for clients of all sorts.
+///
+/// # Errors
+/// `mode` asks for certificates without `client_ca`, or rustls refuses the credentials.
+pub fn front_server_config(
+    credentials: &FrontCredentials,
+    client_ca: Option<&Arc<RootCertStore>>,
+    mode: MtlsMode,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let webpki = || {
+        let roots = client_ca.ok_or(TlsError::NoClientCa)?;
+        Ok::<_, TlsError>(WebPkiClientVerifier::builder_with_provider(
+            Arc::clone(roots),
+            provider(),
+        ))
+    };
+    let chain = match mode {
+        MtlsMode::Off => WebPkiClientVerifier::no_client_auth(),
+        MtlsMode::Optional => webpki()?.allow_unauthenticated().build()?,
+        MtlsMode::Required => webpki()?.build()?,
+    };
+    server_config(
+        Arc::new(FrontCallerVerifier { chain }),
+        credentials.certified_key(),
+        ALPN_HTTP1,
+    )
+}
+
+fn check_role(credentials: &MeshCredentials, needed: Role) -> Result<(), TlsError> {
+    let found = credentials.role();
+    if found == needed {
+        Ok(())
+    } else {
+        Err(TlsError::WrongRole { needed, found })
+    }
+}
+
+fn server_config(
+    verifier: Arc<dyn ClientCertVerifier>,
+    key: &Arc<CertifiedKey>,
+    alpn: &[u8],
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(VERSIONS)?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(key))));
+    config.alpn_protocols = vec![alpn.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    config.send_half_rtt_data = false;
+    config.enable_secret_extraction = false;
+    config.max_fragment_size = None;
+    config.cert_compressors = Vec::new();
+    config.cert_decompressors = Vec::new();
+    config.cert_compression_cache = Arc::new(CompressionCache::Disabled);
+    Ok(Arc::new(config))
+}
+
+/// Why a connection ended in its handshake.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// Nothing, or not enough, came within [`HANDSHAKE_TIMEOUT`].
+    #[error("TLS handshake took longer than 5 s; the peer may be stalled, overloaded or not speaking TLS")]
+    TimedOut,
+    /// The peer's chain verified, but it isn't who it must be.
+    #[error("TLS handshake refused: {0}")]
+    PeerIdentity(PeerRejected),
+    /// The peer's certificate doesn't verify.
+    #[error("TLS handshake refused: the peer's certificate does not verify: {0}; compare the trust bundles and clocks")]
+    PeerCertificate(CertificateError),
+    /// The peer has no certificate.
+    #[error("TLS handshake refused: the peer presented no certificate, and one is required")]
+    NoPeerCertificate,
+    /// A client certificate on the router's own listener without a usable name.
+    #[error("TLS handshake refused: {0}")]
+    FrontPeer(#[from] FrontPeerError),
+    /// The peer closed the handshake with an alert.
+    #[error("the peer refused the TLS handshake with alert {0:?}; its log says why")]
+    RefusedByPeer(AlertDescription),
+    /// The peers didn't agree on the application protocol.
+    #[error(
+        "the peer does not speak this mesh's protocol (ALPN); it may be another program or an incompatible version"
+    )]
+    Alpn,
+    /// The bytes aren't TLS.
+    #[error("the peer does not speak TLS; it may be a program that expects plain HTTP")]
+    NotTls,
+    /// Some other failure of TLS.
+    #[error("TLS handshake failed: {0}")]
+    Tls(rustls::Error),
+    /// The connection broke.
+    #[error("the connection broke during the TLS handshake: {0}; the peer may have crashed or refused it")]
+    Io(std::io::Error),
+}
+
+impl From<std::io::Error> for HandshakeError {
+    fn from(error: std::io::Error) -> Self {
+        match tls_error(&error) {
+            Some(tls) => Self::from_tls(tls),
+            None => Self::Io(error),
+        }
+    }
+}
+
+impl HandshakeError {
+    fn from_tls(error: &rustls::Error) -> Self {
+        if let Some(rejected) = reason::<PeerRejected>(error) {
+            return Self::PeerIdentity(rejected.clone());
+        }
+        if let Some(nameless) = reason::<FrontPeerError>(error) {
+            return Self::FrontPeer(nameless.clone());
+        }
+        match error {
+            rustls::Error::InvalidCertificate(cause) => Self::PeerCertificate(cause.clone()),
+            rustls::Error::NoCertificatesPresented => Self::NoPeerCertificate,
+            rustls::Error::NoApplicationProtocol
+            | rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol) => Self::Alpn,
+            rustls::Error::AlertReceived(alert) => Self::RefusedByPeer(*alert),
+            rustls::Error::InvalidMessage(_) => Self::NotTls,
+            other => Self::Tls(other.clone()),
+        }
+    }
+}
+
+fn tls_error(error: &std::io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// The alert with which the peer ended an established connection, if it did.
+///
+/// In TLS 1.3 the client is done before the server has looked at its certificate. So a gate's refusal of the router
+/// reaches the router here: as an error of its first read or write, after [`connect_mesh`] succeeded. An alert about
+/// certificates means that the gate hasn't looked at anything that was written. A reset may overtake the alert.
+pub fn peer_alert(error: &std::io::Error) -> Option<AlertDescription> {
+    match tls_error(error)? {
+        rustls::Error::AlertReceived(alert) => Some(*alert),
+        _ => None,
+    }
+}
+
+/// The gate's half of a mesh handshake. The peer is who it says when this returns, and nobody else's bytes follow.
+///
+/// # Errors
+/// The peer took too long, isn't of this mesh, or speaks another protocol.
+pub async fn accept_mesh<S>(
+    stream: S,
+    config: Arc<ServerConfig>,
+) -> Result<(server::TlsStream<S>, PeerId), HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let stream = accept(stream, config).await?;
+    let (_, connection) = stream.get_ref();
+    check_mesh_alpn(connection)?;
+    let leaf = connection
+        .peer_certificates()
+        .and_then(<[_]>::first)
+        .ok_or(HandshakeError::NoPeerCertificate)?;
+    // The verifier has read the same leaf in the same way: this only gets at what it found.
+    let peer = PeerId::from_leaf(leaf, ExtendedKeyUsage::ClientAuth)
+        .map_err(|error| HandshakeError::PeerIdentity(error.into()))?;
+    Ok((stream, peer))
+}
+
+/// The router's half of a mesh handshake. The peer is the sandbox that `config` was made for when this returns; whether
+/// it accepts this router shows later, see [`peer_alert`].
+///
+/// # Errors
+/// The peer took too long, isn't that sandbox, or speaks another protocol.
+pub async fn connect_mesh<S>(stream: S, config: Arc<ClientConfig>) -> Result<client::TlsStream<S>, HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    // rustls wants a name. It is neither sent (an address never is) nor compared: the verifier knows whom it expects.
+    let name = ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let handshake = TlsConnector::from(config).connect(name, stream);
+    let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
+        .await
+        .map_err(|_| HandshakeError::TimedOut)??;
+    check_mesh_alpn(stream.get_ref().1)?;
+    Ok(stream)
+}
+
+/// The handshake on the router's own listener. `None` is a client without a certificate.
+///
+/// # Errors
+/// The client took too long, or its certificate is missing or bad.
+pub async fn accept_front<S>(
+    stream: S,
+    config: Arc<ServerConfig>,
+) -> Result<(server::TlsStream<S>, Option<FrontPeer>), HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let stream = accept(stream, config).await?;
+    let peer = front_peer(stream.get_ref().1)?;
+    Ok((stream, peer))
+}
+
+/// Whom the client certificate of an established connection identifies. `None` means that there is none, and nothing
+/// else: a certificate that identifies nobody is an error, lest it be taken for an anonymous caller.
+///
+/// # Errors
+/// The certificate identifies nobody.
+pub fn front_peer(connection: &ServerConnection) -> Result<Option<FrontPeer>, FrontPeerError> {
+    connection
+        .peer_certificates()
+        .and_then(<[_]>::first)
+        .map(|leaf| FrontPeer::from_leaf(leaf))
+        .transpose()
+}
+
+async fn accept<S>(stream: S, config: Arc<ServerConfig>) -> Result<server::TlsStream<S>, HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let handshake = TlsAcceptor::from(config).accept(stream);
+    Ok(tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
+        .await
+        .map_err(|_| HandshakeError::TimedOut)??)
+}
+
+/// rustls lets peers pass that name no protocol at all.
+fn check_mesh_alpn(connection: &CommonState) -> Result<(), HandshakeError> {
+    if connection.alpn_protocol() == Some(ALPN_MESH_HTTP1) {
+        Ok(())
+    } else {
+        Err(HandshakeError::Alpn)
+    }
+}

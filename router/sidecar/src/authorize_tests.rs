@@ -1,0 +1,116 @@
+use super::*;
+
+const OWN: OwnPorts = OwnPorts {
+    mesh: 14443,
+    health: 14480,
+};
+
+/// Everything in it that a caller must not learn contains `secret`.
+const SNAPSHOT: &str = r#"{"version":1,"generation":{"epoch":1,"counter":1},"defaultPolicy":"deny","ports":[8888],
+    "policies":[{"name":"secret-policy","rules":[{"from":[{"users":["secret-user"],"groups":["secret-group"]}],
+    "to":[{"ports":[8888,14443,14480],"methods":["GET"],"paths":["/secret/*"]}]}]}]}"#;
+
+fn caller(name: &str) -> Caller {
+    Caller::User {
+        name: name.parse().unwrap(),
+        groups: sandgate_mesh::caller::Groups::default(),
+    }
+}
+
+fn decide(snapshot: Option<&PolicySnapshot>, name: &str, port: u16, path: &str) -> Result<Permit, Denied> {
+    let request = RequestFacts {
+        port: AppPort::new(port).unwrap(),
+        method: &Method::GET,
+        path,
+    };
+    authorize(&caller(name), &request, snapshot, &OWN)
+}
+
+fn snapshot() -> PolicySnapshot {
+    PolicySnapshot::parse(SNAPSHOT.as_bytes()).unwrap()
+}
+
+#[test]
+fn a_permit_carries_the_port_and_what_allowed_it() {
+    let permit = decide(Some(&snapshot()), "secret-user", 8888, "/secret/a").unwrap();
+    assert_eq!(permit.port().get(), 8888);
+    assert_eq!(
+        *permit.basis(),
+        Basis::Rule {
+            policy: "secret-policy".into(),
+            rule: 0
+        }
+    );
+}
+
+#[test]
+fn each_refusal_has_its_reason() {
+    let snapshot = snapshot();
+    for (name, port, path, denied) in [
+        ("secret-user", 8888, "/other", Denied::Policy),
+        ("secret-user", 8080, "/secret/a", Denied::Policy),
+        ("bob", 8888, "/secret/a", Denied::Policy),
+        ("bob", 8888, "/secret/../a", Denied::Policy),
+        ("secret-user", 8888, "/secret/../a", Denied::AmbiguousPath),
+    ] {
+        assert_eq!(
+            decide(Some(&snapshot), name, port, path).unwrap_err(),
+            denied,
+            "{name} {port} {path}"
+        );
+    }
+}
+
+#[test]
+fn nothing_is_allowed_without_a_snapshot() {
+    assert_eq!(
+        decide(None, "secret-user", 8888, "/secret/a").unwrap_err(),
+        Denied::NoSnapshot
+    );
+}
+
+#[test]
+fn our_own_ports_are_out_of_reach_even_if_a_policy_lists_them() {
+    for port in [14443, 14480] {
+        assert_eq!(
+            decide(Some(&snapshot()), "secret-user", port, "/secret/a").unwrap_err(),
+            Denied::OwnPort
+        );
+        assert_eq!(decide(None, "secret-user", port, "/").unwrap_err(), Denied::OwnPort);
+        assert_eq!(LoopbackPort::new(AppPort::new(port).unwrap(), &OWN), None);
+    }
+    assert_eq!(LoopbackPort::new(AppPort::DEFAULT, &OWN).unwrap().get(), 8888);
+}
+
+#[test]
+fn a_refusal_names_the_layer_and_never_the_policys_content() {
+    let sandbox: SandboxName = "alpha".parse().unwrap();
+    for (denied, status, start) in [
+        (
+            Denied::NoSnapshot,
+            StatusCode::SERVICE_UNAVAILABLE,
+            "Sandbox gate is not ready: alpha",
+        ),
+        (
+            Denied::OwnPort,
+            StatusCode::FORBIDDEN,
+            "Refused by the sandbox policy of alpha.",
+        ),
+        (
+            Denied::Policy,
+            StatusCode::FORBIDDEN,
+            "Refused by the sandbox policy of alpha.",
+        ),
+        (
+            Denied::AmbiguousPath,
+            StatusCode::BAD_REQUEST,
+            "Ambiguous path: the sandbox policy of alpha",
+        ),
+    ] {
+        assert_eq!(denied.status(), status);
+        let detail = denied.detail(&sandbox);
+        assert!(detail.starts_with(start), "{detail}");
+        assert!(!detail.contains("secret") && !detail.contains("8888"), "{detail}");
+        assert!(!denied.to_string().contains("secret"), "{denied}");
+    }
+}

@@ -1,0 +1,195 @@
+"""The rows of the table: what each one starts and how its clients reach it. Every client sends the same request."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import envoy
+from certificates import POD_UID, ROUTER_IDENTITY, TRUST_DOMAIN
+from lab import Lab
+from processes import Process
+
+# More than the idle-connection measurement opens.
+HAPROXY_MAX_CONNECTIONS = 12_000
+
+
+@dataclass
+class Running:
+    """A started candidate."""
+
+    port: int
+    processes: list[Process]
+    extra_headers: tuple[str, ...] = ()
+
+    def headers(self, app_port):
+        """The routing headers of a request to the app on `app_port`, the same for every candidate, plus its own."""
+        return [
+            "X-Sandbox-ID: alpha",
+            "X-Sandbox-Namespace: bench",
+            f"X-Sandbox-Port: {app_port}",
+            *self.extra_headers,
+        ]
+
+    def stop(self):
+        for process in self.processes:
+            process.stop()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    name: str
+    title: str
+    hops: int
+    needs: tuple[str, ...]
+    start: Callable[[Lab], Running]
+
+
+def start_direct(lab):
+    return Running(lab.app_port, [])
+
+
+def start_haproxy(lab):
+    port = lab.ports.next()
+    config = f"""
+global
+    nbthread 1
+    # It wants two files for each possible connection and would refuse to start where only half as many are allowed.
+    no strict-limits
+    maxconn {HAPROXY_MAX_CONNECTIONS}
+defaults
+    mode http
+    http-reuse always
+    option forwardfor
+    timeout connect 5s
+    timeout client 180s
+    timeout server 180s
+frontend front
+    bind 127.0.0.1:{port} backlog 1024
+    default_backend app
+backend app
+    server app 127.0.0.1:{lab.app_port}
+"""
+    path = lab.write(f"haproxy-{port}.cfg", config)
+    argv = [lab.programs.paths["haproxy"], "-db", "-f", path]
+    return Running(port, [lab.spawn_proxy("haproxy", argv, port)])
+
+
+def start_envoy(lab):
+    port = lab.ports.next()
+    return Running(port, [spawn_envoy(lab, "envoy", port, envoy.plain_hop(port, lab.app_port))])
+
+
+def start_envoy_chain(lab):
+    front, back = lab.ports.next(), lab.ports.next()
+    second = spawn_envoy(lab, "envoy-back", back, envoy.mesh_server(back, lab.app_port, lab.certificates))
+    first = spawn_envoy(lab, "envoy-front", front, envoy.mesh_client(front, back, lab.certificates))
+    return Running(front, [first, second])
+
+
+def spawn_envoy(lab, name, port, config):
+    path = lab.write(f"{name}-{port}.json", json.dumps(config, indent=2))
+    flags = ["--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]
+    return lab.spawn_proxy(name, [lab.programs.paths["envoy"], *flags, "-c", path], port)
+
+
+def start_go_router(lab):
+    port = lab.ports.next()
+    argv = [
+        lab.programs.paths["go-router"],
+        f"--http-bind-address=127.0.0.1:{port}",
+        f"--metrics-bind-address=127.0.0.1:{lab.ports.next()}",
+        f"--health-probe-bind-address=127.0.0.1:{lab.ports.next()}",
+        "--authz-mode=allow-all",
+        "--access-log=false",
+        "--allow-loopback-pod-ip=true",
+    ]
+    process = lab.spawn_proxy("go-router", argv, port, env={"GOMAXPROCS": "1"})
+    return Running(port, [process], ("X-Sandbox-Pod-IP: 127.0.0.1",))
+
+
+def start_router(lab):
+    port = lab.ports.next()
+    endpoint = ["--mesh=off", "--sandbox-endpoint", "bench/alpha=127.0.0.1"]
+    return Running(port, [spawn_router(lab, port, endpoint)])
+
+
+def start_mesh(lab):
+    """Our router and, behind mutual TLS, our sidecar with a policy of ten rules."""
+    port, mesh_port = lab.ports.next(), lab.ports.next()
+    sidecar = lab.spawn_proxy("sidecar", sidecar_argv(lab, mesh_port, lab.ports.next()), mesh_port)
+    tls = lab.certificates
+    endpoint = [
+        "--mesh=required",
+        "--mesh-cert-file", tls.router.certificate,
+        "--mesh-key-file", tls.router.key,
+        "--mesh-trust-bundle-file", tls.trust_bundle,
+        "--trust-domain", TRUST_DOMAIN,
+        "--sandbox-endpoint", f"bench/alpha=127.0.0.1:{mesh_port},uid={POD_UID}",
+    ]  # fmt: skip
+    return Running(port, [spawn_router(lab, port, endpoint), sidecar])
+
+
+def spawn_router(lab, port, endpoint):
+    argv = [
+        lab.programs.paths["sandbox-router"],
+        "--http-bind-address", f"127.0.0.1:{port}",
+        "--metrics-bind-address", f"127.0.0.1:{lab.ports.next()}",
+        "--health-probe-bind-address", f"127.0.0.1:{lab.ports.next()}",
+        "--authz-mode=allow-all",
+        "--access-log=false",
+        "--workers=1",
+        *endpoint,
+    ]  # fmt: skip
+    return lab.spawn_proxy("router", argv, port)
+
+
+def sidecar_argv(lab, mesh_port, health_port):
+    tls = lab.certificates
+    return [
+        lab.programs.paths["sandbox-sidecar"],
+        "--mesh-bind-address", f"127.0.0.1:{mesh_port}",
+        "--health-bind-address", f"127.0.0.1:{health_port}",
+        "--namespace", "bench",
+        "--sandbox", "alpha",
+        "--pod-uid", POD_UID,
+        "--trust-domain", TRUST_DOMAIN,
+        "--router-identity", ROUTER_IDENTITY,
+        "--tls-cert-file", tls.sidecar.certificate,
+        "--tls-key-file", tls.sidecar.key,
+        "--trust-bundle-file", tls.trust_bundle,
+        "--policy-file", lab.write("policy.json", json.dumps(ten_rules(lab), indent=2)),
+        "--audit-log=false",
+    ]  # fmt: skip
+
+
+def ten_rules(lab):
+    """A policy snapshot of which only the last rule matches the benchmark's requests."""
+    ports = [lab.app_port, lab.transfer_port]
+    rules = [
+        {
+            "from": [{"users": [f"someone-{number}"]}],
+            "to": [{"ports": ports, "methods": ["GET"], "paths": [f"/a{number}/*"]}],
+        }
+        for number in range(1, 10)
+    ]
+    rules.append(
+        {"from": [{"anonymous": True}], "to": [{"ports": ports, "methods": ["GET", "PUT"], "paths": ["/bench/*"]}]}
+    )
+    return {
+        "version": 1,
+        "generation": {"epoch": 1, "counter": 1},
+        "defaultPolicy": "deny",
+        "ports": ports,
+        "policies": [{"name": "bench", "rules": rules}],
+    }
+
+
+CANDIDATES = (
+    Candidate("direct", "direct", 0, (), start_direct),
+    Candidate("router", "our router", 1, ("sandbox-router",), start_router),
+    Candidate("haproxy", "HAProxy", 1, ("haproxy",), start_haproxy),
+    Candidate("envoy", "Envoy", 1, ("envoy",), start_envoy),
+    Candidate("go-router", "Go router", 1, ("go-router",), start_go_router),
+    Candidate("mesh", "our router + sidecar, mTLS", 2, ("sandbox-router", "sandbox-sidecar"), start_mesh),
+    Candidate("envoy-mesh", "Envoy -> Envoy, mTLS", 2, ("envoy",), start_envoy_chain),
+)
