@@ -1,1 +1,225 @@
-//! x
+//! The gate in a sandbox pod: mTLS in, that sandbox's own policy on every request, loopback out and nothing else.
+//!
+//! [`request`] is the way of a request, top to bottom; [`authorize`] decides; [`dial`] is the only door out.
+
+pub mod authorize;
+pub mod cli;
+pub mod dial;
+mod metrics;
+mod relay;
+pub mod request;
+
+use crate::authorize::OwnPorts;
+use crate::dial::Door;
+use crate::metrics::Metrics;
+use sandgate_mesh::admin::Readiness;
+use sandgate_mesh::credentials::MeshCredentials;
+use sandgate_mesh::drain::Draining;
+use sandgate_mesh::framing::Limits;
+use sandgate_mesh::identity::{PeerId, TrustDomain, WorkloadIdentity};
+use sandgate_mesh::listener::{self, ConnectionCount, ConnectionLimits};
+use sandgate_mesh::memory::MemoryBudget;
+use sandgate_mesh::policy::PolicySnapshot;
+use sandgate_mesh::sandbox::{PodUid, SandboxKey};
+use sandgate_mesh::telemetry::LineLog;
+use sandgate_mesh::tunnel::TunnelLimits;
+use sandgate_mesh::{serve, tls};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+/// How much peers may make the gate hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Caps {
+    /// Open mesh connections, in all and from one address.
+    pub connections: ConnectionLimits,
+    /// Idle connections to the app, in all.
+    pub idle_upstream: usize,
+    /// How long upgraded connections may last.
+    pub tunnels: TunnelLimits,
+}
+
+impl Default for Caps {
+    fn default() -> Self {
+        Self {
+            connections: ConnectionLimits { total: 1024, per_peer: 256 },
+            idle_upstream: 64,
+            tunnels: TunnelLimits::default(),
+        }
+    }
+}
+
+/// Whom a gate guards, whom it listens to and how much it takes.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The sandbox behind the gate.
+    pub sandbox: SandboxKey,
+    /// This incarnation of it.
+    pub pod_uid: PodUid,
+    /// Peers outside it are nobody.
+    pub trust_domain: TrustDomain,
+    /// Peers whose caller assertions are believed.
+    pub routers: Vec<WorkloadIdentity>,
+    /// Ports that are never dialed.
+    pub own_ports: OwnPorts,
+    /// Bounds on what peers can make the gate hold.
+    pub caps: Caps,
+    /// Wait for a response head, and for each silence between body chunks.
+    pub proxy_timeout: Duration,
+    /// Whether to write one audit line per decision.
+    pub audit: bool,
+}
+
+/// A running gate.
+#[derive(Debug)]
+pub struct Gate {
+    pub(crate) settings: Settings,
+    pub(crate) framing: Arc<Limits>,
+    credentials: watch::Receiver<Option<Arc<MeshCredentials>>>,
+    pub(crate) policy: watch::Receiver<Option<Arc<PolicySnapshot>>>,
+    pub(crate) door: Door,
+    pub(crate) audit: Option<LineLog>,
+    pub(crate) metrics: Metrics,
+    memory: MemoryBudget,
+    connections: ConnectionCount,
+    tls: Mutex<Option<ServerTls>>,
+}
+
+/// The TLS configuration made from one set of credentials.
+#[derive(Debug, Clone)]
+struct ServerTls {
+    from: Arc<MeshCredentials>,
+    config: Arc<tokio_rustls::rustls::ServerConfig>,
+}
+
+impl Gate {
+    /// A gate that takes its identity and its policy from whatever feeds the two receivers.
+    ///
+    /// # Errors
+    /// The audit log's thread or a metric couldn't be made.
+    pub fn new(
+        settings: Settings,
+        credentials: watch::Receiver<Option<Arc<MeshCredentials>>>,
+        policy: watch::Receiver<Option<Arc<PolicySnapshot>>>,
+    ) -> anyhow::Result<Arc<Self>> {
+        let framing = Arc::new(Limits::default());
+        Ok(Arc::new(Self {
+            door: Door::new(Arc::clone(&framing), settings.caps.idle_upstream),
+            audit: settings.audit.then(LineLog::stderr).transpose()?,
+            metrics: Metrics::new()?,
+            memory: MemoryBudget::default(),
+            connections: ConnectionCount::new(settings.caps.connections),
+            tls: Mutex::new(None),
+            settings,
+            framing,
+            credentials,
+            policy,
+        }))
+    }
+
+    /// The budget above which requests are shed; the program that owns the process feeds it.
+    pub fn memory(&self) -> MemoryBudget {
+        self.memory.clone()
+    }
+
+    /// The gate's metrics.
+    pub fn registry(&self) -> prometheus::Registry {
+        self.metrics.registry.clone()
+    }
+
+    /// Ready with an identity that is valid now and a policy snapshot.
+    pub fn readiness(self: &Arc<Self>) -> Readiness {
+        let gate = Arc::clone(self);
+        Arc::new(move || {
+            if gate.valid_credentials().is_none() {
+                Err("no valid identity".into())
+            } else if gate.policy.borrow().is_none() {
+                Err("no policy snapshot".into())
+            } else {
+                Ok(())
+            }
+        })
+    }
+
+    /// Writes out what the audit log still holds.
+    pub fn flush(&self) {
+        if let Some(audit) = &self.audit {
+            audit.flush();
+        }
+    }
+
+    fn valid_credentials(&self) -> Option<Arc<MeshCredentials>> {
+        self.credentials.borrow().clone().filter(|credentials| credentials.valid_at(SystemTime::now()))
+    }
+
+    fn server_tls(&self) -> Option<Arc<tokio_rustls::rustls::ServerConfig>> {
+        let credentials = self.valid_credentials()?;
+        let mut cached = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cached) = cached.as_ref().filter(|cached| Arc::ptr_eq(&cached.from, &credentials)) {
+            return Some(Arc::clone(&cached.config));
+        }
+        match tls::sidecar_server_config(&credentials) {
+            Ok(config) => {
+                *cached = Some(ServerTls { from: credentials, config: Arc::clone(&config) });
+                Some(config)
+            }
+            Err(error) => {
+                tracing::error!(%error, "identity can't be used");
+                None
+            }
+        }
+    }
+
+    /// Serves the mesh port until the drain starts.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, mut draining: Draining) {
+        let sweeper = tokio::spawn(Arc::clone(&self).sweep());
+        while let Some((stream, address)) = listener::accept(&listener, &mut draining).await {
+            let Some(slot) = self.connections.enter(address.ip()) else {
+                self.metrics.refused_connections.inc();
+                continue;
+            };
+            let (gate, draining) = (Arc::clone(&self), draining.clone());
+            tokio::spawn(async move {
+                Box::pin(gate.serve_connection(stream, address, draining)).await;
+                drop(slot);
+            });
+        }
+        sweeper.abort();
+    }
+
+    async fn sweep(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            self.door.sweep();
+        }
+    }
+
+    async fn serve_connection(self: Arc<Self>, stream: TcpStream, address: SocketAddr, mut draining: Draining) {
+        // Without an identity nothing can be said that a peer could believe.
+        let Some(config) = self.server_tls() else { return };
+        let accepted = tokio::select! {
+            accepted = tls::accept_mesh(stream, config) => accepted,
+            () = draining.started() => return,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                self.metrics.handshake_failures.inc();
+                tracing::info!(peer = %address, %error, "handshake refused");
+                return;
+            }
+        };
+        self.metrics.handshakes.inc();
+        let is_router = matches!(&peer, PeerId::Workload(id) if self.settings.routers.contains(id));
+        let peer = Arc::new(request::Peer::new(peer, is_router));
+        let (gate, framing) = (Arc::clone(&self), Arc::clone(&self.framing));
+        let tunnels = draining.clone();
+        serve::http1(stream, &framing, draining, move |request, switch| {
+            let (gate, peer, draining) = (Arc::clone(&gate), Arc::clone(&peer), tunnels.clone());
+            async move { request::handle(&gate, &peer, request, switch, draining).await }
+        })
+        .await;
+    }
+}

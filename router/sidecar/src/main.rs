@@ -1,0 +1,7 @@
+//! `sandbox-sidecar`: see the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    sandbox_sidecar::cli::main()
+}

@@ -1,0 +1,132 @@
+//! Moves one permitted request to the app and its answer back. The app is an attacker here: what it answers is judged
+//! before it is relayed.
+
+use crate::Gate;
+use crate::authorize::Permit;
+use crate::dial::Key;
+use crate::request::{INTERNAL, Refused, Return, upload};
+use http::header::HeaderValue;
+use http::{Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use sandgate_mesh::body::{Answer, BodyError, Download, Upload, UploadWatch};
+use sandgate_mesh::caller::Caller;
+use sandgate_mesh::drain::Draining;
+use sandgate_mesh::exchange::ExchangeError;
+use sandgate_mesh::framing::PassThrough;
+use sandgate_mesh::headers::{cross_hop, strip_ours};
+use sandgate_mesh::outcome::Outcome;
+use sandgate_mesh::pool::Lease;
+use sandgate_mesh::sandbox::SandboxName;
+use sandgate_mesh::tunnel;
+use std::sync::Arc;
+
+/// Relays `request`, which has been authorised and sanitised.
+pub(crate) async fn relay(
+    gate: &Gate,
+    permit: &Permit,
+    caller: &Arc<Caller>,
+    mut request: Request<Incoming>,
+    upgrade: Option<HeaderValue>,
+    switch: PassThrough,
+    draining: Draining,
+) -> Result<Response<Answer<Return>>, Refused> {
+    let client = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+    let (head, body) = request.into_parts();
+    let body = upload(body)?;
+    let watch = body.watch();
+    let (lease, mut response) = exchange(gate, permit, caller, Request::from_parts(head, body)).await?;
+
+    strip_ours(response.headers_mut());
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let Some(client) = client else { return Err(unasked_upgrade(gate)) };
+        if !switch.open() {
+            let text = "Bytes followed the upgrade request too early.";
+            return Err(Refused::new(StatusCode::BAD_REQUEST, Outcome::Malformed, text));
+        }
+        let app = hyper::upgrade::on(&mut response);
+        let limits = gate.settings.caps.tunnels;
+        tokio::spawn(async move {
+            // Kept until the tunnel ends: the connection's driver needs its sender.
+            let _lease = lease;
+            if let Ok((client, app)) = tokio::try_join!(client, app) {
+                tunnel::join(TokioIo::new(client), TokioIo::new(app), limits, draining).await;
+            }
+        });
+        cross_hop(response.headers_mut(), upgrade);
+        return Ok(response.map(|_| Answer::empty()));
+    }
+    Ok(finish(gate, lease, response, watch))
+}
+
+fn finish(
+    gate: &Gate,
+    lease: Lease<Key>,
+    mut response: Response<Incoming>,
+    watch: Arc<UploadWatch>,
+) -> Response<Answer<Return>> {
+    cross_hop(response.headers_mut(), None);
+    *response.version_mut() = Version::HTTP_11;
+    response.map(|body| Answer::Relayed(Download::new(body, gate.settings.proxy_timeout, Some(watch), Return(lease))))
+}
+
+/// Sends the request on a kept connection, or on a new one where the kept one turns out to be closed and nothing of the
+/// request was sent.
+async fn exchange(
+    gate: &Gate,
+    permit: &Permit,
+    caller: &Arc<Caller>,
+    request: Request<Upload>,
+) -> Result<(Lease<Key>, Response<Incoming>), Refused> {
+    let name = &gate.settings.sandbox.name;
+    let wait = gate.settings.proxy_timeout;
+    let mut lease = gate.door.open(permit, caller).await.map_err(|_| unreachable_app(name))?;
+    match lease.upstream.send(request, wait).await {
+        Ok(response) => Ok((lease, response)),
+        Err(ExchangeError::NotSent(request)) => {
+            let mut lease = gate.door.open_new(permit, caller).await.map_err(|_| unreachable_app(name))?;
+            let response = lease.upstream.send(*request, wait).await.map_err(|error| explain(&error, name))?;
+            Ok((lease, response))
+        }
+        Err(error) => Err(explain(&error, name)),
+    }
+}
+
+fn unreachable_app(name: &SandboxName) -> Refused {
+    could_not_connect(name, Outcome::Dial)
+}
+
+fn could_not_connect(name: &SandboxName, outcome: Outcome) -> Refused {
+    Refused::new(StatusCode::BAD_GATEWAY, outcome, format!("Could not connect to the backend sandbox: {name}"))
+}
+
+fn unasked_upgrade(gate: &Gate) -> Refused {
+    tracing::warn!("the app switched protocols although nobody asked; its answer was dropped");
+    could_not_connect(&gate.settings.sandbox.name, Outcome::BadAnswer)
+}
+
+fn explain(error: &ExchangeError, name: &SandboxName) -> Refused {
+    tracing::debug!(%error, "no answer from the app");
+    match error {
+        ExchangeError::NotSent(_) | ExchangeError::Broken(_) => could_not_connect(name, Outcome::Broken),
+        ExchangeError::Malformed(_) => could_not_connect(name, Outcome::BadAnswer),
+        ExchangeError::TimedOut => Refused::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            Outcome::Timeout,
+            format!("Timed out waiting for the backend sandbox: {name}"),
+        ),
+        ExchangeError::Upload(BodyError::Framing(violation)) => {
+            Refused::new(violation.status(), Outcome::Upload, violation.detail())
+        }
+        ExchangeError::Upload(BodyError::TooLarge) => {
+            Refused::new(StatusCode::PAYLOAD_TOO_LARGE, Outcome::Upload, "Request body is too large.")
+        }
+        ExchangeError::Upload(BodyError::Silent) => {
+            Refused::new(StatusCode::REQUEST_TIMEOUT, Outcome::Upload, "Timed out waiting for the request body.")
+        }
+        // Its sender is gone, so nobody reads this.
+        ExchangeError::Upload(BodyError::Broken) => {
+            Refused::new(StatusCode::INTERNAL_SERVER_ERROR, Outcome::Upload, INTERNAL)
+        }
+    }
+}
