@@ -1,1 +1,17 @@
-//! x
+//! The router: authenticates callers and forwards each request to that sandbox's own gate, over mTLS and only if the
+//! gate proves to be exactly that sandbox. A drop-in for agent-sandbox's `sandbox-router`.
+//!
+//! `request` is the way of a request, top to bottom.
+
+mod access;
+mod authenticate;
+pub mod config;
+mod error;
+mod forward;
+mod metrics;
+mod request;
+mod resolve;
+mod routing;
+mod server;
+
+pub use server::Router;

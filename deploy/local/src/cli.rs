@@ -70,8 +70,9 @@ impl Options {
             let earlier = options.sandboxes.iter().take(index);
             if earlier.into_iter().any(|other| other.name == sandbox.name) {
                 let name = &sandbox.name;
-                let text =
-                    format!("--sandbox {name} is given twice: list all of its ports at once, --sandbox {name}=PORT,PORT");
+                let text = format!(
+                    "--sandbox {name} is given twice: list all of its ports at once, --sandbox {name}=PORT,PORT"
+                );
                 return conflict(ErrorKind::ValueValidation, &text);
             }
         }
@@ -209,7 +210,7 @@ impl Scene<'_> {
                 || "no gate (--mesh off)".into(),
                 |port| format!("gate on 127.0.0.1:{port}"),
             );
-            let (name, ports) = (&sandbox.name, ports.join(", "));
+            let (name, ports) = (sandbox.name.as_str(), ports.join(", "));
             line(&mut text, format_args!("  sandbox {name:<6} {gate}, app on {ports}"));
         }
         if let Some(file) = self.policy {
@@ -218,7 +219,9 @@ impl Scene<'_> {
         text.push('\n');
         match (self.demo, self.sandboxes) {
             (true, [alpha, beta, ..]) => self.demo_commands(&mut text, alpha, beta),
-            (_, sandboxes) => sandboxes.iter().for_each(|sandbox| self.app_commands(&mut text, sandbox)),
+            (_, sandboxes) => sandboxes
+                .iter()
+                .for_each(|sandbox| self.app_commands(&mut text, sandbox)),
         }
         if let Some(first) = self.sandboxes.first() {
             self.attacks(&mut text, first);
@@ -230,8 +233,16 @@ impl Scene<'_> {
         let (app, other) = (alpha.ports.first().copied(), beta.ports.first().copied());
         let call = |before: &str, sandbox, port, path: &str| self.curl(true, before, sandbox, port, path);
         title(text, "Allowed");
-        self.command(text, &call("", alpha, app, "/hello"), "200: what the sandbox sees of this request");
-        self.command(text, &call("", beta, other, "/public/page"), "200: beta allows GET below /public");
+        self.command(
+            text,
+            &call("", alpha, app, "/hello"),
+            "200: what the sandbox sees of this request",
+        );
+        self.command(
+            text,
+            &call("", beta, other, "/public/page"),
+            "200: beta allows GET below /public",
+        );
         title(text, "Files: into the sandbox and back");
         let upload = format!(
             "echo hello | {}",
@@ -240,8 +251,19 @@ impl Scene<'_> {
         self.command(text, &upload, "200");
         self.command(text, &call("", alpha, app, "/download/hello.txt"), "200: hello");
         let denied = alpha.gate.is_some();
-        title(text, if denied { "Denied by policy" } else { "No policy without gates (--mesh off)" });
-        let answer = if denied { "403: alpha's policy has no DELETE" } else { "200" };
+        title(
+            text,
+            if denied {
+                "Denied by policy"
+            } else {
+                "No policy without gates (--mesh off)"
+            },
+        );
+        let answer = if denied {
+            "403: alpha's policy has no DELETE"
+        } else {
+            "200"
+        };
         self.command(text, &call("-X DELETE ", alpha, app, "/hello"), answer);
         let answer = if denied { "403: not below /public" } else { "200" };
         self.command(text, &call("", beta, other, "/private"), answer);
@@ -285,11 +307,19 @@ impl Scene<'_> {
         }
     }
 
-    fn curl(&self, with_token: bool, before: &str, sandbox: &SandboxScene, port: Option<AppPort>, path: &str) -> String {
+    fn curl(
+        &self,
+        with_token: bool,
+        before: &str,
+        sandbox: &SandboxScene,
+        port: Option<AppPort>,
+        path: &str,
+    ) -> String {
         let mut command = format!("curl {before}");
         let mut header = |name: &str, value: &str| {
             let value = value.replace('\'', r"'\''");
-            command.push_str(&format!("-H '{name}: {value}' "));
+            // Writing to a String can't fail.
+            let _ = write!(command, "-H '{name}: {value}' ");
         };
         if let Some(token) = self.token.filter(|_| with_token) {
             header("Authorization", &format!("Bearer {token}"));
@@ -428,7 +458,10 @@ mod tests {
         };
         let text = scene.instructions();
         assert!(text.contains(r"Bearer it'\''s'"), "{text}");
-        assert!(text.contains("-H 'X-Sandbox-Port: 2' http://127.0.0.1:8080/  # 403"), "{text}");
+        assert!(
+            text.contains("-H 'X-Sandbox-Port: 2' http://127.0.0.1:8080/  # 403"),
+            "{text}"
+        );
         let scene = Scene {
             policy: Some(Path::new("p.json")),
             ..scene

@@ -67,7 +67,7 @@ async fn run(options: &Options) -> Result<(), Failure> {
     let token = match (&options.token, options.allow_unauthenticated) {
         (_, true) => None,
         (Some(token), false) => Some(token.clone()),
-        (None, false) => Some(hex(&random()?)),
+        (None, false) => Some(format!("{:032x}", random()?)),
     };
     let gates = match options.mesh {
         MeshMode::Required => Some(Gates::start(options, &apps).await?),
@@ -77,8 +77,7 @@ async fn run(options: &Options) -> Result<(), Failure> {
     let config = Config::from_args(flags)
         .map_err(|error| Failure::Configuration(anyhow!("the router's configuration: {error}")))?;
     let router_credentials = gates.as_ref().map(|gates| gates.router_credentials.clone());
-    let router =
-        Router::bind(config, router_credentials).map_err(|error| explain_bind_error(error, options.listen))?;
+    let router = Router::bind(config, router_credentials).map_err(|error| explain_bind_error(error, options.listen))?;
     announce(options, &apps, gates.as_ref(), token.as_deref(), router.http_address())?;
     serve(signals, router, gates, apps).await
 }
@@ -88,7 +87,10 @@ async fn serve(mut signals: Signals, router: Router, gates: Option<Gates>, apps:
     let (stop, stopped) = oneshot::channel::<()>();
     let work = async {
         // An error is the sender's end, and ends the work as well.
-        router.run(async { drop(stopped.await) }).await.context("the router failed")?;
+        router
+            .run(async { drop(stopped.await) })
+            .await
+            .context("the router failed")?;
         if let Some(gates) = gates
             && !gates.drain.finish(GATES_BUDGET).await
         {
@@ -181,12 +183,17 @@ fn router_flags(options: &Options, apps: &Apps, gates: Option<&Gates>, token: Op
         None => "--authz-mode=allow-all".into(),
     });
     match gates {
-        Some(gates) => flags.extend(gates.places.iter().map(|Place { key, uid, port }| {
-            format!("--sandbox-endpoint={key}=127.0.0.1:{port},uid={uid}")
-        })),
-        None => flags.extend(apps.sandboxes.iter().map(|sandbox| {
-            format!("--sandbox-endpoint={}/{}=127.0.0.1", options.namespace, sandbox.name)
-        })),
+        Some(gates) => flags.extend(
+            gates
+                .places
+                .iter()
+                .map(|Place { key, uid, port }| format!("--sandbox-endpoint={key}=127.0.0.1:{port},uid={uid}")),
+        ),
+        None => flags.extend(
+            apps.sandboxes
+                .iter()
+                .map(|sandbox| format!("--sandbox-endpoint={}/{}=127.0.0.1", options.namespace, sandbox.name)),
+        ),
     }
     let flags = flags.into_iter().map(OsString::from);
     flags.chain(options.router_flags.iter().cloned()).collect()
@@ -242,13 +249,15 @@ impl Apps {
         if apps.are_demo {
             let open = options.allow_unauthenticated;
             let methods = ["GET", "HEAD", "POST", "PUT"];
-            apps.demo("alpha", DEFAULT_APP_PORT, |port| rule(open, port, &methods, None)).await?;
+            apps.demo("alpha", DEFAULT_APP_PORT, |port| rule(open, port, &methods, None))
+                .await?;
             let paths = Some("/public/*");
-            apps.demo("beta", DEFAULT_APP_PORT + 1, |port| rule(open, port, &["GET"], paths)).await?;
+            apps.demo("beta", DEFAULT_APP_PORT + 1, |port| rule(open, port, &["GET"], paths))
+                .await?;
         }
         for spec in &options.sandboxes {
             for port in &spec.ports {
-                check_app(&spec.name, *port).await?;
+                check_app(&spec.name, *port, options.mesh).await?;
             }
             apps.sandboxes.push(Sandbox {
                 name: spec.name.clone(),
@@ -297,18 +306,19 @@ impl Apps {
     }
 }
 
-async fn check_app(name: &SandboxName, port: AppPort) -> anyhow::Result<()> {
-    let advice = || {
-        format!(
-            "nothing answers on 127.0.0.1:{port}, where the app of sandbox {name} should listen; start the app first, \
-             or correct --sandbox {name}=…"
-        )
+/// Looks where the gate will look: on 127.0.0.1, then on `::1`. Without gates the router only has the former.
+async fn check_app(name: &SandboxName, port: AppPort, mesh: MeshMode) -> anyhow::Result<()> {
+    let connect = |ip: IpAddr| async move {
+        let connecting = TcpStream::connect((ip, port.get()));
+        matches!(tokio::time::timeout(APP_TIMEOUT, connecting).await, Ok(Ok(_)))
     };
-    let connecting = TcpStream::connect((Ipv4Addr::LOCALHOST, port.get()));
-    tokio::time::timeout(APP_TIMEOUT, connecting)
-        .await
-        .with_context(advice)?
-        .with_context(advice)?;
+    let found = connect(Ipv4Addr::LOCALHOST.into()).await
+        || (mesh == MeshMode::Required && connect(Ipv6Addr::LOCALHOST.into()).await);
+    anyhow::ensure!(
+        found,
+        "nothing answers on 127.0.0.1:{port}, where the app of sandbox {name} should listen; start the app first, or \
+         correct --sandbox {name}=…"
+    );
     Ok(())
 }
 
@@ -374,7 +384,8 @@ impl Policies {
         match self {
             Self::File(policy) => Ok(policy.clone()),
             Self::Fixed(senders) => {
-                let compile = || PolicySnapshot::parse(&serde_json::to_vec(&sandbox.policy)?).map_err(anyhow::Error::from);
+                let compile =
+                    || PolicySnapshot::parse(&serde_json::to_vec(&sandbox.policy)?).map_err(anyhow::Error::from);
                 let name = &sandbox.name;
                 let policy = compile().with_context(|| format!("the policy made for sandbox {name} is not valid"))?;
                 let (sender, receiver) = watch::channel(Some(Arc::new(policy)));
@@ -527,23 +538,17 @@ impl Issuer {
     }
 }
 
-fn random() -> anyhow::Result<[u8; 16]> {
+fn random() -> anyhow::Result<u128> {
     let mut bytes = [0; 16];
     std::fs::File::open("/dev/urandom")
         .and_then(|mut source| source.read_exact(&mut bytes))
         .context("cannot read randomness from /dev/urandom")?;
-    Ok(bytes)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    Ok(u128::from_be_bytes(bytes))
 }
 
 /// A random UUID (version 4), as the API server gives to a pod.
 fn pod_uid() -> anyhow::Result<PodUid> {
-    uuid(u128::from_be_bytes(random()?))
-        .parse()
-        .context("a random pod UID")
+    uuid(random()?).parse().context("a random pod UID")
 }
 
 fn uuid(random: u128) -> String {

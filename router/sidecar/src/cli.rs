@@ -88,7 +88,9 @@ struct Flags {
 /// Runs the program and maps its end to an exit code: 0 done, 1 failed, 2 usage.
 pub fn main() -> ExitCode {
     let flags = Flags::parse();
-    let run = init(&flags.log_level, LogFormat::Json).map_err(anyhow::Error::msg).and_then(|()| run(flags));
+    let run = init(&flags.log_level, LogFormat::Json)
+        .map_err(anyhow::Error::msg)
+        .and_then(|()| run(flags));
     match run {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -101,7 +103,14 @@ pub fn main() -> ExitCode {
 /// The pod's other processes must not read this one's memory, and no crash may write it to a file.
 fn protect_memory() -> anyhow::Result<()> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("PR_SET_DUMPABLE")?;
-    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).context("RLIMIT_CORE")?;
+    setrlimit(
+        Resource::Core,
+        Rlimit {
+            current: Some(0),
+            maximum: Some(0),
+        },
+    )
+    .context("RLIMIT_CORE")?;
     Ok(())
 }
 
@@ -122,14 +131,19 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
         bundle: flags.trust_bundle_file.clone(),
     };
     let (credentials_poller, credentials) = poll_mesh(Role::Sidecar, files, flags.trust_domain.clone());
-    let (policy_poller, policy) = Poller::new("policy snapshot", vec![flags.policy_file.clone()], |files: Vec<Vec<u8>>| {
-        PolicySnapshot::parse(&files.concat())
-    });
+    let (policy_poller, policy) = Poller::new(
+        "policy snapshot",
+        vec![flags.policy_file.clone()],
+        |files: Vec<Vec<u8>>| PolicySnapshot::parse(&files.concat()),
+    );
     tokio::spawn(credentials_poller.run(POLL_PERIOD));
     tokio::spawn(policy_poller.run(POLL_PERIOD));
 
     let health_port = health.local_addr().map_or(HEALTH_PORT, |address| address.port());
-    let own_ports = OwnPorts { mesh: mesh.local_addr()?.port(), health: health_port };
+    let own_ports = OwnPorts {
+        mesh: mesh.local_addr()?.port(),
+        health: health_port,
+    };
     let budget = flags.memory_budget_bytes.or_else(memory::container_budget);
     let shutdown_timeout = flags.shutdown_timeout;
     let gate = Gate::new(settings(flags, own_ports), credentials, policy)?;
@@ -138,7 +152,10 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
     }
     let (drain, draining) = drain::channel();
     let (health_drain, health_draining) = drain::channel();
-    let admin = Admin { readiness: Some(gate.readiness()), metrics: Some(gate.registry()) };
+    let admin = Admin {
+        readiness: Some(gate.readiness()),
+        metrics: Some(gate.registry()),
+    };
     tokio::spawn(admin.serve(health, health_draining));
     tokio::spawn(Arc::clone(&gate).serve(mesh, draining));
     tracing::info!(mesh = own_ports.mesh, health = own_ports.health, sandbox = %gate.settings.sandbox, "listening");
@@ -155,13 +172,19 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
 
 fn settings(flags: Flags, own_ports: OwnPorts) -> Settings {
     Settings {
-        sandbox: SandboxKey { namespace: flags.namespace, name: flags.sandbox },
+        sandbox: SandboxKey {
+            namespace: flags.namespace,
+            name: flags.sandbox,
+        },
         pod_uid: flags.pod_uid,
         trust_domain: flags.trust_domain,
         routers: flags.router_identity,
         own_ports,
         caps: Caps {
-            connections: ConnectionLimits { total: flags.max_connections, per_peer: flags.max_connections_per_peer },
+            connections: ConnectionLimits {
+                total: flags.max_connections,
+                per_peer: flags.max_connections_per_peer,
+            },
             ..Caps::default()
         },
         proxy_timeout: flags.proxy_timeout,

@@ -14,7 +14,11 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 
 /// Pauses before each further attempt at a port nobody listens on yet.
-const RETRY_PAUSES: [Duration; 3] = [Duration::from_millis(200), Duration::from_millis(400), Duration::from_millis(800)];
+const RETRY_PAUSES: [Duration; 3] = [
+    Duration::from_millis(200),
+    Duration::from_millis(400),
+    Duration::from_millis(800),
+];
 
 /// An idle connection serves one caller only: an app that poisons a connection harms nobody else.
 pub type Key = (LoopbackPort, Arc<Caller>);
@@ -29,8 +33,15 @@ pub struct Door {
 impl Door {
     /// A door that keeps at most `idle` connections.
     pub fn new(framing: Arc<Limits>, idle: usize) -> Self {
-        let limits = PoolLimits { per_key: idle, total: idle, idle_time: Duration::from_secs(60) };
-        Self { pool: Pool::new(limits), framing }
+        let limits = PoolLimits {
+            per_key: idle,
+            total: idle,
+            idle_time: Duration::from_secs(60),
+        };
+        Self {
+            pool: Pool::new(limits),
+            framing,
+        }
     }
 
     /// A connection for one permitted request: a kept one of the same caller, or a new one.

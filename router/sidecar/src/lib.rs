@@ -44,7 +44,10 @@ pub struct Caps {
 impl Default for Caps {
     fn default() -> Self {
         Self {
-            connections: ConnectionLimits { total: 1024, per_peer: 256 },
+            connections: ConnectionLimits {
+                total: 1024,
+                per_peer: 256,
+            },
             idle_upstream: 64,
             tunnels: TunnelLimits::default(),
         }
@@ -151,7 +154,10 @@ impl Gate {
     }
 
     fn valid_credentials(&self) -> Option<Arc<MeshCredentials>> {
-        self.credentials.borrow().clone().filter(|credentials| credentials.valid_at(SystemTime::now()))
+        self.credentials
+            .borrow()
+            .clone()
+            .filter(|credentials| credentials.valid_at(SystemTime::now()))
     }
 
     fn server_tls(&self) -> Option<Arc<tokio_rustls::rustls::ServerConfig>> {
@@ -162,7 +168,10 @@ impl Gate {
         }
         match tls::sidecar_server_config(&credentials) {
             Ok(config) => {
-                *cached = Some(ServerTls { from: credentials, config: Arc::clone(&config) });
+                *cached = Some(ServerTls {
+                    from: credentials,
+                    config: Arc::clone(&config),
+                });
                 Some(config)
             }
             Err(error) => {

@@ -23,7 +23,10 @@ impl Metrics {
             Ok(counter)
         };
         let outcomes = IntCounterVec::new(
-            Opts::new("sandgate_sidecar_refusals_total", "Requests the gate answered itself, by reason."),
+            Opts::new(
+                "sandgate_sidecar_refusals_total",
+                "Requests the gate answered itself, by reason.",
+            ),
             &["reason"],
         )?;
         let metrics = Self {

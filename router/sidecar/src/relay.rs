@@ -39,7 +39,9 @@ pub(crate) async fn relay(
 
     strip_ours(response.headers_mut());
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let Some(client) = client else { return Err(unasked_upgrade(gate)) };
+        let Some(client) = client else {
+            return Err(unasked_upgrade(gate));
+        };
         if !switch.open() {
             let text = "Bytes followed the upgrade request too early.";
             return Err(Refused::new(StatusCode::BAD_REQUEST, Outcome::Malformed, text));
@@ -67,7 +69,14 @@ fn finish(
 ) -> Response<Answer<Return>> {
     cross_hop(response.headers_mut(), None);
     *response.version_mut() = Version::HTTP_11;
-    response.map(|body| Answer::Relayed(Download::new(body, gate.settings.proxy_timeout, Some(watch), Return(lease))))
+    response.map(|body| {
+        Answer::Relayed(Download::new(
+            body,
+            gate.settings.proxy_timeout,
+            Some(watch),
+            Return(lease),
+        ))
+    })
 }
 
 /// Sends the request on a kept connection, or on a new one where the kept one turns out to be closed and nothing of the
@@ -80,12 +89,24 @@ async fn exchange(
 ) -> Result<(Lease<Key>, Response<Incoming>), Refused> {
     let name = &gate.settings.sandbox.name;
     let wait = gate.settings.proxy_timeout;
-    let mut lease = gate.door.open(permit, caller).await.map_err(|_| unreachable_app(name))?;
+    let mut lease = gate
+        .door
+        .open(permit, caller)
+        .await
+        .map_err(|_| unreachable_app(name))?;
     match lease.upstream.send(request, wait).await {
         Ok(response) => Ok((lease, response)),
         Err(ExchangeError::NotSent(request)) => {
-            let mut lease = gate.door.open_new(permit, caller).await.map_err(|_| unreachable_app(name))?;
-            let response = lease.upstream.send(*request, wait).await.map_err(|error| explain(&error, name))?;
+            let mut lease = gate
+                .door
+                .open_new(permit, caller)
+                .await
+                .map_err(|_| unreachable_app(name))?;
+            let response = lease
+                .upstream
+                .send(*request, wait)
+                .await
+                .map_err(|error| explain(&error, name))?;
             Ok((lease, response))
         }
         Err(error) => Err(explain(&error, name)),
@@ -97,7 +118,11 @@ fn unreachable_app(name: &SandboxName) -> Refused {
 }
 
 fn could_not_connect(name: &SandboxName, outcome: Outcome) -> Refused {
-    Refused::new(StatusCode::BAD_GATEWAY, outcome, format!("Could not connect to the backend sandbox: {name}"))
+    Refused::new(
+        StatusCode::BAD_GATEWAY,
+        outcome,
+        format!("Could not connect to the backend sandbox: {name}"),
+    )
 }
 
 fn unasked_upgrade(gate: &Gate) -> Refused {
@@ -118,12 +143,16 @@ fn explain(error: &ExchangeError, name: &SandboxName) -> Refused {
         ExchangeError::Upload(BodyError::Framing(violation)) => {
             Refused::new(violation.status(), Outcome::Upload, violation.detail())
         }
-        ExchangeError::Upload(BodyError::TooLarge) => {
-            Refused::new(StatusCode::PAYLOAD_TOO_LARGE, Outcome::Upload, "Request body is too large.")
-        }
-        ExchangeError::Upload(BodyError::Silent) => {
-            Refused::new(StatusCode::REQUEST_TIMEOUT, Outcome::Upload, "Timed out waiting for the request body.")
-        }
+        ExchangeError::Upload(BodyError::TooLarge) => Refused::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            Outcome::Upload,
+            "Request body is too large.",
+        ),
+        ExchangeError::Upload(BodyError::Silent) => Refused::new(
+            StatusCode::REQUEST_TIMEOUT,
+            Outcome::Upload,
+            "Timed out waiting for the request body.",
+        ),
         // Its sender is gone, so nobody reads this.
         ExchangeError::Upload(BodyError::Broken) => {
             Refused::new(StatusCode::INTERNAL_SERVER_ERROR, Outcome::Upload, INTERNAL)

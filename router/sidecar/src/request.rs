@@ -56,14 +56,22 @@ pub(crate) struct Refused {
 
 impl Refused {
     pub(crate) fn new(status: StatusCode, outcome: Outcome, detail: impl Into<String>) -> Self {
-        Self { status, detail: detail.into(), outcome }
+        Self {
+            status,
+            detail: detail.into(),
+            outcome,
+        }
     }
 
     fn into_response(self) -> Response<Full<Bytes>> {
         let mut response = detail(self.status, &self.detail);
-        response.headers_mut().insert(X_SANDGATE_OUTCOME, self.outcome.to_header());
+        response
+            .headers_mut()
+            .insert(X_SANDGATE_OUTCOME, self.outcome.to_header());
         if matches!(self.outcome, Outcome::NotReady | Outcome::Overloaded) {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            response
+                .headers_mut()
+                .insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
     }
@@ -79,7 +87,12 @@ struct Parsed {
 impl Peer {
     pub(crate) fn new(id: PeerId, is_router: bool) -> Self {
         let direct = (!is_router).then(|| Arc::new(Caller::Spiffe(id.to_spiffe_id())));
-        Self { id, is_router, direct, last: Mutex::new(None) }
+        Self {
+            id,
+            is_router,
+            direct,
+            last: Mutex::new(None),
+        }
     }
 
     /// Who calls: whom a router asserts, or the peer itself. An assertion by anybody but a router is an attack.
@@ -90,7 +103,9 @@ impl Peer {
             (Some(_), Some(_)) => Err(bad("Only a router may assert a caller.")),
             (Some(direct), None) => Ok(Arc::clone(direct)),
             (None, None) => Err(bad("A router must assert the caller.")),
-            (None, Some(assertion)) => self.asserted(assertion).ok_or_else(|| bad("Malformed caller assertion.")),
+            (None, Some(assertion)) => self
+                .asserted(assertion)
+                .ok_or_else(|| bad("Malformed caller assertion.")),
         }
     }
 
@@ -145,14 +160,22 @@ async fn pass(
     };
 
     // On every request: connections outlive policies.
-    let facts = RequestFacts { port: parsed.port, method: request.method(), path: parsed.target.path() };
+    let facts = RequestFacts {
+        port: parsed.port,
+        method: request.method(),
+        path: parsed.target.path(),
+    };
     let snapshot = gate.policy.borrow().clone();
     let decision = authorize(&parsed.caller, &facts, snapshot.as_deref(), &gate.settings.own_ports);
     audit(gate, peer, &parsed, &request, decision.as_ref());
     let permit = match decision {
         Ok(permit) => permit,
         Err(denied) => {
-            let outcome = if denied == Denied::NoSnapshot { Outcome::NotReady } else { Outcome::Denied };
+            let outcome = if denied == Denied::NoSnapshot {
+                Outcome::NotReady
+            } else {
+                Outcome::Denied
+            };
             let refused = Refused::new(denied.status(), outcome, denied.detail(&gate.settings.sandbox.name));
             return Err(reject(request, refused).await);
         }
@@ -179,14 +202,24 @@ fn parse<B>(peer: &Peer, request: &Request<B>) -> Result<Parsed, Refused> {
         Err(_) => return Err(bad("Duplicate X-Sandbox-Port header.")),
         Ok(None) => AppPort::DEFAULT,
         Ok(Some(value)) if value.is_empty() => AppPort::DEFAULT,
-        Ok(Some(value)) => {
-            value.to_str().ok().and_then(|text| text.parse().ok()).ok_or_else(|| bad("Invalid port format."))?
-        }
+        Ok(Some(value)) => value
+            .to_str()
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .ok_or_else(|| bad("Invalid port format."))?,
     };
     if request.method() == Method::CONNECT {
-        return Err(Refused::new(StatusCode::METHOD_NOT_ALLOWED, Outcome::Malformed, "CONNECT is not supported."));
+        return Err(Refused::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            Outcome::Malformed,
+            "CONNECT is not supported.",
+        ));
     }
-    let target = request.uri().path_and_query().cloned().ok_or_else(|| bad("Invalid request target."))?;
+    let target = request
+        .uri()
+        .path_and_query()
+        .cloned()
+        .ok_or_else(|| bad("Invalid request target."))?;
     Ok(Parsed { caller, port, target })
 }
 

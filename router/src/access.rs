@@ -1,0 +1,182 @@
+//! The end of a request: its access line and its metrics, written once, whenever its answer is over.
+
+use crate::metrics::{Metrics, method_label};
+use http::header::USER_AGENT;
+use http::{HeaderMap, Method, StatusCode};
+use sandgate_mesh::body::{BodyEnd, UploadWatch};
+use sandgate_mesh::contract::TRACEPARENT;
+use sandgate_mesh::pool::Lease;
+use sandgate_mesh::sandbox::SandboxKey;
+use sandgate_mesh::telemetry::{LineLog, timestamp};
+use serde::Serialize;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What an access line says that is known before the answer.
+#[derive(Debug)]
+struct Line {
+    log: LineLog,
+    method: Method,
+    path: String,
+    client_ip: IpAddr,
+    user_agent: Option<String>,
+    traceparent: Option<String>,
+    request_id: String,
+    caller: Option<String>,
+    upstream: Option<SocketAddr>,
+}
+
+/// A request under way. It is counted, and logged if that is wanted, when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Record {
+    metrics: Arc<Metrics>,
+    started: Instant,
+    method: &'static str,
+    sandbox: Option<SandboxKey>,
+    status: StatusCode,
+    upload: Option<Arc<UploadWatch>>,
+    bytes_out: u64,
+    line: Option<Line>,
+}
+
+#[derive(Serialize)]
+struct AccessLine<'a> {
+    time: String,
+    log: &'static str,
+    method: &'a str,
+    path: &'a str,
+    status: u16,
+    duration_ms: f64,
+    client_ip: IpAddr,
+    sandbox_id: Option<&'a str>,
+    sandbox_namespace: Option<&'a str>,
+    bytes_in: u64,
+    bytes_out: u64,
+    user_agent: Option<&'a str>,
+    request_id: &'a str,
+    caller: Option<&'a str>,
+    upstream: Option<SocketAddr>,
+    trace_id: Option<&'a str>,
+    span_id: Option<&'a str>,
+}
+
+impl Record {
+    /// Begins the record of a request. Its line is written to `log`, if there is one.
+    pub(crate) fn begin<B>(
+        metrics: &Arc<Metrics>,
+        log: Option<&LineLog>,
+        request: &http::Request<B>,
+        client_ip: IpAddr,
+        request_id: &str,
+    ) -> Self {
+        metrics.inflight.inc();
+        let text = |headers: &HeaderMap, name| {
+            headers
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+                .map(str::to_owned)
+        };
+        let line = log.map(|log| Line {
+            log: log.clone(),
+            method: request.method().clone(),
+            path: request.uri().path().to_owned(),
+            client_ip,
+            user_agent: text(request.headers(), USER_AGENT),
+            traceparent: text(request.headers(), TRACEPARENT),
+            request_id: request_id.to_owned(),
+            caller: None,
+            upstream: None,
+        });
+        Self {
+            metrics: Arc::clone(metrics),
+            started: Instant::now(),
+            method: method_label(request.method()),
+            sandbox: None,
+            // Stays so only if the client goes away before there is an answer; nginx made the number known.
+            status: StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
+            upload: None,
+            bytes_out: 0,
+            line,
+        }
+    }
+
+    pub(crate) fn caller(&mut self, caller: &impl ToString) {
+        if let Some(line) = &mut self.line {
+            line.caller = Some(caller.to_string());
+        }
+    }
+
+    pub(crate) fn sandbox(&mut self, sandbox: &SandboxKey) {
+        self.sandbox = Some(sandbox.clone());
+    }
+
+    pub(crate) fn upstream(&mut self, upstream: SocketAddr) {
+        if let Some(line) = &mut self.line {
+            line.upstream = Some(upstream);
+        }
+    }
+
+    pub(crate) fn upload(&mut self, upload: &Arc<UploadWatch>) {
+        self.upload = Some(Arc::clone(upload));
+    }
+
+    pub(crate) fn status(&mut self, status: StatusCode) {
+        self.status = status;
+    }
+
+    pub(crate) fn bytes_out(&mut self, bytes: u64) {
+        self.bytes_out = bytes;
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let elapsed = self.started.elapsed();
+        self.metrics.inflight.dec();
+        let sandbox = self.sandbox.as_ref();
+        self.metrics.request(
+            self.method,
+            self.status,
+            sandbox.map(|key| &key.namespace),
+            elapsed.as_secs_f64(),
+        );
+        let Some(line) = &self.line else { return };
+        let mut trace = line.traceparent.as_deref().unwrap_or_default().split('-').skip(1);
+        line.log.write(&AccessLine {
+            time: timestamp(),
+            log: "access",
+            method: line.method.as_str(),
+            path: &line.path,
+            status: self.status.as_u16(),
+            duration_ms: elapsed.as_secs_f64() * 1e3,
+            client_ip: line.client_ip,
+            sandbox_id: sandbox.map(|key| key.name.as_str()),
+            sandbox_namespace: sandbox.map(|key| key.namespace.as_str()),
+            bytes_in: self.upload.as_ref().map_or(0, |upload| upload.bytes()),
+            bytes_out: self.bytes_out,
+            user_agent: line.user_agent.as_deref(),
+            request_id: &line.request_id,
+            caller: line.caller.as_deref(),
+            upstream: line.upstream,
+            trace_id: trace.next(),
+            span_id: trace.next(),
+        });
+    }
+}
+
+/// What happens when an answer's body is over: the connection goes back, the record is written.
+#[derive(Debug)]
+pub(crate) struct End {
+    pub(crate) lease: Lease<Arc<crate::resolve::Target>>,
+    pub(crate) record: Record,
+}
+
+impl BodyEnd for End {
+    fn ended(mut self, complete: bool, bytes: u64) {
+        self.record.bytes_out(bytes);
+        if complete {
+            self.lease.give_back();
+        }
+    }
+}

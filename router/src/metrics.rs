@@ -1,0 +1,189 @@
+//! What the router counts, under the names and labels that existing dashboards use (CONTRACT section 7). Label values
+//! that a caller can choose are bounded: what isn't known counts as `other`.
+
+use http::{Method, StatusCode};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
+use sandgate_mesh::sandbox::Namespace;
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+/// Namespaces that get a label value of their own.
+const MAX_NAMESPACES: usize = 256;
+/// The label value of everything else.
+const OTHER: &str = "other";
+
+#[derive(Debug, Clone)]
+struct Handles {
+    count: IntCounter,
+    duration: Histogram,
+}
+
+/// Handles that were looked up already: a look-up by label is too dear for every request.
+#[derive(Debug, Default)]
+struct Known {
+    namespaces: HashMap<Namespace, usize>,
+    handles: HashMap<(&'static str, StatusCode, usize), Handles>,
+}
+
+/// The router's metrics.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    pub(crate) registry: Registry,
+    pub(crate) inflight: IntGauge,
+    pub(crate) retries: IntCounter,
+    pub(crate) refused_connections: IntCounter,
+    pub(crate) cert_reloads: IntCounterVec,
+    requests: IntCounterVec,
+    durations: HistogramVec,
+    errors: IntCounterVec,
+    decisions: IntCounterVec,
+    known: Mutex<Known>,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let labels = ["method", "code", "sandbox_namespace"];
+        let counters = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<IntCounterVec> {
+            let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(counters.clone()))?;
+            Ok(counters)
+        };
+        let counter = |name: &str, help: &str| -> prometheus::Result<IntCounter> {
+            let counter = IntCounter::new(name, help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok(counter)
+        };
+        let durations = HistogramVec::new(
+            HistogramOpts::new(
+                "sandbox_router_request_duration_seconds",
+                "Duration of requests in seconds.",
+            ),
+            &labels,
+        )?;
+        registry.register(Box::new(durations.clone()))?;
+        let inflight = IntGauge::new("sandbox_router_inflight_requests", "Requests under way.")?;
+        registry.register(Box::new(inflight.clone()))?;
+        let build = IntGaugeVec::new(
+            Opts::new("sandbox_router_build_info", "1, labelled with the version."),
+            &["version"],
+        )?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        registry.register(Box::new(build))?;
+        Ok(Self {
+            inflight,
+            retries: counter("sandbox_router_upstream_retries_total", "Further connection attempts.")?,
+            refused_connections: counter(
+                "sandbox_router_refused_connections_total",
+                "Client connections over a cap.",
+            )?,
+            cert_reloads: counters(
+                "sandbox_router_cert_reloads_total",
+                "Certificate reloads by outcome.",
+                &["outcome"],
+            )?,
+            requests: counters(
+                "sandbox_router_requests_total",
+                "Requests by method, status and namespace.",
+                &labels,
+            )?,
+            errors: counters(
+                "sandbox_router_upstream_errors_total",
+                "Requests without an answer from the sandbox, by reason.",
+                &["sandbox_namespace", "reason"],
+            )?,
+            decisions: counters(
+                "sandbox_router_authz_decisions_total",
+                "Decisions about callers.",
+                &["sandbox_namespace", "decision"],
+            )?,
+            durations,
+            known: Mutex::default(),
+            registry,
+        })
+    }
+
+    fn with_known<T>(&self, read: impl FnOnce(&mut Known) -> T) -> T {
+        read(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Gives a namespace a label value of its own. Only one whose sandbox has answered is worth it: anybody can ask.
+    pub(crate) fn learn(&self, namespace: &Namespace) {
+        self.with_known(|known| {
+            let next = known.namespaces.len() + 1;
+            if next <= MAX_NAMESPACES && !known.namespaces.contains_key(namespace) {
+                known.namespaces.insert(namespace.clone(), next);
+            }
+        });
+    }
+
+    fn label<'a>(&self, namespace: Option<&'a Namespace>) -> &'a str {
+        let is_known = |namespace: &&Namespace| self.with_known(|known| known.namespaces.contains_key(*namespace));
+        namespace.filter(is_known).map_or(OTHER, Namespace::as_str)
+    }
+
+    /// Counts a finished request.
+    pub(crate) fn request(
+        &self,
+        method: &'static str,
+        status: StatusCode,
+        namespace: Option<&Namespace>,
+        seconds: f64,
+    ) {
+        let handles = self.with_known(|known| {
+            let index = namespace
+                .and_then(|namespace| known.namespaces.get(namespace))
+                .copied()
+                .unwrap_or(0);
+            let label = if index == 0 {
+                OTHER
+            } else {
+                namespace.map_or(OTHER, Namespace::as_str)
+            };
+            let make = || {
+                let labels = [method, status.as_str(), label];
+                Handles {
+                    count: self.requests.with_label_values(&labels),
+                    duration: self.durations.with_label_values(&labels),
+                }
+            };
+            known
+                .handles
+                .entry((method, status, index))
+                .or_insert_with(make)
+                .clone()
+        });
+        handles.count.inc();
+        handles.duration.observe(seconds);
+    }
+
+    /// Counts a request that the sandbox didn't answer.
+    pub(crate) fn error(&self, namespace: &Namespace, reason: &'static str) {
+        self.errors
+            .with_label_values(&[self.label(Some(namespace)), reason])
+            .inc();
+    }
+
+    /// Counts a decision about a caller that was refused. Admitted requests are counted as requests.
+    pub(crate) fn decision(&self, namespace: Option<&Namespace>, decision: &'static str) {
+        self.decisions
+            .with_label_values(&[self.label(namespace), decision])
+            .inc();
+    }
+}
+
+/// A method as a label: the common ones by name.
+pub(crate) fn method_label(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "HEAD" => "HEAD",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "PATCH" => "PATCH",
+        "DELETE" => "DELETE",
+        "OPTIONS" => "OPTIONS",
+        _ => OTHER,
+    }
+}

@@ -1,0 +1,89 @@
+//! Routing target -> endpoint and, where the mesh is required, the identity that must answer there.
+
+use crate::config::{Config, Mesh, StaticSandbox};
+use crate::routing::{Route, may_be_a_pod};
+use sandgate_mesh::contract::MESH_PORT;
+use sandgate_mesh::identity::{ExpectedSandbox, TrustDomain};
+use sandgate_mesh::sandbox::{PodUid, SandboxKey};
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Where a request is sent, and who must be there. Decided before anything is dialed.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Target {
+    pub(crate) endpoint: SocketAddr,
+    /// `None`: plain HTTP, where no gate is asked for.
+    pub(crate) expected: Option<ExpectedSandbox>,
+}
+
+/// Finds targets.
+#[derive(Debug)]
+pub(crate) struct Resolver {
+    mesh: Mesh,
+    trust_domain: TrustDomain,
+    cluster_domain: String,
+    allow_loopback: bool,
+    known: HashMap<SandboxKey, (StaticSandbox, Arc<Target>)>,
+}
+
+impl Resolver {
+    pub(crate) fn new(config: &Config) -> Self {
+        let mut resolver = Self {
+            mesh: config.mesh,
+            trust_domain: config.trust_domain.clone(),
+            cluster_domain: config.cluster_domain.clone(),
+            allow_loopback: config.allow_loopback_pod_ip,
+            known: HashMap::new(),
+        };
+        for sandbox in &config.sandboxes {
+            let endpoint = SocketAddr::new(sandbox.ip, sandbox.mesh_port);
+            let target = resolver.target(&sandbox.key, endpoint, sandbox.pod_uid.clone());
+            resolver.known.insert(sandbox.key.clone(), (sandbox.clone(), target));
+        }
+        resolver
+    }
+
+    fn target(&self, sandbox: &SandboxKey, endpoint: SocketAddr, pod_uid: Option<PodUid>) -> Arc<Target> {
+        let expected = (self.mesh == Mesh::Required).then(|| ExpectedSandbox {
+            trust_domain: self.trust_domain.clone(),
+            sandbox: sandbox.clone(),
+            pod_uid,
+        });
+        Arc::new(Target { endpoint, expected })
+    }
+
+    fn at(&self, route: &Route, ip: IpAddr) -> Arc<Target> {
+        let port = if self.mesh == Mesh::Required {
+            MESH_PORT
+        } else {
+            route.port.get()
+        };
+        self.target(&route.sandbox, SocketAddr::new(ip, port), None)
+    }
+
+    /// Known sandboxes first, where a hint can't change anything; then the hint; then DNS. `None` if nothing answers.
+    pub(crate) async fn resolve(&self, route: &Route, wait: Duration) -> Option<Arc<Target>> {
+        if let Some((sandbox, target)) = self.known.get(&route.sandbox) {
+            return Some(if self.mesh == Mesh::Required {
+                Arc::clone(target)
+            } else {
+                self.at(route, sandbox.ip)
+            });
+        }
+        if let Some(ip) = route.pod_ip {
+            return Some(self.at(route, ip));
+        }
+        let SandboxKey { namespace, name } = &route.sandbox;
+        let host = format!("{name}.{namespace}.svc.{}.", self.cluster_domain.trim_end_matches('.'));
+        let found = tokio::time::timeout(wait, tokio::net::lookup_host((host, route.port.get()))).await;
+        // A name must not lead where a hint may not.
+        let ip = found
+            .ok()?
+            .ok()?
+            .map(|address| address.ip().to_canonical())
+            .find(|ip| may_be_a_pod(*ip, self.allow_loopback))?;
+        Some(self.at(route, ip))
+    }
+}

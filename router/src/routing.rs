@@ -1,0 +1,190 @@
+//! Routing headers -> [`Route`] (CONTRACT section 2).
+
+use crate::error::RouterError;
+use http::{HeaderMap, HeaderName};
+use sandgate_mesh::contract::{
+    DEFAULT_NAMESPACE, X_SANDBOX_ID, X_SANDBOX_NAMESPACE, X_SANDBOX_POD_IP, X_SANDBOX_PORT, X_SANDBOX_TIMEOUT,
+    X_SANDBOX_UID,
+};
+use sandgate_mesh::headers::only;
+use sandgate_mesh::sandbox::{AppPort, SandboxKey};
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// Where a request wants to go.
+#[derive(Debug)]
+pub(crate) struct Route {
+    pub(crate) sandbox: SandboxKey,
+    pub(crate) port: AppPort,
+    pub(crate) pod_ip: Option<IpAddr>,
+    pub(crate) timeout: Option<Duration>,
+}
+
+impl Route {
+    /// Reads the routing headers.
+    pub(crate) fn parse(headers: &HeaderMap, allow_loopback: bool) -> Result<Self, RouterError> {
+        let bad = RouterError::BadRoute;
+        let id = text(headers, &X_SANDBOX_ID, "X-Sandbox-ID")?;
+        let id = id.ok_or(bad("X-Sandbox-ID header is required."))?;
+        let name = id.parse().map_err(|_| bad("Invalid sandbox ID format."))?;
+        let namespace = text(headers, &X_SANDBOX_NAMESPACE, "X-Sandbox-Namespace")?.unwrap_or(DEFAULT_NAMESPACE);
+        let namespace = namespace.parse().map_err(|_| bad("Invalid namespace format."))?;
+        let port = match text(headers, &X_SANDBOX_PORT, "X-Sandbox-Port")? {
+            None => AppPort::DEFAULT,
+            Some(port) => port.parse().map_err(|_| bad("Invalid port format."))?,
+        };
+        let pod_ip = match text(headers, &X_SANDBOX_POD_IP, "X-Sandbox-Pod-IP")? {
+            None => None,
+            Some(ip) => Some(
+                ip.parse::<IpAddr>()
+                    .ok()
+                    .map(|ip| ip.to_canonical())
+                    .filter(|ip| may_be_a_pod(*ip, allow_loopback))
+                    .ok_or(bad("Invalid target IP address."))?,
+            ),
+        };
+        // A lookup key of the pod cache; until there is one, only its being single is checked.
+        text(headers, &X_SANDBOX_UID, "X-Sandbox-UID")?;
+        let timeout = text(headers, &X_SANDBOX_TIMEOUT, "X-Sandbox-Timeout")?.and_then(seconds);
+        Ok(Self {
+            sandbox: SandboxKey { namespace, name },
+            port,
+            pod_ip,
+            timeout,
+        })
+    }
+}
+
+/// The only value of a header; absent and empty are the same. What isn't text becomes something no rule accepts.
+fn text<'a>(headers: &'a HeaderMap, name: &HeaderName, shown: &'static str) -> Result<Option<&'a str>, RouterError> {
+    let value = only(headers, name).map_err(|_| RouterError::Duplicate(shown))?;
+    Ok(value
+        .map(|value| value.to_str().unwrap_or("\u{fffd}"))
+        .filter(|text| !text.is_empty()))
+}
+
+fn seconds(text: &str) -> Option<Duration> {
+    text.trim()
+        .parse::<f64>()
+        .ok()
+        .filter(|seconds| *seconds > 0.0)
+        .and_then(|s| Duration::try_from_secs_f64(s).ok())
+}
+
+/// Whether an address can be a pod's. `ip` is canonical: an IPv4-mapped IPv6 address is judged as its IPv4.
+pub(crate) fn may_be_a_pod(ip: IpAddr, allow_loopback: bool) -> bool {
+    let link_local = match ip {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    !link_local && !ip.is_multicast() && !ip.is_unspecified() && (allow_loopback || !ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(pairs: &[(&str, &str)]) -> Result<Route, String> {
+        let pair = |(name, value): &(&str, &str)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        let headers: HeaderMap = pairs.iter().map(pair).collect();
+        Route::parse(&headers, false).map_err(|error| match error {
+            RouterError::BadRoute(text) => text.to_owned(),
+            RouterError::Duplicate(name) => format!("Duplicate {name} header."),
+            other => panic!("{other:?}"),
+        })
+    }
+
+    #[test]
+    fn section_2_defaults() {
+        let found = route(&[
+            ("x-sandbox-id", "a"),
+            ("x-sandbox-namespace", ""),
+            ("x-sandbox-port", ""),
+        ])
+        .unwrap();
+        assert_eq!(
+            (found.sandbox.to_string().as_str(), found.port.get()),
+            ("default/a", 8888)
+        );
+        assert!(found.pod_ip.is_none() && found.timeout.is_none());
+    }
+
+    #[test]
+    fn section_2_refusals_are_worded_as_clients_know_them() {
+        let id = ("x-sandbox-id", "a");
+        for (pairs, text) in [
+            (vec![], "X-Sandbox-ID header is required."),
+            (vec![("x-sandbox-id", "")], "X-Sandbox-ID header is required."),
+            (vec![("x-sandbox-id", "A")], "Invalid sandbox ID format."),
+            (vec![("x-sandbox-id", "a.b")], "Invalid sandbox ID format."),
+            (vec![id, ("x-sandbox-namespace", "a/b")], "Invalid namespace format."),
+            (vec![id, ("x-sandbox-port", "0")], "Invalid port format."),
+            (vec![id, ("x-sandbox-port", "+80")], "Invalid port format."),
+            (vec![id, ("x-sandbox-port", "65536")], "Invalid port format."),
+            (vec![id, id], "Duplicate X-Sandbox-ID header."),
+            (
+                vec![id, ("x-sandbox-uid", "1"), ("x-sandbox-uid", "2")],
+                "Duplicate X-Sandbox-UID header.",
+            ),
+            (
+                vec![id, ("x-sandbox-timeout", "1"), ("x-sandbox-timeout", "1")],
+                "Duplicate X-Sandbox-Timeout header.",
+            ),
+        ] {
+            assert_eq!(route(&pairs).unwrap_err(), text, "{pairs:?}");
+        }
+    }
+
+    #[test]
+    fn loopback_and_link_local_hints_are_refused_in_every_spelling() {
+        for ip in [
+            "127.0.0.1",
+            "127.1.2.3",
+            "::1",
+            "::ffff:127.0.0.1",
+            "::ffff:7f00:1",
+            "169.254.169.254",
+            "::ffff:169.254.1.1",
+            "fe80::1",
+            "224.0.0.1",
+            "ff02::1",
+            "0.0.0.0",
+            "::",
+            "::ffff:0.0.0.0",
+            "255.255.255.255",
+            "localhost",
+            "1.2.3",
+            "0x7f.0.0.1",
+            "2130706433",
+            "[::1]",
+            "10.0.0.1:80",
+            "10.0.0.1/8",
+            "fe80::1%eth0",
+        ] {
+            let error = route(&[("x-sandbox-id", "a"), ("x-sandbox-pod-ip", ip)]).unwrap_err();
+            assert_eq!(error, "Invalid target IP address.", "{ip}");
+        }
+        assert!(
+            route(&[("x-sandbox-id", "a"), ("x-sandbox-pod-ip", "10.0.0.7")])
+                .unwrap()
+                .pod_ip
+                .is_some()
+        );
+    }
+
+    #[test]
+    fn a_bad_timeout_is_never_an_error() {
+        for (text, millis) in [
+            ("1.5", Some(1_500)),
+            ("60", Some(60_000)),
+            ("0", None),
+            ("-1", None),
+            ("nan", None),
+            ("inf", None),
+            ("x", None),
+        ] {
+            let found = route(&[("x-sandbox-id", "a"), ("x-sandbox-timeout", text)]).unwrap();
+            assert_eq!(found.timeout, millis.map(Duration::from_millis), "{text}");
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! Listeners, worker threads, readiness and drain.
+
+use crate::authenticate::{Authenticator, certificate_caller};
+use crate::config::{Config, Https, Mesh};
+use crate::forward::{Credentials, Forwarder};
+use crate::metrics::Metrics;
+use crate::request::{self, Client, RequestIds, Worker};
+use crate::resolve::Resolver;
+use anyhow::Context;
+use sandgate_mesh::admin::{Admin, Readiness};
+use sandgate_mesh::credentials::{FrontCredentials, MeshFiles, Role, poll_mesh, roots_from_pem};
+use sandgate_mesh::drain::{self, Draining};
+use sandgate_mesh::framing::Limits;
+use sandgate_mesh::listener::{self, ConnectionCount, ConnectionLimits, ConnectionSlot};
+use sandgate_mesh::polled::Poller;
+use sandgate_mesh::telemetry::LineLog;
+use sandgate_mesh::{serve, tls};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio_rustls::rustls::ServerConfig;
+
+/// How often certificate files are looked at.
+const POLL_PERIOD: Duration = Duration::from_secs(1);
+/// Accepted connections that may wait for a worker.
+const HANDOVER: usize = 1024;
+/// How often idle upstream connections are looked through.
+const SWEEP_PERIOD: Duration = Duration::from_secs(10);
+
+type FrontTls = watch::Receiver<Option<Arc<Arc<ServerConfig>>>>;
+
+/// A connection on its way to a worker.
+struct Accepted {
+    stream: std::net::TcpStream,
+    peer: SocketAddr,
+    tls: Option<Arc<ServerConfig>>,
+    slot: ConnectionSlot,
+}
+
+/// A router whose listeners are bound.
+pub struct Router {
+    config: Arc<Config>,
+    http: TcpListener,
+    https: Option<(TcpListener, FrontTls)>,
+    metrics_listener: TcpListener,
+    health: TcpListener,
+    credentials: Option<Credentials>,
+    metrics: Arc<Metrics>,
+    authenticator: Arc<Authenticator>,
+    resolver: Arc<Resolver>,
+}
+
+impl Router {
+    /// Binds the listeners and reads the files. To be called inside a Tokio runtime. `credentials` replaces the files of
+    /// the configuration, for a router that lives in another program.
+    ///
+    /// # Errors
+    /// A taken port, or files that can't be used.
+    pub fn bind(config: Config, credentials: Option<Credentials>) -> anyhow::Result<Self> {
+        let config = Arc::new(config);
+        let metrics = Arc::new(Metrics::new()?);
+        for sandbox in &config.sandboxes {
+            metrics.learn(&sandbox.key.namespace);
+        }
+        let credentials = match (credentials, config.mesh) {
+            (_, Mesh::Off) => None,
+            (Some(credentials), Mesh::Required) => Some(credentials),
+            (None, Mesh::Required) => Some(mesh_credentials(&config, &metrics)?),
+        };
+        let https = config
+            .https
+            .as_ref()
+            .map(|https| front_listener(https, &metrics))
+            .transpose()?;
+        tracing::info!(config = ?config, "effective configuration");
+        Ok(Self {
+            http: listener::bind(config.http)?,
+            https,
+            metrics_listener: listener::bind(config.metrics)?,
+            health: listener::bind(config.health)?,
+            credentials,
+            authenticator: Arc::new(Authenticator::new(&config.authentication)?),
+            resolver: Arc::new(Resolver::new(&config)),
+            metrics,
+            config,
+        })
+    }
+
+    /// Where the HTTP listener is.
+    pub fn http_address(&self) -> SocketAddr {
+        self.http.local_addr().unwrap_or(self.config.http)
+    }
+
+    /// Where the health listener is.
+    pub fn health_address(&self) -> SocketAddr {
+        self.health.local_addr().unwrap_or(self.config.health)
+    }
+
+    /// Where the metrics listener is.
+    pub fn metrics_address(&self) -> SocketAddr {
+        self.metrics_listener.local_addr().unwrap_or(self.config.metrics)
+    }
+
+    /// Serves until `shutdown` completes, and then lets requests finish within the shutdown budget.
+    ///
+    /// # Errors
+    /// A worker thread couldn't be started.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let (drain, draining) = drain::channel();
+        // Probes and scrapers are answered until the very end.
+        let (admin_drain, admin_draining) = drain::channel();
+        let health = Admin {
+            readiness: Some(self.readiness(drain.state())),
+            metrics: None,
+        };
+        tokio::spawn(health.serve(self.health, admin_draining.clone()));
+        let scraped = Admin {
+            readiness: None,
+            metrics: Some(self.metrics.registry.clone()),
+        };
+        tokio::spawn(scraped.serve(self.metrics_listener, admin_draining));
+
+        let access = self.config.access_log.then(LineLog::stderr).transpose()?;
+        let framing = Arc::new(Limits::default());
+        let mut workers = Vec::new();
+        for number in 0..self.config.workers {
+            let worker = Worker {
+                config: Arc::clone(&self.config),
+                framing: Arc::clone(&framing),
+                authenticator: Arc::clone(&self.authenticator),
+                resolver: Arc::clone(&self.resolver),
+                forwarder: Forwarder::new(&self.config, &framing, self.credentials.clone(), &self.metrics),
+                metrics: Arc::clone(&self.metrics),
+                access: access.clone(),
+                ids: RequestIds::default(),
+            };
+            workers.push(start_worker(number, worker, draining.clone())?);
+        }
+        let limits = ConnectionLimits {
+            total: self.config.max_connections,
+            per_peer: self.config.max_connections,
+        };
+        let acceptor = Acceptor {
+            workers: Arc::from(workers),
+            next: Arc::default(),
+            count: ConnectionCount::new(limits),
+            metrics: Arc::clone(&self.metrics),
+        };
+        tokio::spawn(acceptor.clone().accept(self.http, None, draining.clone()));
+        if let Some((listener, tls)) = self.https {
+            tokio::spawn(acceptor.accept(listener, Some(tls), draining));
+        } else {
+            drop(acceptor);
+            drop(draining);
+        }
+
+        shutdown.await;
+        tracing::info!("draining");
+        if !drain.finish(self.config.shutdown_timeout).await {
+            tracing::warn!("requests were still under way when the shutdown budget ended");
+        }
+        drop(admin_drain);
+        if let Some(access) = access {
+            access.flush();
+        }
+        Ok(())
+    }
+
+    fn readiness(&self, drain: drain::DrainState) -> Readiness {
+        let credentials = self.credentials.clone();
+        Arc::new(move || {
+            if drain.has_started() {
+                return Err("draining".into());
+            }
+            let valid = |credentials: &Credentials| {
+                credentials
+                    .borrow()
+                    .as_ref()
+                    .is_some_and(|found| found.valid_at(SystemTime::now()))
+            };
+            if credentials.as_ref().is_none_or(valid) {
+                Ok(())
+            } else {
+                Err("no valid mesh identity".into())
+            }
+        })
+    }
+}
+
+/// Hands accepted connections to the workers in turn.
+#[derive(Clone)]
+struct Acceptor {
+    workers: Arc<[mpsc::Sender<Accepted>]>,
+    next: Arc<AtomicUsize>,
+    count: ConnectionCount,
+    metrics: Arc<Metrics>,
+}
+
+impl Acceptor {
+    async fn accept(self, listener: TcpListener, tls: Option<FrontTls>, mut draining: Draining) {
+        while let Some((stream, peer)) = listener::accept(&listener, &mut draining).await {
+            let Some(slot) = self.count.enter(peer.ip()) else {
+                self.metrics.refused_connections.inc();
+                continue;
+            };
+            let tls = match &tls {
+                None => None,
+                Some(tls) => match tls.borrow().as_deref() {
+                    Some(config) => Some(Arc::clone(config)),
+                    None => continue,
+                },
+            };
+            let Ok(stream) = stream.into_std() else { continue };
+            let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.workers.len();
+            if let Some(worker) = self.workers.get(turn) {
+                let _ = worker
+                    .send(Accepted {
+                        stream,
+                        peer,
+                        tls,
+                        slot,
+                    })
+                    .await;
+            }
+        }
+    }
+}
+
+/// Starts a thread that serves connections on a runtime of its own: nothing on a request's way changes threads.
+fn start_worker(number: usize, worker: Worker, draining: Draining) -> anyhow::Result<mpsc::Sender<Accepted>> {
+    let (sender, mut accepted) = mpsc::channel::<Accepted>(HANDOVER);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let work = async move {
+        let worker = Arc::new(worker);
+        let sweeping = Arc::clone(&worker);
+        let sweeper = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(SWEEP_PERIOD).await;
+                sweeping.forwarder.sweep();
+            }
+        });
+        let (inner, inner_draining) = drain::channel();
+        let mut outer = draining;
+        loop {
+            tokio::select! {
+                connection = accepted.recv() => match connection {
+                    Some(connection) => {
+                        let (worker, draining) = (Arc::clone(&worker), inner_draining.clone());
+                        tokio::spawn(async move { Box::pin(serve_connection(worker, connection, draining)).await });
+                    }
+                    None => break,
+                },
+                () = outer.started() => break,
+            }
+        }
+        drop(inner_draining);
+        // The budget is the process's: whoever waits for `outer` ends it.
+        inner.finish(Duration::from_secs(86_400)).await;
+        sweeper.abort();
+        drop(outer);
+    };
+    std::thread::Builder::new()
+        .name(format!("worker-{number}"))
+        .spawn(move || runtime.block_on(work))
+        .context("a worker thread can't be started")?;
+    Ok(sender)
+}
+
+async fn serve_connection(worker: Arc<Worker>, accepted: Accepted, mut draining: Draining) {
+    let Accepted {
+        stream,
+        peer,
+        tls,
+        slot,
+    } = accepted;
+    let Ok(stream) = TcpStream::from_std(stream) else {
+        return;
+    };
+    let first_byte = tokio::select! {
+        first_byte = listener::first_byte(&stream, worker.framing.idle_time) => first_byte,
+        () = draining.started() => false,
+    };
+    if !first_byte {
+        return;
+    }
+    match tls {
+        None => {
+            let client = Client {
+                ip: peer.ip(),
+                scheme: "http",
+                certificate: None,
+            };
+            Box::pin(serve_stream(worker, stream, client, draining)).await;
+        }
+        Some(config) => match Box::pin(tls::accept_front(stream, config)).await {
+            Ok((stream, certificate)) => {
+                let named = certificate.as_ref().map(certificate_caller);
+                // A certificate that names nobody must not pass for no certificate.
+                if let Some(None) = named {
+                    tracing::info!(%peer, "the client certificate's name can't be a caller's");
+                    return;
+                }
+                let client = Client {
+                    ip: peer.ip(),
+                    scheme: "https",
+                    certificate: named.flatten(),
+                };
+                Box::pin(serve_stream(worker, stream, client, draining)).await;
+            }
+            Err(error) => tracing::info!(%peer, %error, "handshake refused"),
+        },
+    }
+    drop(slot);
+}
+
+async fn serve_stream<S>(worker: Arc<Worker>, stream: S, client: Client, draining: Draining)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (framing, client, tunnels) = (Arc::clone(&worker.framing), Arc::new(client), draining.clone());
+    serve::http1(stream, &framing, draining, move |request, switch| {
+        let (worker, client, draining) = (Arc::clone(&worker), Arc::clone(&client), tunnels.clone());
+        async move { request::handle(&worker, &client, request, switch, draining).await }
+    })
+    .await;
+}
+
+fn mesh_credentials(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Credentials> {
+    let files = config.mesh_files.clone().context(
+        "--mesh=required needs the router's own certificate: set --mesh-cert-file, --mesh-key-file and \
+         --mesh-trust-bundle-file, or --mesh=off to forward without gates",
+    )?;
+    let files = MeshFiles {
+        chain: files.chain,
+        key: files.key,
+        bundle: files.bundle,
+    };
+    let (poller, credentials) = poll_mesh(Role::Router, files, config.trust_domain.clone());
+    let reloads = metrics.cert_reloads.clone();
+    let mut poller = poller.on_reload(move |reload| reloads.with_label_values(&[reload.as_str()]).inc());
+    poller.load()?;
+    tokio::spawn(poller.run(POLL_PERIOD));
+    Ok(credentials)
+}
+
+fn front_listener(https: &Https, metrics: &Arc<Metrics>) -> anyhow::Result<(TcpListener, FrontTls)> {
+    let mut paths = vec![https.chain.clone(), https.key.clone()];
+    paths.extend(https.client_ca.clone());
+    let mtls = https.mtls;
+    let parse = move |files: Vec<Vec<u8>>| -> anyhow::Result<Arc<ServerConfig>> {
+        let mut files = files.iter();
+        let (chain, key) = (files.next().context("no certificate")?, files.next().context("no key")?);
+        let roots = files.next().map(|bundle| roots_from_pem(bundle)).transpose()?;
+        Ok(tls::front_server_config(
+            &FrontCredentials::from_pem(chain, key)?,
+            roots.as_ref(),
+            mtls,
+        )?)
+    };
+    let (poller, config) = Poller::new("HTTPS certificate", paths, move |files| {
+        parse(files).map_err(|error| format!("{error:#}"))
+    });
+    let reloads = metrics.cert_reloads.clone();
+    let mut poller = poller.on_reload(move |reload| reloads.with_label_values(&[reload.as_str()]).inc());
+    poller.load()?;
+    tokio::spawn(poller.run(POLL_PERIOD));
+    Ok((listener::bind(https.address)?, config))
+}
