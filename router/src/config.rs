@@ -97,8 +97,8 @@ enum MtlsFlag {
 
 /// Forwards HTTP requests to agent-sandbox sandboxes, through each sandbox's own gate.
 ///
-/// A choice about callers is needed: --auth-token (or ROUTER_AUTH_TOKEN), or --authz-mode=allow-all (or
-/// ALLOW_UNAUTHENTICATED_ROUTER=true).
+/// A choice about callers is needed: `--auth-token` (or `ROUTER_AUTH_TOKEN`), or `--authz-mode=allow-all` (or
+/// `ALLOW_UNAUTHENTICATED_ROUTER=true`).
 #[derive(Debug, Parser)]
 #[command(name = "sandbox-router", version, no_binary_name = true, args_override_self = true)]
 struct Flags {

@@ -25,7 +25,7 @@ struct Idle {
 }
 
 #[derive(Debug)]
-struct Shelf<K> {
+struct Kept<K> {
     by_key: HashMap<K, VecDeque<Idle>>,
     total: usize,
 }
@@ -33,7 +33,7 @@ struct Shelf<K> {
 /// Idle connections by key.
 #[derive(Debug)]
 pub struct Pool<K> {
-    shelf: Mutex<Shelf<K>>,
+    kept: Mutex<Kept<K>>,
     limits: PoolLimits,
 }
 
@@ -50,7 +50,7 @@ impl<K: Hash + Eq> Pool<K> {
     /// An empty pool.
     pub fn new(limits: PoolLimits) -> Arc<Self> {
         Arc::new(Self {
-            shelf: Mutex::new(Shelf {
+            kept: Mutex::new(Kept {
                 by_key: HashMap::new(),
                 total: 0,
             }),
@@ -59,8 +59,8 @@ impl<K: Hash + Eq> Pool<K> {
     }
 
     // Nothing here can panic halfway through a change.
-    fn shelf(&self) -> MutexGuard<'_, Shelf<K>> {
-        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Kept<K>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the most recently used connection for `key` that can still be used.
@@ -68,11 +68,11 @@ impl<K: Hash + Eq> Pool<K> {
     where
         K: Clone,
     {
-        let mut shelf = self.shelf();
-        let shelf = &mut *shelf;
-        let idle = shelf.by_key.get_mut(key)?;
+        let mut kept = self.lock();
+        let kept = &mut *kept;
+        let idle = kept.by_key.get_mut(key)?;
         while let Some(found) = idle.pop_back() {
-            shelf.total -= 1;
+            kept.total -= 1;
             if found.upstream.is_ready() && found.since.elapsed() < self.limits.idle_time {
                 return Some(Lease {
                     pool: Arc::clone(self),
@@ -81,7 +81,7 @@ impl<K: Hash + Eq> Pool<K> {
                 });
             }
         }
-        shelf.by_key.remove(key);
+        kept.by_key.remove(key);
         None
     }
 
@@ -98,11 +98,11 @@ impl<K: Hash + Eq> Pool<K> {
         if upstream.is_closed() || self.limits.per_key == 0 {
             return;
         }
-        let mut shelf = self.shelf();
-        if shelf.total >= self.limits.total {
+        let mut kept = self.lock();
+        if kept.total >= self.limits.total {
             return;
         }
-        let idle = shelf.by_key.entry(key).or_default();
+        let idle = kept.by_key.entry(key).or_default();
         idle.push_back(Idle {
             upstream,
             since: Instant::now(),
@@ -110,26 +110,26 @@ impl<K: Hash + Eq> Pool<K> {
         if idle.len() > self.limits.per_key {
             idle.pop_front();
         } else {
-            shelf.total += 1;
+            kept.total += 1;
         }
     }
 
     /// Closes every idle connection for `key`.
     pub fn evict(&self, key: &K) {
-        let mut shelf = self.shelf();
-        if let Some(idle) = shelf.by_key.remove(key) {
-            shelf.total -= idle.len();
+        let mut kept = self.lock();
+        if let Some(idle) = kept.by_key.remove(key) {
+            kept.total -= idle.len();
         }
     }
 
     /// Closes the connections that lay idle for too long or that their peers closed. To be called now and then.
     pub fn sweep(&self) {
-        let mut shelf = self.shelf();
-        for idle in shelf.by_key.values_mut() {
+        let mut kept = self.lock();
+        for idle in kept.by_key.values_mut() {
             idle.retain(|idle| !idle.upstream.is_closed() && idle.since.elapsed() < self.limits.idle_time);
         }
-        shelf.by_key.retain(|_, idle| !idle.is_empty());
-        shelf.total = shelf.by_key.values().map(VecDeque::len).sum();
+        kept.by_key.retain(|_, idle| !idle.is_empty());
+        kept.total = kept.by_key.values().map(VecDeque::len).sum();
     }
 }
 

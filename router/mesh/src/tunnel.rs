@@ -58,7 +58,7 @@ impl Activity {
 
     async fn idle(&self, limit: Duration) {
         if limit.is_zero() {
-            return std::future::pending().await;
+            std::future::pending::<()>().await;
         }
         while self.last() + limit > Instant::now() {
             tokio::time::sleep_until(self.last() + limit).await;
@@ -68,10 +68,9 @@ impl Activity {
 
 async fn lifetime(limit: Duration) {
     if limit.is_zero() {
-        std::future::pending().await
-    } else {
-        tokio::time::sleep(limit).await
+        std::future::pending::<()>().await;
     }
+    tokio::time::sleep(limit).await;
 }
 
 /// Joins two streams until both have ended, one breaks or a limit is met. Holds `_draining` meanwhile, so that a drain

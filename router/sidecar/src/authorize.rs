@@ -36,7 +36,7 @@ impl LoopbackPort {
     }
 }
 
-/// The permission to dial one loopback port for one request. The dialer asks for it by value.
+/// The permission to dial one loopback port for one request. The dialer demands it.
 ///
 /// Only [`authorize`] makes one:
 /// ```

@@ -153,7 +153,7 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
     let (drain, draining) = drain::channel();
     let (health_drain, health_draining) = drain::channel();
     let admin = Admin {
-        readiness: Some(gate.readiness()),
+        readiness: Some(gate.readiness(drain.state())),
         metrics: Some(gate.registry()),
     };
     tokio::spawn(admin.serve(health, health_draining));

@@ -1,5 +1,5 @@
 //! The only door out. Nothing else in this program opens a socket to anything; what is dialed is the literal 127.0.0.1,
-//! then ::1, on a port that a [`Permit`] names. No resolver, no proxy, no redirect.
+//! then `::1`, on a port that a [`Permit`] names. No resolver, no proxy, no redirect.
 
 use crate::authorize::{LoopbackPort, Permit};
 use sandgate_mesh::caller::Caller;
@@ -80,6 +80,7 @@ impl Door {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "this is the door")]
 async fn connect(port: LoopbackPort) -> io::Result<TcpStream> {
     let mut last = io::Error::from(io::ErrorKind::ConnectionRefused);
     for ip in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {

@@ -14,7 +14,7 @@ use crate::dial::Door;
 use crate::metrics::Metrics;
 use sandgate_mesh::admin::Readiness;
 use sandgate_mesh::credentials::MeshCredentials;
-use sandgate_mesh::drain::Draining;
+use sandgate_mesh::drain::{DrainState, Draining};
 use sandgate_mesh::framing::Limits;
 use sandgate_mesh::identity::{PeerId, TrustDomain, WorkloadIdentity};
 use sandgate_mesh::listener::{self, ConnectionCount, ConnectionLimits};
@@ -132,11 +132,13 @@ impl Gate {
         self.metrics.registry.clone()
     }
 
-    /// Ready with an identity that is valid now and a policy snapshot.
-    pub fn readiness(self: &Arc<Self>) -> Readiness {
+    /// Ready with an identity that is valid now and a policy snapshot, until the drain starts.
+    pub fn readiness(self: &Arc<Self>, drain: DrainState) -> Readiness {
         let gate = Arc::clone(self);
         Arc::new(move || {
-            if gate.valid_credentials().is_none() {
+            if drain.has_started() {
+                Err("draining".into())
+            } else if gate.valid_credentials().is_none() {
                 Err("no valid identity".into())
             } else if gate.policy.borrow().is_none() {
                 Err("no policy snapshot".into())
