@@ -13,6 +13,7 @@ use sandgate_mesh::drain::{self, Draining};
 use sandgate_mesh::framing::Limits;
 use sandgate_mesh::listener::{self, ConnectionCount, ConnectionLimits, ConnectionSlot};
 use sandgate_mesh::polled::Poller;
+use sandgate_mesh::pool::LINGER;
 use sandgate_mesh::telemetry::LineLog;
 use sandgate_mesh::{serve, tls};
 use std::net::SocketAddr;
@@ -27,8 +28,6 @@ use tokio_rustls::rustls::ServerConfig;
 const POLL_PERIOD: Duration = Duration::from_secs(1);
 /// Accepted connections that may wait for a worker.
 const HANDOVER: usize = 1024;
-/// How often idle upstream connections are looked through.
-const SWEEP_PERIOD: Duration = Duration::from_secs(10);
 
 type FrontTls = watch::Receiver<Option<Arc<Arc<ServerConfig>>>>;
 
@@ -238,7 +237,7 @@ fn start_worker(number: usize, worker: Worker, draining: Draining) -> anyhow::Re
         let sweeping = Arc::clone(&worker);
         let sweeper = tokio::spawn(async move {
             loop {
-                tokio::time::sleep(SWEEP_PERIOD).await;
+                tokio::time::sleep(LINGER).await;
                 sweeping.forwarder.sweep();
             }
         });

@@ -7,10 +7,14 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+/// How long connections above [`PoolLimits::per_key`] are kept. Requests come in bursts: closing what is needed again a
+/// moment later would cost a handshake each.
+pub const LINGER: Duration = Duration::from_secs(1);
+
 /// How many idle connections are kept, and for how long.
 #[derive(Debug, Clone, Copy)]
 pub struct PoolLimits {
-    /// Idle connections for one key; 0 keeps none.
+    /// Connections for one key that may lie idle for longer than [`LINGER`]; 0 keeps none at all.
     pub per_key: usize,
     /// Idle connections in all.
     pub total: usize,
@@ -102,16 +106,11 @@ impl<K: Hash + Eq> Pool<K> {
         if kept.total >= self.limits.total {
             return;
         }
-        let idle = kept.by_key.entry(key).or_default();
-        idle.push_back(Idle {
+        kept.by_key.entry(key).or_default().push_back(Idle {
             upstream,
             since: Instant::now(),
         });
-        if idle.len() > self.limits.per_key {
-            idle.pop_front();
-        } else {
-            kept.total += 1;
-        }
+        kept.total += 1;
     }
 
     /// Closes every idle connection for `key`.
@@ -122,11 +121,19 @@ impl<K: Hash + Eq> Pool<K> {
         }
     }
 
-    /// Closes the connections that lay idle for too long or that their peers closed. To be called now and then.
+    /// Closes the connections that lay idle for too long or that their peers closed. To be called every [`LINGER`].
     pub fn sweep(&self) {
         let mut kept = self.lock();
         for idle in kept.by_key.values_mut() {
             idle.retain(|idle| !idle.upstream.is_closed() && idle.since.elapsed() < self.limits.idle_time);
+            // The longest idle stand in front.
+            let surplus = idle.len().saturating_sub(self.limits.per_key);
+            let lingered = idle
+                .iter()
+                .take(surplus)
+                .take_while(|idle| idle.since.elapsed() >= LINGER)
+                .count();
+            idle.drain(..lingered);
         }
         kept.by_key.retain(|_, idle| !idle.is_empty());
         kept.total = kept.by_key.values().map(VecDeque::len).sum();

@@ -20,6 +20,7 @@ use sandgate_mesh::identity::{PeerId, TrustDomain, WorkloadIdentity};
 use sandgate_mesh::listener::{self, ConnectionCount, ConnectionLimits};
 use sandgate_mesh::memory::MemoryBudget;
 use sandgate_mesh::policy::PolicySnapshot;
+use sandgate_mesh::pool::LINGER;
 use sandgate_mesh::sandbox::{PodUid, SandboxKey};
 use sandgate_mesh::telemetry::LineLog;
 use sandgate_mesh::tunnel::TunnelLimits;
@@ -202,7 +203,7 @@ impl Gate {
 
     async fn sweep(self: Arc<Self>) {
         loop {
-            tokio::time::sleep(Duration::from_secs(10)).await;
+            tokio::time::sleep(LINGER).await;
             self.door.sweep();
         }
     }
