@@ -107,7 +107,9 @@ impl Forwarder {
         }
         let mut resolved_again = false;
         let upstream = loop {
-            match self.connect_with_retries(&target, deadline, budget).await {
+            // Boxed, as everything that a request on a kept connection doesn't need: hyper moves a request's future, and
+            // a large one costs that request more than the allocation costs this.
+            match Box::pin(self.connect_with_retries(&target, deadline, budget)).await {
                 Ok(upstream) => break upstream,
                 // Another pod has that address now: look once more before giving up.
                 Err(DialError::Handshake(HandshakeError::PeerIdentity(error))) if !resolved_again => {

@@ -97,7 +97,7 @@ pub(crate) async fn handle(
         Err(error) => {
             // A bounded rest of the body first, or closing the connection could overtake the answer.
             if !request.headers().contains_key(EXPECT) {
-                discard(request.into_body()).await;
+                Box::pin(discard(request.into_body())).await;
             }
             return answer_error(&error, record);
         }

@@ -75,6 +75,11 @@ impl Resolver {
         if let Some(ip) = route.pod_ip {
             return Some(self.at(route, ip));
         }
+        // Boxed: only this way needs the room.
+        Box::pin(self.look_up(route, wait)).await
+    }
+
+    async fn look_up(&self, route: &Route, wait: Duration) -> Option<Arc<Target>> {
         let SandboxKey { namespace, name } = &route.sandbox;
         let host = format!("{name}.{namespace}.svc.{}.", self.cluster_domain.trim_end_matches('.'));
         let found = tokio::time::timeout(wait, tokio::net::lookup_host((host, route.port.get()))).await;

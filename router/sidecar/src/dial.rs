@@ -51,7 +51,8 @@ impl Door {
     pub async fn open(&self, permit: &Permit, caller: &Arc<Caller>) -> io::Result<Lease<Key>> {
         match self.pool.take(&(permit.port(), Arc::clone(caller))) {
             Some(lease) => Ok(lease),
-            None => self.open_new(permit, caller).await,
+            // Boxed, so that a request on a kept connection doesn't carry the room for it.
+            None => Box::pin(self.open_new(permit, caller)).await,
         }
     }
 

@@ -190,7 +190,7 @@ async fn pass(
 /// Takes a bounded rest of the body first, or closing the connection could overtake the answer.
 async fn reject(request: Request<Incoming>, refused: Refused) -> Refused {
     if !request.headers().contains_key(http::header::EXPECT) {
-        discard(request.into_body()).await;
+        Box::pin(discard(request.into_body())).await;
     }
     refused
 }

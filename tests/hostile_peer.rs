@@ -1,0 +1,187 @@
+//! Who comes to the gate's mesh port without being a peer of the mesh, or as another than it is; and gates that are not
+//! the one the router looks for.
+
+// Tests fail by panicking.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use sandgate_local::authority::{Authority, Issued, LeafSpec, Usage};
+use sandgate_tests::{
+    Mesh, POD_UID, ROUTER, RecordingApp, TOKEN_HOLDER, WORKLOAD, exchange, rule, sandbox, status, token_holder,
+};
+use std::time::{Duration, SystemTime};
+use tokio::net::TcpStream;
+
+fn workload() -> LeafSpec {
+    LeafSpec::new("worker", WORKLOAD, Usage::Client)
+}
+
+fn to_gate(mesh: &Mesh, fields: &str) -> String {
+    format!(
+        "GET / HTTP/1.1\r\nHost: gate\r\nX-Sandbox-Port: {}\r\nConnection: close\r\n{fields}\r\n",
+        mesh.ports.app
+    )
+}
+
+#[tokio::test]
+async fn a_workload_of_the_mesh_is_let_in_as_itself() {
+    let mesh = Mesh::open(RecordingApp::polite().await).await;
+    let leaf = mesh.authority.issue(&workload()).unwrap();
+    let response = mesh.send_to_gate(Some(&leaf), to_gate(&mesh, "")).await;
+    assert_eq!(status(&response), 200, "{response}");
+    mesh.app.only_request();
+}
+
+#[tokio::test]
+async fn certificates_that_identify_no_peer_of_this_mesh_end_in_the_handshake() {
+    let mesh = Mesh::open(RecordingApp::polite().await).await;
+    let issue = |change: &dyn Fn(&mut LeafSpec)| -> Issued {
+        let mut spec = workload();
+        change(&mut spec);
+        mesh.authority.issue(&spec).unwrap()
+    };
+    let stranger = Authority::new("sandgate-tests").unwrap();
+    let now = SystemTime::now();
+    let hour = Duration::from_secs(3600);
+    let table: Vec<(&str, Option<Issued>)> = vec![
+        ("no certificate", None),
+        ("another authority", Some(stranger.issue(&workload()).unwrap())),
+        (
+            "another authority's router",
+            Some(stranger.router(&ROUTER.parse().unwrap()).unwrap()),
+        ),
+        (
+            "a gate's certificate",
+            Some(mesh.authority.sidecar(&sandbox("alpha", POD_UID)).unwrap()),
+        ),
+        (
+            "expired",
+            Some(issue(&|spec| {
+                (spec.not_before, spec.not_after) = (now - 2 * hour, now - hour);
+            })),
+        ),
+        ("not yet valid", Some(issue(&|spec| spec.not_before = now + hour))),
+        ("two URIs", Some(issue(&|spec| spec.uris.push(ROUTER.into())))),
+        (
+            "the same URI twice",
+            Some(issue(&|spec| spec.uris.push(WORKLOAD.into()))),
+        ),
+        (
+            "a DNS name, too",
+            Some(issue(&|spec| spec.dns.push("worker.example".into()))),
+        ),
+        (
+            "only a DNS name",
+            Some(issue(&|spec| {
+                (spec.uris, spec.dns) = (vec![], vec!["worker.example".into()]);
+            })),
+        ),
+        ("no name", Some(issue(&|spec| spec.uris.clear()))),
+        ("for servers", Some(issue(&|spec| spec.usages = vec![Usage::Server]))),
+        ("without usage", Some(issue(&|spec| spec.usages.clear()))),
+        ("an authority itself", Some(issue(&|spec| spec.is_ca = true))),
+        (
+            "another trust domain",
+            Some(issue(&|spec| {
+                spec.uris = vec![WORKLOAD.replace("cluster.local", "evil.example")];
+            })),
+        ),
+        (
+            "not SPIFFE",
+            Some(issue(&|spec| {
+                spec.uris = vec!["https://cluster.local/ns/team-a/sa/worker".into()];
+            })),
+        ),
+    ];
+    for (name, leaf) in table {
+        let response = mesh.send_to_gate(leaf.as_ref(), to_gate(&mesh, "")).await;
+        assert_eq!(response, "", "{name}");
+        mesh.app.assert_untouched(name);
+    }
+}
+
+#[tokio::test]
+async fn plain_text_on_the_mesh_port_gets_no_http_answer() {
+    let mesh = Mesh::open(RecordingApp::polite().await).await;
+    let stream = TcpStream::connect(("127.0.0.1", mesh.ports.mesh)).await.unwrap();
+    let response = exchange(
+        stream,
+        to_gate(&mesh, "X-Sandgate-Caller: v1;static;default\r\n"),
+        false,
+    )
+    .await;
+    assert!(!response.contains("HTTP/"), "{response:?}");
+    mesh.app.assert_untouched("plain text");
+}
+
+#[tokio::test]
+async fn only_a_router_may_assert_a_caller() {
+    let app = RecordingApp::polite().await;
+    let mesh = Mesh::start(app, |ports| rule(token_holder(), ports.app, &[], &[])).await;
+    assert_eq!(TOKEN_HOLDER, "static:default");
+    let leaf = mesh.authority.issue(&workload()).unwrap();
+    for fields in [
+        "X-Sandgate-Caller: v1;static;default\r\n",
+        "X-Sandgate-Caller: v1;static;default\r\nConnection: x-sandgate-caller\r\n",
+        "X-Sandgate-Caller: \r\n",
+    ] {
+        let response = mesh.send_to_gate(Some(&leaf), to_gate(&mesh, fields)).await;
+        assert_eq!(status(&response), 400, "{fields:?}: {response}");
+    }
+    let response = mesh.send_to_gate(Some(&leaf), to_gate(&mesh, "")).await;
+    assert_eq!(status(&response), 403, "{response}");
+    mesh.app.assert_untouched("asserted by a workload");
+}
+
+#[tokio::test]
+async fn a_router_must_assert_exactly_one_caller_in_its_one_spelling() {
+    let app = RecordingApp::polite().await;
+    let mesh = Mesh::start(app, |ports| rule(token_holder(), ports.app, &[], &[])).await;
+    let leaf = mesh.authority.router(&ROUTER.parse().unwrap()).unwrap();
+    for fields in [
+        "",
+        "X-Sandgate-Caller: \r\n",
+        "X-Sandgate-Caller: v1;static;default\r\nX-Sandgate-Caller: v1;static;default\r\n",
+        "X-Sandgate-Caller: v1;static;def%61ult\r\n",
+        "X-Sandgate-Caller: v2;static;default\r\n",
+        "X-Sandgate-Caller: static:default\r\n",
+    ] {
+        let response = mesh.send_to_gate(Some(&leaf), to_gate(&mesh, fields)).await;
+        assert_eq!(status(&response), 400, "{fields:?}: {response}");
+    }
+    let response = mesh
+        .send_to_gate(Some(&leaf), to_gate(&mesh, "X-Sandgate-Caller: v1;static;other\r\n"))
+        .await;
+    assert_eq!(status(&response), 403, "{response}");
+    mesh.app.assert_untouched("no caller");
+    let response = mesh
+        .send_to_gate(Some(&leaf), to_gate(&mesh, "X-Sandgate-Caller: v1;static;default\r\n"))
+        .await;
+    assert_eq!(status(&response), 200, "{response}");
+    mesh.app.only_request();
+}
+
+#[tokio::test]
+async fn the_router_talks_to_no_gate_but_the_one_it_looks_for() {
+    let mesh = Mesh::open(RecordingApp::polite().await).await;
+    for (sandbox, id, namespace, uid) in [
+        ("default/beta", "beta", "default", POD_UID),
+        ("team-b/alpha", "alpha", "team-b", POD_UID),
+        (
+            "default/alpha",
+            "alpha",
+            "default",
+            "11111111-2222-4333-8444-555555555555",
+        ),
+    ] {
+        let router = mesh.another_router(sandbox, uid);
+        let head = mesh.head("GET / HTTP/1.1", &format!("X-Sandbox-Namespace: {namespace}\r\n"));
+        let head = head.replace("X-Sandbox-ID: alpha", &format!("X-Sandbox-ID: {id}"));
+        let response = exchange(TcpStream::connect(router).await.unwrap(), head, false).await;
+        assert_eq!(status(&response), 502, "{sandbox}: {response}");
+        assert!(
+            response.contains(&format!("Could not connect to the backend sandbox: {id}")),
+            "{response}"
+        );
+        mesh.app.assert_untouched(sandbox);
+    }
+}
