@@ -22,9 +22,27 @@ fn to_gate(mesh: &Mesh, fields: &str) -> String {
     )
 }
 
+/// A policy whose only rule admits one SPIFFE ID to one port.
+fn naming(spiffe_id: &str, port: u16) -> sandgate_mesh::policy::model::Snapshot {
+    serde_json::from_value(serde_json::json!({
+        "version": 1, "generation": { "epoch": 1, "counter": 1 }, "defaultPolicy": "deny", "ports": [port],
+        "policies": [{ "name": "direct", "rules": [{ "from": [{ "spiffeIDs": [spiffe_id] }], "to": [{ "ports": [port] }] }] }],
+    }))
+    .unwrap()
+}
+
 #[tokio::test]
-async fn a_workload_of_the_mesh_is_let_in_as_itself() {
+async fn a_workload_that_no_policy_names_is_refused_even_where_the_default_admits_everybody() {
     let mesh = Mesh::open(RecordingApp::polite().await).await;
+    let leaf = mesh.authority.issue(&workload()).unwrap();
+    let response = mesh.send_to_gate(Some(&leaf), to_gate(&mesh, "")).await;
+    assert_eq!(status(&response), 403, "{response}");
+    mesh.app.assert_untouched("not named");
+}
+
+#[tokio::test]
+async fn a_workload_of_the_mesh_that_a_policy_names_is_let_in_as_itself() {
+    let mesh = Mesh::start(RecordingApp::polite().await, |ports| naming(WORKLOAD, ports.app)).await;
     let leaf = mesh.authority.issue(&workload()).unwrap();
     let response = mesh.send_to_gate(Some(&leaf), to_gate(&mesh, "")).await;
     assert_eq!(status(&response), 200, "{response}");

@@ -81,6 +81,9 @@ impl Permit {
 /// What a decision depends on, besides the caller.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestFacts<'a> {
+    /// Whether the caller is the peer itself. Such a caller must be let in by a rule: the default, made for callers that
+    /// a router authenticated, is no leave to go around it.
+    pub direct: bool,
     /// The app port asked for.
     pub port: AppPort,
     /// The method.
@@ -142,6 +145,7 @@ pub fn authorize(
     let port = LoopbackPort::new(request.port, own).ok_or(Denied::OwnPort)?;
     let snapshot = snapshot.ok_or(Denied::NoSnapshot)?;
     match snapshot.evaluate(caller, request.port, request.method, request.path) {
+        Verdict::Allowed(Basis::Default) if request.direct => Err(Denied::Policy),
         Verdict::Allowed(basis) => Ok(Permit { port, basis }),
         Verdict::Denied => Err(Denied::Policy),
         Verdict::AmbiguousPath => Err(Denied::AmbiguousPath),

@@ -19,6 +19,7 @@ fn caller(name: &str) -> Caller {
 
 fn decide(snapshot: Option<&PolicySnapshot>, name: &str, port: u16, path: &str) -> Result<Permit, Denied> {
     let request = RequestFacts {
+        direct: false,
         port: AppPort::new(port).unwrap(),
         method: &Method::GET,
         path,
@@ -113,4 +114,22 @@ fn a_refusal_names_the_layer_and_never_the_policys_content() {
         assert!(!detail.contains("secret") && !detail.contains("8888"), "{detail}");
         assert!(!denied.to_string().contains("secret"), "{denied}");
     }
+}
+
+#[test]
+fn the_default_policy_is_no_way_around_the_router() {
+    let json = r#"{"version":1,"generation":{"epoch":1,"counter":1},"defaultPolicy":"anonymous","ports":[8888],"policies":[]}"#;
+    let snapshot = PolicySnapshot::parse(json.as_bytes()).unwrap();
+    let decide = |direct| {
+        let port = AppPort::new(8888).unwrap();
+        let request = RequestFacts {
+            direct,
+            port,
+            method: &Method::GET,
+            path: "/",
+        };
+        authorize(&Caller::Anonymous, &request, Some(&snapshot), &OWN)
+    };
+    assert!(decide(false).is_ok());
+    assert_eq!(decide(true).unwrap_err(), Denied::Policy);
 }

@@ -161,6 +161,7 @@ async fn pass(
 
     // On every request: connections outlive policies.
     let facts = RequestFacts {
+        direct: !peer.is_router,
         port: parsed.port,
         method: request.method(),
         path: parsed.target.path(),
