@@ -8,7 +8,7 @@ use crate::forward::Forwarder;
 use crate::metrics::Metrics;
 use crate::resolve::Resolver;
 use crate::routing::Route;
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, EXPECT, HOST, HeaderValue, ORIGIN};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -19,7 +19,7 @@ use sandgate_mesh::contract::{
 };
 use sandgate_mesh::drain::Draining;
 use sandgate_mesh::framing::{Limits, PassThrough, refusal};
-use sandgate_mesh::headers::{cross_hop, requested_upgrade, strip_ours};
+use sandgate_mesh::headers::{cross_hop, requested_upgrade, sanitise_request, strip_ours};
 use sandgate_mesh::outcome::Outcome;
 use sandgate_mesh::telemetry::LineLog;
 use sandgate_mesh::{admin, tunnel};
@@ -263,14 +263,7 @@ fn sanitise(
         .cloned()
         .ok_or(RouterError::BadRoute("Invalid request target."))?;
     let headers = request.headers_mut();
-    strip_ours(headers);
-    headers.remove(AUTHORIZATION);
-    headers.remove(EXPECT);
-    if upgrade.is_some() {
-        // Servers of WebSockets compare it with Host, which is ours.
-        headers.remove(ORIGIN);
-    }
-    cross_hop(headers, upgrade);
+    sanitise_request(headers, upgrade);
     forwarded(worker, client, headers);
     if headers.get_all(TRACEPARENT).iter().nth(1).is_some() {
         headers.remove(TRACEPARENT);

@@ -6,8 +6,8 @@ use crate::contract::{
     X_SANDBOX_TIMEOUT, X_SANDBOX_UID, X_SANDGATE_CALLER, X_SANDGATE_OUTCOME,
 };
 use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, Entry, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, Entry, HOST, ORIGIN, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
+    TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Version};
 
@@ -140,7 +140,7 @@ fn may_trail(name: &HeaderName) -> bool {
         TRAILER,
         http::header::COOKIE,
         http::header::SET_COOKIE,
-        http::header::EXPECT,
+        EXPECT,
         http::header::CONTENT_TYPE,
         http::header::CONTENT_ENCODING,
     ];
@@ -185,6 +185,19 @@ pub fn strip_ours(headers: &mut HeaderMap) {
     for name in others {
         remove_all(headers, name);
     }
+}
+
+/// Leaves in a request's head what may go up one hop: nothing of ours, no credential, no expectation (each hop answers
+/// that itself), and of the hop-by-hop headers only the accepted `upgrade`. The same at both programs.
+pub fn sanitise_request(headers: &mut HeaderMap, upgrade: Option<HeaderValue>) {
+    strip_ours(headers);
+    headers.remove(AUTHORIZATION);
+    headers.remove(EXPECT);
+    if upgrade.is_some() {
+        // Servers of WebSockets compare it with Host, which is ours.
+        headers.remove(ORIGIN);
+    }
+    cross_hop(headers, upgrade);
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use crate::authorize::{Denied, Permit, RequestFacts, authorize};
 use crate::dial::Key;
 use crate::relay;
 use bytes::Bytes;
-use http::header::{HOST, HeaderValue, ORIGIN, RETRY_AFTER};
+use http::header::{HOST, HeaderValue, RETRY_AFTER};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::Full;
@@ -15,7 +15,7 @@ use sandgate_mesh::caller::Caller;
 use sandgate_mesh::contract::{X_REQUEST_ID, X_SANDBOX_PORT, X_SANDGATE_CALLER, X_SANDGATE_OUTCOME};
 use sandgate_mesh::drain::Draining;
 use sandgate_mesh::framing::{PassThrough, refusal};
-use sandgate_mesh::headers::{cross_hop, only, requested_upgrade, strip_ours};
+use sandgate_mesh::headers::{only, requested_upgrade, sanitise_request};
 use sandgate_mesh::identity::PeerId;
 use sandgate_mesh::outcome::Outcome;
 use sandgate_mesh::policy::Basis;
@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[derive(Debug)]
 pub struct Peer {
     id: PeerId,
-    is_router: bool,
+    /// The peer as a caller, unless it is a router, which speaks for others.
     direct: Option<Arc<Caller>>,
     last: Mutex<Option<(HeaderValue, Arc<Caller>)>>,
 }
@@ -89,7 +89,6 @@ impl Peer {
         let direct = (!is_router).then(|| Arc::new(Caller::Spiffe(id.to_spiffe_id())));
         Self {
             id,
-            is_router,
             direct,
             last: Mutex::new(None),
         }
@@ -161,7 +160,7 @@ async fn pass(
 
     // On every request: connections outlive policies.
     let facts = RequestFacts {
-        direct: !peer.is_router,
+        direct: peer.direct.is_some(),
         port: parsed.port,
         method: request.method(),
         path: parsed.target.path(),
@@ -232,14 +231,7 @@ fn sanitise<B>(
     upgrade: Option<HeaderValue>,
 ) -> Result<(), Refused> {
     let headers = request.headers_mut();
-    strip_ours(headers);
-    headers.remove(http::header::EXPECT);
-    headers.remove(http::header::AUTHORIZATION);
-    if upgrade.is_some() {
-        // Servers of WebSockets compare it with Host, which is ours.
-        headers.remove(ORIGIN);
-    }
-    cross_hop(headers, upgrade);
+    sanitise_request(headers, upgrade);
     let host = HeaderValue::from_str(&format!("127.0.0.1:{port}"))
         .map_err(|_| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, Outcome::Malformed, INTERNAL))?;
     headers.insert(HOST, host);
@@ -286,7 +278,7 @@ fn audit<B>(gate: &Gate, peer: &Peer, parsed: &Parsed, request: &Request<B>, dec
         rule,
         reason: decision.err().map(ToString::to_string),
         caller: parsed.caller.to_string(),
-        router: peer.is_router.then(|| peer.id.to_string()),
+        router: peer.direct.is_none().then(|| peer.id.to_string()),
         pod_uid: gate.settings.pod_uid.as_str(),
         port: parsed.port.get(),
         method: request.method().as_str(),
