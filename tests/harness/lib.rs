@@ -102,7 +102,6 @@ impl Mesh {
         let settings = Settings {
             sandbox: identity.sandbox.clone(),
             pod_uid: identity.pod_uid.clone(),
-            trust_domain: trust_domain(),
             routers: vec![ROUTER.parse().unwrap()],
             own_ports: OwnPorts {
                 mesh: ports.mesh,

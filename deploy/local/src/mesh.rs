@@ -437,7 +437,6 @@ impl Gates {
             let settings = Settings {
                 sandbox: key.clone(),
                 pod_uid: uid.clone(),
-                trust_domain: trust_domain.clone(),
                 routers: vec![router.clone()],
                 // No health port: 0 is no app's.
                 own_ports: OwnPorts { mesh: port, health: 0 },

@@ -177,7 +177,6 @@ fn settings(flags: Flags, own_ports: OwnPorts) -> Settings {
             name: flags.sandbox,
         },
         pod_uid: flags.pod_uid,
-        trust_domain: flags.trust_domain,
         routers: flags.router_identity,
         own_ports,
         caps: Caps {

@@ -16,7 +16,7 @@ use sandgate_mesh::admin::Readiness;
 use sandgate_mesh::credentials::MeshCredentials;
 use sandgate_mesh::drain::{DrainState, Draining};
 use sandgate_mesh::framing::Limits;
-use sandgate_mesh::identity::{PeerId, TrustDomain, WorkloadIdentity};
+use sandgate_mesh::identity::{PeerId, WorkloadIdentity};
 use sandgate_mesh::listener::{self, ConnectionCount, ConnectionLimits};
 use sandgate_mesh::memory::MemoryBudget;
 use sandgate_mesh::policy::PolicySnapshot;
@@ -62,8 +62,6 @@ pub struct Settings {
     pub sandbox: SandboxKey,
     /// This incarnation of it.
     pub pod_uid: PodUid,
-    /// Peers outside it are nobody.
-    pub trust_domain: TrustDomain,
     /// Peers whose caller assertions are believed.
     pub routers: Vec<WorkloadIdentity>,
     /// Ports that are never dialed.
