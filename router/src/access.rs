@@ -4,7 +4,7 @@ use crate::metrics::{Metrics, method_label};
 use http::header::USER_AGENT;
 use http::{HeaderMap, Method, StatusCode};
 use sandgate_mesh::body::{BodyEnd, UploadWatch};
-use sandgate_mesh::contract::TRACEPARENT;
+use sandgate_mesh::contract::{TRACEPARENT, X_REQUEST_ID};
 use sandgate_mesh::pool::Lease;
 use sandgate_mesh::sandbox::SandboxKey;
 use sandgate_mesh::telemetry::{LineLog, timestamp};
@@ -37,7 +37,7 @@ pub(crate) struct Record {
     status: StatusCode,
     upload: Option<Arc<UploadWatch>>,
     bytes_out: u64,
-    line: Option<Line>,
+    line: Option<Box<Line>>,
 }
 
 #[derive(Serialize)]
@@ -68,7 +68,6 @@ impl Record {
         log: Option<&LineLog>,
         request: &http::Request<B>,
         client_ip: IpAddr,
-        request_id: &str,
     ) -> Self {
         metrics.inflight.inc();
         let text = |headers: &HeaderMap, name| {
@@ -77,16 +76,18 @@ impl Record {
                 .and_then(|value| value.to_str().ok())
                 .map(str::to_owned)
         };
-        let line = log.map(|log| Line {
-            log: log.clone(),
-            method: request.method().clone(),
-            path: request.uri().path().to_owned(),
-            client_ip,
-            user_agent: text(request.headers(), USER_AGENT),
-            traceparent: text(request.headers(), TRACEPARENT),
-            request_id: request_id.to_owned(),
-            caller: None,
-            upstream: None,
+        let line = log.map(|log| {
+            Box::new(Line {
+                log: log.clone(),
+                method: request.method().clone(),
+                path: request.uri().path().to_owned(),
+                client_ip,
+                user_agent: text(request.headers(), USER_AGENT),
+                traceparent: text(request.headers(), TRACEPARENT),
+                request_id: text(request.headers(), X_REQUEST_ID).unwrap_or_default(),
+                caller: None,
+                upstream: None,
+            })
         });
         Self {
             metrics: Arc::clone(metrics),
@@ -117,8 +118,8 @@ impl Record {
         }
     }
 
-    pub(crate) fn upload(&mut self, upload: &Arc<UploadWatch>) {
-        self.upload = Some(Arc::clone(upload));
+    pub(crate) fn upload(&mut self, upload: Option<Arc<UploadWatch>>) {
+        self.upload = upload;
     }
 
     pub(crate) fn status(&mut self, status: StatusCode) {

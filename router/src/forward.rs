@@ -91,17 +91,16 @@ impl Forwarder {
         resolver: &Resolver,
         route: &Route,
         mut target: Arc<Target>,
-        request: Request<Upload>,
+        mut request: Box<Request<Upload>>,
         budget: Duration,
     ) -> Result<(Lease<Arc<Target>>, Response<Incoming>), RouterError> {
-        let deadline = Instant::now() + budget;
+        let deadline = request.body().started() + budget;
         let name = &route.sandbox.name;
         let wait = self.head_timeout.map_or(budget, |limit| limit.min(budget));
-        let mut request = request;
         if let Some(mut lease) = self.pool.take(&target) {
             match lease.upstream.send(request, wait).await {
                 Ok(response) => return Ok((lease, response)),
-                Err(ExchangeError::NotSent(unsent)) => request = *unsent,
+                Err(ExchangeError::NotSent(unsent)) => request = unsent,
                 Err(error) => return Err(self.explain(&error, route)),
             }
         }

@@ -1,12 +1,12 @@
 //! What the router counts, under the names and labels that existing dashboards use (CONTRACT section 7). Label values
 //! that a caller can choose are bounded: what isn't known counts as `other`.
 
+use foldhash::HashMap;
 use http::{Method, StatusCode};
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 use sandgate_mesh::sandbox::Namespace;
-use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 /// Namespaces that get a label value of their own.
@@ -14,7 +14,7 @@ const MAX_NAMESPACES: usize = 256;
 /// The label value of everything else.
 const OTHER: &str = "other";
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Handles {
     count: IntCounter,
     duration: Histogram,
@@ -132,7 +132,7 @@ impl Metrics {
         namespace: Option<&Namespace>,
         seconds: f64,
     ) {
-        let handles = self.with_known(|known| {
+        self.with_known(|known| {
             let index = namespace
                 .and_then(|namespace| known.namespaces.get(namespace))
                 .copied()
@@ -149,14 +149,10 @@ impl Metrics {
                     duration: self.durations.with_label_values(&labels),
                 }
             };
-            known
-                .handles
-                .entry((method, status, index))
-                .or_insert_with(make)
-                .clone()
+            let handles = known.handles.entry((method, status, index)).or_insert_with(make);
+            handles.count.inc();
+            handles.duration.observe(seconds);
         });
-        handles.count.inc();
-        handles.duration.observe(seconds);
     }
 
     /// Counts a request that the sandbox didn't answer.

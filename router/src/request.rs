@@ -8,7 +8,7 @@ use crate::forward::Forwarder;
 use crate::metrics::Metrics;
 use crate::resolve::Resolver;
 use crate::routing::Route;
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderValue};
+use http::header::{EXPECT, HOST, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -23,11 +23,8 @@ use sandgate_mesh::headers::{cross_hop, requested_upgrade, sanitise_request, str
 use sandgate_mesh::outcome::Outcome;
 use sandgate_mesh::telemetry::LineLog;
 use sandgate_mesh::{admin, tunnel};
-use std::fmt::Write;
-use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Longest request ID that is kept, in bytes.
 const MAX_REQUEST_ID: usize = 128;
@@ -42,35 +39,40 @@ pub(crate) struct Worker {
     pub(crate) forwarder: Forwarder,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) access: Option<LineLog>,
-    pub(crate) ids: RequestIds,
 }
 
 /// The client connection that a request came over.
 #[derive(Debug)]
 pub(crate) struct Client {
-    pub(crate) ip: IpAddr,
-    pub(crate) scheme: &'static str,
-    pub(crate) certificate: Option<Authenticated>,
+    ip: IpAddr,
+    /// The address as `X-Forwarded-For` has it, made once for all requests.
+    ip_text: HeaderValue,
+    scheme: HeaderValue,
+    certificate: Option<Authenticated>,
+    /// For tunnels, which outlive the connection's own task.
+    draining: Draining,
+    /// Whether what it says of those before it counts.
+    trusted_proxy: bool,
 }
 
-/// Makes request IDs that don't repeat and don't tell how many there were.
-#[derive(Debug, Default)]
-pub(crate) struct RequestIds {
-    seed: RandomState,
-    next: AtomicU64,
-}
-
-impl RequestIds {
-    fn next(&self) -> String {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let mut id = String::with_capacity(32);
-        let _ = write!(
-            id,
-            "{:016x}{:016x}",
-            self.seed.hash_one(number),
-            self.seed.hash_one((number, 1))
-        );
-        id
+impl Client {
+    /// The client at `ip`, over `scheme`, with the name its certificate gave it.
+    pub(crate) fn new(
+        config: &Config,
+        ip: IpAddr,
+        scheme: &'static str,
+        certificate: Option<Authenticated>,
+        draining: Draining,
+    ) -> Self {
+        Self {
+            ip,
+            // An address is made of characters that a header value may have.
+            ip_text: HeaderValue::from_str(&ip.to_string()).unwrap_or(HeaderValue::from_static("unknown")),
+            scheme: HeaderValue::from_static(scheme),
+            certificate,
+            draining,
+            trusted_proxy: config.trusted_proxies.iter().any(|network| network.contains(&ip)),
+        }
     }
 }
 
@@ -78,9 +80,8 @@ impl RequestIds {
 pub(crate) async fn handle(
     worker: &Worker,
     client: &Client,
-    mut request: Request<Incoming>,
+    mut request: Box<Request<Incoming>>,
     switch: PassThrough,
-    draining: Draining,
 ) -> Response<Answer<End>> {
     if let Some(violation) = refusal(&request) {
         return RouterError::Framing(violation).response().map(Answer::Own);
@@ -88,9 +89,8 @@ pub(crate) async fn handle(
     if request.uri().path() == "/healthz" && matches!(*request.method(), Method::GET | Method::HEAD) {
         return admin::healthy().map(Answer::Own);
     }
-    let request_id = request_id(worker, &mut request);
-    let shown = request_id.to_str().unwrap_or_default();
-    let mut record = Record::begin(&worker.metrics, worker.access.as_ref(), &request, client.ip, shown);
+    ensure_request_id(&mut request);
+    let mut record = Record::begin(&worker.metrics, worker.access.as_ref(), &request, client.ip);
 
     let (caller, route) = match admit(worker, client, &request, &mut record) {
         Ok(admitted) => admitted,
@@ -102,9 +102,9 @@ pub(crate) async fn handle(
             return answer_error(&error, record);
         }
     };
-    match pass(worker, client, &caller, &route, request, &mut record, switch, draining).await {
+    match pass(worker, client, &caller, &route, request, &mut record, switch).await {
         Ok(Passed::Answered(lease, response, watch, silence)) => {
-            response.map(|body| Answer::Relayed(Download::new(body, silence, Some(watch), End { lease, record })))
+            response.map(|body| Answer::Relayed(Download::new(body, silence, watch, End { lease, record })))
         }
         Ok(Passed::Switched(response)) => response.map(|()| Answer::empty()),
         Err(error) => answer_error(&error, record),
@@ -144,7 +144,7 @@ enum Passed {
     Answered(
         sandgate_mesh::pool::Lease<Arc<crate::resolve::Target>>,
         Response<Incoming>,
-        Arc<sandgate_mesh::body::UploadWatch>,
+        Option<Arc<sandgate_mesh::body::UploadWatch>>,
         std::time::Duration,
     ),
     Switched(Response<()>),
@@ -156,10 +156,9 @@ async fn pass(
     client: &Client,
     caller: &Authenticated,
     route: &Route,
-    mut request: Request<Incoming>,
+    mut request: Box<Request<Incoming>>,
     record: &mut Record,
     switch: PassThrough,
-    draining: Draining,
 ) -> Result<Passed, RouterError> {
     let name = &route.sandbox.name;
     let budget = route.timeout.map_or(worker.config.proxy_timeout, |wanted| {
@@ -176,13 +175,13 @@ async fn pass(
 
     let upgrade = requested_upgrade(&request);
     sanitise(worker, client, caller, route, &mut request, upgrade.clone())?;
-    let downstream = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+    let downstream = upgrade.is_some().then(|| hyper::upgrade::on(&mut *request));
     let (head, body) = request.into_parts();
     let body = Upload::new(body, worker.config.max_request_body).map_err(RouterError::Upload)?;
     let watch = body.watch();
-    record.upload(&watch);
+    record.upload(watch.clone());
 
-    let request = Request::from_parts(head, body);
+    let request = Box::new(Request::from_parts(head, body));
     let (lease, mut response) = worker
         .forwarder
         .forward(&worker.resolver, route, target, request, budget)
@@ -198,7 +197,7 @@ async fn pass(
             return Err(RouterError::EarlyBytes);
         }
         let upstream = hyper::upgrade::on(&mut response);
-        let limits = worker.config.tunnels;
+        let (limits, draining) = (worker.config.tunnels, client.draining.clone());
         tokio::spawn(async move {
             // Kept until the tunnel ends: the connection's driver needs its sender.
             let _lease = lease;
@@ -232,20 +231,29 @@ fn note_outcome(worker: &Worker, route: &Route, response: &Response<Incoming>) {
 }
 
 /// Keeps a sane request ID of the client's, or makes one.
-fn request_id(worker: &Worker, request: &mut Request<Incoming>) -> HeaderValue {
-    let sane = |value: &&HeaderValue| {
+fn ensure_request_id(request: &mut Request<Incoming>) {
+    let sane = |value: &HeaderValue| {
         (1..=MAX_REQUEST_ID).contains(&value.len())
             && value
                 .as_bytes()
                 .iter()
                 .all(|b| b.is_ascii_alphanumeric() || b"-_.:+/=".contains(b))
     };
-    if let Some(value) = request.headers().get(X_REQUEST_ID).filter(sane) {
-        return value.clone();
+    if request.headers().get(X_REQUEST_ID).is_some_and(sane) {
+        return;
     }
-    let made = HeaderValue::from_str(&worker.ids.next()).unwrap_or(HeaderValue::from_static("unknown"));
-    request.headers_mut().insert(X_REQUEST_ID, made.clone());
-    made
+    let made = HeaderValue::try_from(random_hex()).unwrap_or(HeaderValue::from_static("unknown"));
+    request.headers_mut().insert(X_REQUEST_ID, made);
+}
+
+/// 128 random bits as 32 digits. Without `format!`, which costs as much as all else that is done for an ID.
+fn random_hex() -> Vec<u8> {
+    let digit = |nibble: u8| nibble + if nibble < 10 { b'0' } else { b'a' - 10 };
+    let bytes = fastrand::u128(..).to_be_bytes();
+    bytes
+        .iter()
+        .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)])
+        .collect()
 }
 
 /// Leaves in the head what the next hop may see, and adds what it must.
@@ -257,62 +265,58 @@ fn sanitise(
     request: &mut Request<Incoming>,
     upgrade: Option<HeaderValue>,
 ) -> Result<(), RouterError> {
-    let target = request
-        .uri()
-        .path_and_query()
-        .cloned()
-        .ok_or(RouterError::BadRoute("Invalid request target."))?;
+    let bad_target = || RouterError::BadRoute("Invalid request target.");
+    let target = request.uri().path_and_query().cloned().ok_or_else(bad_target)?;
     let headers = request.headers_mut();
     sanitise_request(headers, upgrade);
-    forwarded(worker, client, headers);
     if headers.get_all(TRACEPARENT).iter().nth(1).is_some() {
         headers.remove(TRACEPARENT);
     }
-    let internal = |_| RouterError::BadRoute("Invalid request target.");
-    headers.insert(
-        HOST,
-        HeaderValue::from_str(&format!("127.0.0.1:{}", route.port)).map_err(internal)?,
-    );
+    let port = HeaderValue::from(route.port.get());
+    let host = HeaderValue::try_from([b"127.0.0.1:", port.as_bytes()].concat()).map_err(|_| bad_target())?;
+    let asked_for = headers.insert(HOST, host);
+    forwarded(client, asked_for, headers);
     if worker.config.mesh == Mesh::Required {
-        headers.insert(X_SANDBOX_PORT, HeaderValue::from(route.port.get()));
+        headers.insert(X_SANDBOX_PORT, port);
         headers.insert(X_SANDGATE_CALLER, caller.assertion.clone());
     }
-    debug_assert!(headers.get_all(CONTENT_LENGTH).iter().count() <= 1);
     *request.version_mut() = Version::HTTP_11;
     // Origin form, whatever form it came in.
     *request.uri_mut() = Uri::from(target);
     Ok(())
 }
 
-/// Sets `X-Forwarded-*`. What a client says of itself counts only if it is a trusted proxy.
-fn forwarded(worker: &Worker, client: &Client, headers: &mut HeaderMap) {
-    let trusted = worker
-        .config
-        .trusted_proxies
-        .iter()
-        .any(|network| network.contains(&client.ip));
-    let mut chain = String::new();
-    if trusted {
-        for value in headers
-            .get_all(X_FORWARDED_FOR)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-        {
-            let _ = write!(chain, "{value}, ");
-        }
-    } else {
-        headers.remove(X_FORWARDED_HOST);
-        headers.remove(X_FORWARDED_PROTO);
+/// Sets `X-Forwarded-*`, with the `host` that the client asked for. What a client says of itself counts only if it is a trusted proxy.
+fn forwarded(client: &Client, host: Option<HeaderValue>, headers: &mut HeaderMap) {
+    if client.trusted_proxy {
+        forwarded_by_proxy(client, host, headers);
+        return;
     }
-    let _ = write!(chain, "{}", client.ip);
-    if let Ok(chain) = HeaderValue::from_str(&chain) {
+    headers.insert(X_FORWARDED_FOR, client.ip_text.clone());
+    headers.insert(X_FORWARDED_PROTO, client.scheme.clone());
+    match host {
+        Some(host) => headers.insert(X_FORWARDED_HOST, host),
+        None => headers.remove(X_FORWARDED_HOST),
+    };
+}
+
+/// Adds the proxy to the chain, and keeps what it says of its own client.
+fn forwarded_by_proxy(client: &Client, host: Option<HeaderValue>, headers: &mut HeaderMap) {
+    let mut chain = Vec::new();
+    for value in headers.get_all(X_FORWARDED_FOR) {
+        chain.extend_from_slice(value.as_bytes());
+        chain.extend_from_slice(b", ");
+    }
+    chain.extend_from_slice(client.ip_text.as_bytes());
+    // Joined header values are a header value.
+    if let Ok(chain) = HeaderValue::try_from(chain) {
         headers.insert(X_FORWARDED_FOR, chain);
     }
     if !headers.contains_key(X_FORWARDED_PROTO) {
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(client.scheme));
+        headers.insert(X_FORWARDED_PROTO, client.scheme.clone());
     }
     if !headers.contains_key(X_FORWARDED_HOST)
-        && let Some(host) = headers.get(HOST).cloned()
+        && let Some(host) = host
     {
         headers.insert(X_FORWARDED_HOST, host);
     }

@@ -2,10 +2,10 @@
 
 use crate::config::{Config, Mesh, StaticSandbox};
 use crate::routing::{Route, may_be_a_pod};
+use foldhash::HashMap;
 use sandgate_mesh::contract::MESH_PORT;
 use sandgate_mesh::identity::{ExpectedSandbox, TrustDomain};
 use sandgate_mesh::sandbox::{PodUid, SandboxKey};
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,7 +35,7 @@ impl Resolver {
             trust_domain: config.trust_domain.clone(),
             cluster_domain: config.cluster_domain.clone(),
             allow_loopback: config.allow_loopback_pod_ip,
-            known: HashMap::new(),
+            known: HashMap::default(),
         };
         for sandbox in &config.sandboxes {
             let endpoint = SocketAddr::new(sandbox.ip, sandbox.mesh_port);

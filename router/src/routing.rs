@@ -1,12 +1,11 @@
 //! Routing headers -> [`Route`] (CONTRACT section 2).
 
 use crate::error::RouterError;
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use sandgate_mesh::contract::{
-    DEFAULT_NAMESPACE, X_SANDBOX_ID, X_SANDBOX_NAMESPACE, X_SANDBOX_POD_IP, X_SANDBOX_PORT, X_SANDBOX_TIMEOUT,
-    X_SANDBOX_UID,
+    DEFAULT_NAMESPACE, ROUTING_HEADER_PREFIX, X_SANDBOX_ID, X_SANDBOX_NAMESPACE, X_SANDBOX_POD_IP, X_SANDBOX_PORT,
+    X_SANDBOX_TIMEOUT, X_SANDBOX_UID,
 };
-use sandgate_mesh::headers::only;
 use sandgate_mesh::sandbox::{AppPort, SandboxKey};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -20,20 +19,57 @@ pub(crate) struct Route {
     pub(crate) timeout: Option<Duration>,
 }
 
+/// The routing headers, each with the name that error texts use.
+static NAMES: [(HeaderName, &str); 6] = [
+    (X_SANDBOX_ID, "X-Sandbox-ID"),
+    (X_SANDBOX_NAMESPACE, "X-Sandbox-Namespace"),
+    (X_SANDBOX_PORT, "X-Sandbox-Port"),
+    (X_SANDBOX_POD_IP, "X-Sandbox-Pod-IP"),
+    (X_SANDBOX_UID, "X-Sandbox-UID"),
+    (X_SANDBOX_TIMEOUT, "X-Sandbox-Timeout"),
+];
+
+/// A routing header as a head has it.
+#[derive(Debug, Clone, Copy)]
+enum Given<'a> {
+    Absent,
+    Once(&'a HeaderValue),
+    Repeated,
+}
+
+/// The routing headers of a head, found in one pass over it.
+fn given(headers: &HeaderMap) -> [Given<'_>; NAMES.len()] {
+    let mut given = [Given::Absent; NAMES.len()];
+    for (name, value) in headers {
+        if !name.as_str().starts_with(ROUTING_HEADER_PREFIX) {
+            continue;
+        }
+        let known = NAMES.iter().zip(&mut given).find(|((known, _), _)| known == name);
+        if let Some((_, slot)) = known {
+            *slot = match slot {
+                Given::Absent => Given::Once(value),
+                Given::Once(_) | Given::Repeated => Given::Repeated,
+            };
+        }
+    }
+    given
+}
+
 impl Route {
     /// Reads the routing headers.
     pub(crate) fn parse(headers: &HeaderMap, allow_loopback: bool) -> Result<Self, RouterError> {
         let bad = RouterError::BadRoute;
-        let id = text(headers, &X_SANDBOX_ID, "X-Sandbox-ID")?;
-        let id = id.ok_or(bad("X-Sandbox-ID header is required."))?;
+        let [id, namespace, port, pod_ip, uid, timeout] = given(headers);
+        let [id_name, namespace_name, port_name, pod_ip_name, uid_name, timeout_name] = &NAMES;
+        let id = text(id, id_name)?.ok_or(bad("X-Sandbox-ID header is required."))?;
         let name = id.parse().map_err(|_| bad("Invalid sandbox ID format."))?;
-        let namespace = text(headers, &X_SANDBOX_NAMESPACE, "X-Sandbox-Namespace")?.unwrap_or(DEFAULT_NAMESPACE);
+        let namespace = text(namespace, namespace_name)?.unwrap_or(DEFAULT_NAMESPACE);
         let namespace = namespace.parse().map_err(|_| bad("Invalid namespace format."))?;
-        let port = match text(headers, &X_SANDBOX_PORT, "X-Sandbox-Port")? {
+        let port = match text(port, port_name)? {
             None => AppPort::DEFAULT,
             Some(port) => port.parse().map_err(|_| bad("Invalid port format."))?,
         };
-        let pod_ip = match text(headers, &X_SANDBOX_POD_IP, "X-Sandbox-Pod-IP")? {
+        let pod_ip = match text(pod_ip, pod_ip_name)? {
             None => None,
             Some(ip) => Some(
                 ip.parse::<IpAddr>()
@@ -44,8 +80,8 @@ impl Route {
             ),
         };
         // A lookup key of the pod cache; until there is one, only its being single is checked.
-        text(headers, &X_SANDBOX_UID, "X-Sandbox-UID")?;
-        let timeout = text(headers, &X_SANDBOX_TIMEOUT, "X-Sandbox-Timeout")?.and_then(seconds);
+        text(uid, uid_name)?;
+        let timeout = text(timeout, timeout_name)?.and_then(seconds);
         Ok(Self {
             sandbox: SandboxKey { namespace, name },
             port,
@@ -55,12 +91,13 @@ impl Route {
     }
 }
 
-/// The only value of a header; absent and empty are the same. What isn't text becomes something no rule accepts.
-fn text<'a>(headers: &'a HeaderMap, name: &HeaderName, shown: &'static str) -> Result<Option<&'a str>, RouterError> {
-    let value = only(headers, name).map_err(|_| RouterError::Duplicate(shown))?;
-    Ok(value
-        .map(|value| value.to_str().unwrap_or("\u{fffd}"))
-        .filter(|text| !text.is_empty()))
+/// A header's text; absent and empty are the same. What isn't text becomes something no rule accepts.
+fn text<'a>(given: Given<'a>, (_, shown): &(HeaderName, &'static str)) -> Result<Option<&'a str>, RouterError> {
+    match given {
+        Given::Absent => Ok(None),
+        Given::Once(value) => Ok(Some(value.to_str().unwrap_or("\u{fffd}")).filter(|text| !text.is_empty())),
+        Given::Repeated => Err(RouterError::Duplicate(shown)),
+    }
 }
 
 fn seconds(text: &str) -> Option<Duration> {

@@ -4,7 +4,7 @@ use crate::authenticate::{Authenticator, certificate_caller};
 use crate::config::{Config, Https, Mesh};
 use crate::forward::{Credentials, Forwarder};
 use crate::metrics::Metrics;
-use crate::request::{self, Client, RequestIds, Worker};
+use crate::request::{self, Client, Worker};
 use crate::resolve::Resolver;
 use anyhow::Context;
 use sandgate_mesh::admin::{Admin, Readiness};
@@ -134,7 +134,6 @@ impl Router {
                 forwarder: Forwarder::new(&self.config, &framing, self.credentials.clone(), &self.metrics),
                 metrics: Arc::clone(&self.metrics),
                 access: access.clone(),
-                ids: RequestIds::default(),
             };
             workers.push(start_worker(number, worker, draining.clone())?);
         }
@@ -231,7 +230,7 @@ impl Acceptor {
 /// Starts a thread that serves connections on a runtime of its own: nothing on a request's way changes threads.
 fn start_worker(number: usize, worker: Worker, draining: Draining) -> anyhow::Result<mpsc::Sender<Accepted>> {
     let (sender, mut accepted) = mpsc::channel::<Accepted>(HANDOVER);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = serve::runtime()?;
     let work = async move {
         let worker = Arc::new(worker);
         let sweeping = Arc::clone(&worker);
@@ -287,11 +286,7 @@ async fn serve_connection(worker: Arc<Worker>, accepted: Accepted, mut draining:
     }
     match tls {
         None => {
-            let client = Client {
-                ip: peer.ip(),
-                scheme: "http",
-                certificate: None,
-            };
+            let client = Client::new(&worker.config, peer.ip(), "http", None, draining.clone());
             Box::pin(serve_stream(worker, stream, client, draining)).await;
         }
         Some(config) => match Box::pin(tls::accept_front(stream, config)).await {
@@ -302,11 +297,7 @@ async fn serve_connection(worker: Arc<Worker>, accepted: Accepted, mut draining:
                     tracing::info!(%peer, "the client certificate's name can't be a caller's");
                     return;
                 }
-                let client = Client {
-                    ip: peer.ip(),
-                    scheme: "https",
-                    certificate: named.flatten(),
-                };
+                let client = Client::new(&worker.config, peer.ip(), "https", named.flatten(), draining.clone());
                 Box::pin(serve_stream(worker, stream, client, draining)).await;
             }
             Err(error) => tracing::info!(%peer, %error, "handshake refused"),
@@ -319,10 +310,12 @@ async fn serve_stream<S>(worker: Arc<Worker>, stream: S, client: Client, drainin
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    let (framing, client, tunnels) = (Arc::clone(&worker.framing), Arc::new(client), draining.clone());
+    let (framing, client) = (Arc::clone(&worker.framing), Arc::new(client));
     serve::http1(stream, &framing, draining, move |request, switch| {
-        let (worker, client, draining) = (Arc::clone(&worker), Arc::clone(&client), tunnels.clone());
-        async move { request::handle(&worker, &client, request, switch, draining).await }
+        let (worker, client) = (Arc::clone(&worker), Arc::clone(&client));
+        // Boxed, or each future that it passes through would have room for it.
+        let request = Box::new(request);
+        async move { request::handle(&worker, &client, request, switch).await }
     })
     .await;
 }

@@ -71,9 +71,20 @@ impl UploadWatch {
         self.failure.get().copied()
     }
 
-    fn touch(&self) {
+    fn pass(&self, frame: Frame<Bytes>, limit: u64) -> Result<Frame<Bytes>, BodyError> {
         let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.moved_millis.store(millis, Ordering::Relaxed);
+        match frame.into_data() {
+            Ok(data) => {
+                let sum = self.bytes.fetch_add(data.len() as u64, Ordering::Relaxed) + data.len() as u64;
+                if sum > limit {
+                    Err(BodyError::TooLarge)
+                } else {
+                    Ok(Frame::data(data))
+                }
+            }
+            Err(frame) => Ok(clean_trailers(frame)),
+        }
     }
 }
 
@@ -82,7 +93,8 @@ impl UploadWatch {
 pub struct Upload {
     incoming: Incoming,
     limit: u64,
-    watch: Arc<UploadWatch>,
+    started: Instant,
+    watch: Option<Arc<UploadWatch>>,
 }
 
 impl Upload {
@@ -95,38 +107,30 @@ impl Upload {
         if incoming.size_hint().lower() > limit {
             return Err(BodyError::TooLarge);
         }
-        let watch = UploadWatch {
-            started: Instant::now(),
+        let started = Instant::now();
+        let watch = || UploadWatch {
+            started,
             bytes: AtomicU64::new(0),
             moved_millis: AtomicU64::new(0),
             awaits_client: AtomicBool::new(false),
             failure: OnceLock::new(),
         };
         Ok(Self {
-            incoming,
             limit,
-            watch: Arc::new(watch),
+            started,
+            watch: (!incoming.is_end_stream()).then(|| Arc::new(watch())),
+            incoming,
         })
     }
 
-    /// A view for whoever waits for the answer.
-    pub fn watch(&self) -> Arc<UploadWatch> {
-        Arc::clone(&self.watch)
+    /// When the request that it belongs to began.
+    pub fn started(&self) -> Instant {
+        self.started
     }
 
-    fn pass(&self, frame: Frame<Bytes>) -> Result<Frame<Bytes>, BodyError> {
-        self.watch.touch();
-        match frame.into_data() {
-            Ok(data) => {
-                let sum = self.watch.bytes.fetch_add(data.len() as u64, Ordering::Relaxed) + data.len() as u64;
-                if sum > self.limit {
-                    Err(BodyError::TooLarge)
-                } else {
-                    Ok(Frame::data(data))
-                }
-            }
-            Err(frame) => Ok(clean_trailers(frame)),
-        }
+    /// A view for whoever waits for the answer; `None` of a body that has no bytes.
+    pub fn watch(&self) -> Option<Arc<UploadWatch>> {
+        self.watch.clone()
     }
 }
 
@@ -145,14 +149,20 @@ impl Body for Upload {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let polled = Pin::new(&mut self.incoming).poll_frame(cx);
-        self.watch.awaits_client.store(polled.is_pending(), Ordering::Relaxed);
+        let this = &mut *self;
+        let Some(watch) = &this.watch else {
+            return Poll::Ready(None);
+        };
+        let polled = Pin::new(&mut this.incoming).poll_frame(cx);
+        watch.awaits_client.store(polled.is_pending(), Ordering::Relaxed);
         let passed = match ready!(polled) {
             None => return Poll::Ready(None),
-            Some(frame) => frame.map_err(BodyError::from).and_then(|frame| self.pass(frame)),
+            Some(frame) => frame
+                .map_err(BodyError::from)
+                .and_then(|frame| watch.pass(frame, this.limit)),
         };
         if let Err(error) = passed {
-            let _ = self.watch.failure.set(error);
+            let _ = watch.failure.set(error);
         }
         Poll::Ready(Some(passed))
     }

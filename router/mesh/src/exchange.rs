@@ -7,17 +7,19 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 /// An HTTP/1.1 connection to an upstream, ready for one request at a time.
 #[derive(Debug)]
 pub struct Upstream {
     sender: SendRequest<Upload>,
     expect: ExpectResponse,
+    /// Bounds the wait for a response head. Kept from request to request: moving a timer that already runs is cheap.
+    timer: Pin<Box<Sleep>>,
 }
 
 /// Why there is no answer.
@@ -55,7 +57,11 @@ impl Upstream {
             // The request that was under way hears of the error; between requests nobody needs to.
             let _ = connection.with_upgrades().await;
         });
-        Ok(Self { sender, expect })
+        Ok(Self {
+            sender,
+            expect,
+            timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+        })
     }
 
     /// Whether a request can be sent now.
@@ -70,44 +76,47 @@ impl Upstream {
 
     /// Sends a request and waits for its response head, at most `wait` after the request's body last moved.
     ///
+    /// The request comes in a box because it passes through several futures, which would each have room for it.
+    ///
     /// # Errors
     /// See [`ExchangeError`]. After any of them the connection must not be used again.
     pub async fn send(
         &mut self,
-        request: Request<Upload>,
+        request: Box<Request<Upload>>,
         wait: Duration,
     ) -> Result<Response<Incoming>, ExchangeError> {
-        let watch = request.body().watch();
+        let (started, watch) = (request.body().started(), request.body().watch());
+        let due = || watch.as_ref().map_or(started, |watch| watch.moved()) + wait;
         self.expect.arm();
-        let mut answer = pin!(self.sender.try_send_request(request));
-        let mut timer = pin!(tokio::time::sleep(wait));
+        self.timer.as_mut().reset(due());
+        let mut answer = pin!(self.sender.try_send_request(*request));
         loop {
             tokio::select! {
                 biased;
                 answer = &mut answer => {
                     return answer.map_err(|mut error| match error.take_message() {
                         Some(request) => ExchangeError::NotSent(Box::new(request)),
-                        None => explain(error.into_error(), &watch),
+                        None => explain(error.into_error(), watch.as_deref()),
                     });
                 }
-                () = &mut timer => {
-                    let next = watch.moved() + wait;
+                () = &mut self.timer => {
+                    let next = due();
                     if next <= Instant::now() {
-                        return Err(if watch.awaits_client() {
+                        return Err(if watch.as_ref().is_some_and(|watch| watch.awaits_client()) {
                             ExchangeError::Upload(BodyError::Silent)
                         } else {
                             ExchangeError::TimedOut
                         });
                     }
-                    timer.as_mut().reset(next);
+                    self.timer.as_mut().reset(next);
                 }
             }
         }
     }
 }
 
-fn explain(error: hyper::Error, watch: &UploadWatch) -> ExchangeError {
-    if let Some(failure) = watch.failure() {
+fn explain(error: hyper::Error, watch: Option<&UploadWatch>) -> ExchangeError {
+    if let Some(failure) = watch.and_then(UploadWatch::failure) {
         return ExchangeError::Upload(failure);
     }
     match violation(&error) {

@@ -6,14 +6,47 @@ use crate::contract::{
     X_SANDBOX_TIMEOUT, X_SANDBOX_UID, X_SANDGATE_CALLER, X_SANDGATE_OUTCOME,
 };
 use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, Entry, HOST, ORIGIN, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
-    TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, ORIGIN, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Version};
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+/// Whether a header concerns one hop only (RFC 9110 section 7.6.1, RFC 9113 section 8.2.2). `name` is in lower case.
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "http2-settings"
+            | "keep-alive"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "proxy-connection"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+    )
+}
+
+/// The names of ours that are on most messages. To copy one of these is free; a peer's name is reference-counted first.
+static USUAL: [HeaderName; 8] = [
+    X_SANDBOX_ID,
+    X_SANDBOX_NAMESPACE,
+    X_SANDBOX_PORT,
+    X_SANDBOX_POD_IP,
+    X_SANDBOX_UID,
+    X_SANDBOX_TIMEOUT,
+    X_SANDGATE_CALLER,
+    X_SANDGATE_OUTCOME,
+];
+
+/// Removes every header that `gone` names. One look at each header costs a fraction of a look-up for each name that
+/// could be there.
+fn remove_all(headers: &mut HeaderMap, gone: impl Fn(&HeaderName) -> bool) {
+    while let Some(name) = headers.keys().find(|name| gone(name)) {
+        let name = USUAL.iter().find(|usual| *usual == name).unwrap_or(name).clone();
+        headers.remove(name);
+    }
+}
 
 /// A header that may occur once occurs twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,32 +99,18 @@ fn outlives_connection(name: &HeaderName) -> bool {
 /// Removes what concerns only the hop that a message arrived on, and re-makes what this project offers on the next one:
 /// `TE: trailers` where the sender takes trailers, `Trailer` where it announced some, and the accepted `upgrade`.
 pub fn cross_hop(headers: &mut HeaderMap, upgrade: Option<HeaderValue>) {
-    if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = connection_options(headers)
-            .filter_map(|option| option.parse().ok())
-            .collect();
-        for name in named.iter().filter(|name| !outlives_connection(name)) {
+    let mut takes_trailers = false;
+    if headers.keys().any(|name| is_hop_by_hop(name.as_str())) {
+        // Read before anything goes: a sender that takes trailers names `TE` in `Connection` too.
+        takes_trailers = te_trailers(headers);
+        let announced = announced_trailers(headers);
+        for name in named_by_connection(headers) {
             headers.remove(name);
         }
-        headers.remove(CONNECTION);
-    }
-    let takes_trailers = headers.contains_key(TE) && te_trailers(headers);
-    let announced = announced_trailers(headers);
-    for name in [
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        PROXY_AUTHENTICATE,
-        PROXY_AUTHORIZATION,
-        TE,
-        TRAILER,
-        TRANSFER_ENCODING,
-        UPGRADE,
-        HTTP2_SETTINGS,
-    ] {
-        headers.remove(name);
-    }
-    if let Some(announced) = announced {
-        headers.insert(TRAILER, announced);
+        remove_all(headers, |name| is_hop_by_hop(name.as_str()));
+        if let Some(announced) = announced {
+            headers.insert(TRAILER, announced);
+        }
     }
     if let Some(protocol) = upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -100,6 +119,15 @@ pub fn cross_hop(headers: &mut HeaderMap, upgrade: Option<HeaderValue>) {
         headers.insert(CONNECTION, HeaderValue::from_static("te"));
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
+}
+
+/// The headers that are dropped only because `Connection` names them.
+fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
+    connection_options(headers)
+        .filter(|option| !is_hop_by_hop(option) && *option != "close")
+        .filter_map(|option| option.parse().ok())
+        .filter(|name| !outlives_connection(name))
+        .collect()
 }
 
 fn te_trailers(headers: &HeaderMap) -> bool {
@@ -149,16 +177,7 @@ fn may_trail(name: &HeaderName) -> bool {
 
 /// Removes from a trailer section what may not stand there.
 pub fn sanitise_trailers(trailers: &mut HeaderMap) {
-    let refused: Vec<HeaderName> = trailers.keys().filter(|name| !may_trail(name)).cloned().collect();
-    for name in refused {
-        remove_all(trailers, name);
-    }
-}
-
-fn remove_all(headers: &mut HeaderMap, name: HeaderName) {
-    if let Entry::Occupied(entry) = headers.entry(name) {
-        entry.remove_entry_mult();
-    }
+    remove_all(trailers, |name| !may_trail(name));
 }
 
 fn is_ours(name: &HeaderName) -> bool {
@@ -168,35 +187,17 @@ fn is_ours(name: &HeaderName) -> bool {
 
 /// Removes every routing header and every header of our own.
 pub fn strip_ours(headers: &mut HeaderMap) {
-    // The usual ones first, without an allocation; then whatever else carries a prefix of ours.
-    for name in [
-        X_SANDBOX_ID,
-        X_SANDBOX_NAMESPACE,
-        X_SANDBOX_PORT,
-        X_SANDBOX_POD_IP,
-        X_SANDBOX_UID,
-        X_SANDBOX_TIMEOUT,
-        X_SANDGATE_CALLER,
-        X_SANDGATE_OUTCOME,
-    ] {
-        headers.remove(name);
-    }
-    let others: Vec<HeaderName> = headers.keys().filter(|name| is_ours(name)).cloned().collect();
-    for name in others {
-        remove_all(headers, name);
-    }
+    remove_all(headers, is_ours);
 }
 
 /// Leaves in a request's head what may go up one hop: nothing of ours, no credential, no expectation (each hop answers
 /// that itself), and of the hop-by-hop headers only the accepted `upgrade`. The same at both programs.
 pub fn sanitise_request(headers: &mut HeaderMap, upgrade: Option<HeaderValue>) {
-    strip_ours(headers);
-    headers.remove(AUTHORIZATION);
-    headers.remove(EXPECT);
-    if upgrade.is_some() {
-        // Servers of WebSockets compare it with Host, which is ours.
-        headers.remove(ORIGIN);
-    }
+    // Servers of WebSockets compare Origin with Host, which is ours.
+    let switches = upgrade.is_some();
+    remove_all(headers, |name| {
+        is_ours(name) || *name == AUTHORIZATION || *name == EXPECT || switches && *name == ORIGIN
+    });
     cross_hop(headers, upgrade);
 }
 
@@ -251,6 +252,7 @@ mod tests {
     #[test]
     fn trailers_and_upgrades_are_remade_for_the_next_hop() {
         let mut headers = map(&[
+            ("connection", "TE"),
             ("te", "deflate, trailers"),
             ("trailer", "Grpc-Status, Content-Length, X-Sandgate-Caller"),
         ]);

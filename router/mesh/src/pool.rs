@@ -2,10 +2,11 @@
 //! connection may still be used.
 
 use crate::exchange::Upstream;
-use std::collections::{HashMap, VecDeque};
+use foldhash::HashMap;
+use std::collections::VecDeque;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long connections above [`PoolLimits::per_key`] are kept. Requests come in bursts: closing what is needed again a
 /// moment later would cost a handshake each.
@@ -25,13 +26,16 @@ pub struct PoolLimits {
 #[derive(Debug)]
 struct Idle {
     upstream: Upstream,
-    since: Instant,
+    /// The sweep that it was put back after.
+    since: u64,
 }
 
 #[derive(Debug)]
 struct Kept<K> {
     by_key: HashMap<K, VecDeque<Idle>>,
     total: usize,
+    /// Sweeps so far: the pool's clock, one tick per [`LINGER`]. Fine enough here, and free to read.
+    sweeps: u64,
 }
 
 /// Idle connections by key.
@@ -39,6 +43,8 @@ struct Kept<K> {
 pub struct Pool<K> {
     kept: Mutex<Kept<K>>,
     limits: PoolLimits,
+    /// [`PoolLimits::idle_time`] in sweeps.
+    idle_sweeps: u64,
 }
 
 /// A connection in use, which goes back to its pool with [`Lease::give_back`] and is closed when dropped.
@@ -55,9 +61,11 @@ impl<K: Hash + Eq> Pool<K> {
     pub fn new(limits: PoolLimits) -> Arc<Self> {
         Arc::new(Self {
             kept: Mutex::new(Kept {
-                by_key: HashMap::new(),
+                by_key: HashMap::default(),
                 total: 0,
+                sweeps: 0,
             }),
+            idle_sweeps: u64::try_from(limits.idle_time.as_nanos().div_ceil(LINGER.as_nanos())).unwrap_or(u64::MAX),
             limits,
         })
     }
@@ -77,7 +85,7 @@ impl<K: Hash + Eq> Pool<K> {
         let idle = kept.by_key.get_mut(key)?;
         while let Some(found) = idle.pop_back() {
             kept.total -= 1;
-            if found.upstream.is_ready() && found.since.elapsed() < self.limits.idle_time {
+            if found.upstream.is_ready() && kept.sweeps - found.since < self.idle_sweeps {
                 return Some(Lease {
                     pool: Arc::clone(self),
                     key: key.clone(),
@@ -106,10 +114,8 @@ impl<K: Hash + Eq> Pool<K> {
         if kept.total >= self.limits.total {
             return;
         }
-        kept.by_key.entry(key).or_default().push_back(Idle {
-            upstream,
-            since: Instant::now(),
-        });
+        let since = kept.sweeps;
+        kept.by_key.entry(key).or_default().push_back(Idle { upstream, since });
         kept.total += 1;
     }
 
@@ -124,15 +130,14 @@ impl<K: Hash + Eq> Pool<K> {
     /// Closes the connections that lay idle for too long or that their peers closed. To be called every [`LINGER`].
     pub fn sweep(&self) {
         let mut kept = self.lock();
+        let kept = &mut *kept;
+        kept.sweeps += 1;
+        let age = |idle: &Idle| kept.sweeps - idle.since;
         for idle in kept.by_key.values_mut() {
-            idle.retain(|idle| !idle.upstream.is_closed() && idle.since.elapsed() < self.limits.idle_time);
-            // The longest idle stand in front.
+            idle.retain(|idle| !idle.upstream.is_closed() && age(idle) < self.idle_sweeps);
+            // The longest idle stand in front. More than one sweep ago is LINGER ago at least.
             let surplus = idle.len().saturating_sub(self.limits.per_key);
-            let lingered = idle
-                .iter()
-                .take(surplus)
-                .take_while(|idle| idle.since.elapsed() >= LINGER)
-                .count();
+            let lingered = idle.iter().take(surplus).take_while(|idle| age(idle) > 1).count();
             idle.drain(..lingered);
         }
         kept.by_key.retain(|_, idle| !idle.is_empty());

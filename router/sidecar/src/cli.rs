@@ -14,7 +14,7 @@ use sandgate_mesh::policy::PolicySnapshot;
 use sandgate_mesh::polled::Poller;
 use sandgate_mesh::sandbox::{Namespace, PodUid, SandboxKey, SandboxName};
 use sandgate_mesh::telemetry::{LogFormat, init};
-use sandgate_mesh::{drain, duration, memory};
+use sandgate_mesh::{drain, duration, memory, serve};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -116,7 +116,7 @@ fn protect_memory() -> anyhow::Result<()> {
 
 fn run(flags: Flags) -> anyhow::Result<()> {
     protect_memory()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = serve::runtime()?;
     let result = runtime.block_on(serve(flags));
     runtime.shutdown_background();
     result

@@ -228,6 +228,8 @@ impl Gate {
         let tunnels = draining.clone();
         serve::http1(stream, &framing, draining, move |request, switch| {
             let (gate, peer, draining) = (Arc::clone(&gate), Arc::clone(&peer), tunnels.clone());
+            // Boxed, or each future that it passes through would have room for it.
+            let request = Box::new(request);
             async move { request::handle(&gate, &peer, request, switch, draining).await }
         })
         .await;

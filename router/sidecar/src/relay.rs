@@ -26,16 +26,16 @@ pub(crate) async fn relay(
     gate: &Gate,
     permit: &Permit,
     caller: &Arc<Caller>,
-    mut request: Request<Incoming>,
+    mut request: Box<Request<Incoming>>,
     upgrade: Option<HeaderValue>,
     switch: PassThrough,
     draining: Draining,
 ) -> Result<Response<Answer<Return>>, Refused> {
-    let client = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+    let client = upgrade.is_some().then(|| hyper::upgrade::on(&mut *request));
     let (head, body) = request.into_parts();
     let body = upload(body)?;
     let watch = body.watch();
-    let (lease, mut response) = exchange(gate, permit, caller, Request::from_parts(head, body)).await?;
+    let (lease, mut response) = exchange(gate, permit, caller, Box::new(Request::from_parts(head, body))).await?;
 
     strip_ours(response.headers_mut());
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -65,18 +65,11 @@ fn finish(
     gate: &Gate,
     lease: Lease<Key>,
     mut response: Response<Incoming>,
-    watch: Arc<UploadWatch>,
+    watch: Option<Arc<UploadWatch>>,
 ) -> Response<Answer<Return>> {
     cross_hop(response.headers_mut(), None);
     *response.version_mut() = Version::HTTP_11;
-    response.map(|body| {
-        Answer::Relayed(Download::new(
-            body,
-            gate.settings.proxy_timeout,
-            Some(watch),
-            Return(lease),
-        ))
-    })
+    response.map(|body| Answer::Relayed(Download::new(body, gate.settings.proxy_timeout, watch, Return(lease))))
 }
 
 /// Sends the request on a kept connection, or on a new one where the kept one turns out to be closed and nothing of the
@@ -85,7 +78,7 @@ async fn exchange(
     gate: &Gate,
     permit: &Permit,
     caller: &Arc<Caller>,
-    request: Request<Upload>,
+    request: Box<Request<Upload>>,
 ) -> Result<(Lease<Key>, Response<Incoming>), Refused> {
     let name = &gate.settings.sandbox.name;
     let wait = gate.settings.proxy_timeout;
@@ -104,7 +97,7 @@ async fn exchange(
                 .map_err(|_| unreachable_app(name))?;
             let response = lease
                 .upstream
-                .send(*request, wait)
+                .send(request, wait)
                 .await
                 .map_err(|error| explain(&error, name))?;
             Ok((lease, response))

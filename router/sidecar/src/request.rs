@@ -124,7 +124,7 @@ impl Peer {
 pub async fn handle(
     gate: &Gate,
     peer: &Peer,
-    request: Request<Incoming>,
+    request: Box<Request<Incoming>>,
     switch: PassThrough,
     draining: Draining,
 ) -> Response<Answer<Return>> {
@@ -140,7 +140,7 @@ pub async fn handle(
 async fn pass(
     gate: &Gate,
     peer: &Peer,
-    mut request: Request<Incoming>,
+    mut request: Box<Request<Incoming>>,
     switch: PassThrough,
     draining: Draining,
 ) -> Result<Response<Answer<Return>>, Refused> {
@@ -188,7 +188,7 @@ async fn pass(
 }
 
 /// Takes a bounded rest of the body first, or closing the connection could overtake the answer.
-async fn reject(request: Request<Incoming>, refused: Refused) -> Refused {
+async fn reject(request: Box<Request<Incoming>>, refused: Refused) -> Refused {
     if !request.headers().contains_key(http::header::EXPECT) {
         Box::pin(discard(request.into_body())).await;
     }

@@ -2,10 +2,10 @@
 
 use super::Violation;
 use bytes::Bytes;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Decides about the bytes of one direction of a connection, in order.
 pub(super) trait Judge {
@@ -129,6 +129,29 @@ impl<S: AsyncRead + Unpin> Gate<S> {
     }
 }
 
+/// Up to this size, one plain write of a copy costs less than a vectored write.
+const JOINED_BYTES: usize = 1024;
+
+impl<S: AsyncWrite + Unpin> Gate<S> {
+    /// Writes a head and a small body as one slice, and anything larger as it is.
+    pub(super) fn poll_write_joined(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let io = Pin::new(&mut self.io);
+        if let [only] = bufs {
+            return io.poll_write(cx, only);
+        }
+        let mut joined = [0; JOINED_BYTES];
+        let mut length = 0;
+        for buf in bufs {
+            let Some(room) = joined.get_mut(length..length + buf.len()) else {
+                return io.poll_write_vectored(cx, bufs);
+            };
+            room.copy_from_slice(buf);
+            length += buf.len();
+        }
+        io.poll_write(cx, joined.get(..length).unwrap_or_default())
+    }
+}
+
 /// Implements `AsyncWrite` for a guard: writing is none of its business.
 macro_rules! write_through_gate {
     ($guard:ident) => {
@@ -140,9 +163,9 @@ macro_rules! write_through_gate {
             fn poll_write_vectored(
                 self: Pin<&mut Self>,
                 cx: &mut Context<'_>,
-                bufs: &[io::IoSlice<'_>],
+                bufs: &[std::io::IoSlice<'_>],
             ) -> Poll<io::Result<usize>> {
-                Pin::new(&mut self.get_mut().gate.io).poll_write_vectored(cx, bufs)
+                self.get_mut().gate.poll_write_joined(cx, bufs)
             }
 
             fn is_write_vectored(&self) -> bool {

@@ -98,13 +98,13 @@ impl Fields {
         if let [b' ' | b'\t', ..] = line {
             return Err(Violation::FoldedLine);
         }
-        let colon = memchr(b':', line).ok_or(Violation::MissingColon)?;
-        let (name, value) = line.split_at_checked(colon).ok_or(Violation::MissingColon)?;
-        let value = value.get(1..).unwrap_or_default();
-        if let [.., b' ' | b'\t'] = name {
-            return Err(Violation::SpaceBeforeColon);
-        }
-        if !is_token(name) {
+        // A token ends at the colon, or the line is wrong.
+        let end = line.iter().position(|byte| !is_token_byte(*byte)).unwrap_or(line.len());
+        let (name, rest) = line.split_at_checked(end).ok_or(Violation::MissingColon)?;
+        let Some((b':', value)) = rest.split_first() else {
+            return Err(bad_name(line));
+        };
+        if name.is_empty() {
             return Err(Violation::FieldName);
         }
         if !is_text(value) {
@@ -231,14 +231,36 @@ fn is_target(target: &[u8]) -> bool {
             .all(|byte| matches!(byte, 0x21..=0x7e) && !matches!(byte, b'#' | b'<' | b'>' | b'"'))
 }
 
+/// What is wrong with a field line whose first bytes up to a colon are no `token`.
+fn bad_name(line: &[u8]) -> Violation {
+    match memchr(b':', line).and_then(|colon| line.get(..colon)) {
+        None => Violation::MissingColon,
+        Some([.., b' ' | b'\t']) => Violation::SpaceBeforeColon,
+        Some(_) => Violation::FieldName,
+    }
+}
+
 /// Whether the bytes are `token` (RFC 9110 section 5.6.2).
 fn is_token(bytes: &[u8]) -> bool {
-    let is_token_byte = |byte: &u8| {
-        matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.')
-            || matches!(byte, b'^' | b'_' | b'`' | b'|' | b'~')
-    };
-    !bytes.is_empty() && bytes.iter().all(is_token_byte)
+    !bytes.is_empty() && bytes.iter().all(|byte| is_token_byte(*byte))
 }
+
+fn is_token_byte(byte: u8) -> bool {
+    TOKEN_BYTES.get(usize::from(byte)).is_some_and(|token| *token)
+}
+
+/// By byte: whether a `token` may have it. Every name in every head is looked up here.
+static TOKEN_BYTES: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut rest: &[u8] = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    while let [byte, others @ ..] = rest {
+        if let Some((_, [token, ..])) = table.split_at_mut_checked(*byte as usize) {
+            *token = true;
+        }
+        rest = others;
+    }
+    table
+};
 
 /// Whether the bytes have no control byte but HTAB.
 fn is_text(bytes: &[u8]) -> bool {

@@ -30,7 +30,6 @@ pub use response::{ExpectResponse, ResponseGuard, judge_response_bytes};
 
 use http::StatusCode;
 use hyper::{client, server};
-use hyper_util::rt::TokioTimer;
 use std::error::Error;
 use std::io;
 use std::time::Duration;
@@ -52,7 +51,7 @@ pub struct Limits {
     pub target_bytes: usize,
     /// From a request head's first byte to its last.
     pub head_time: Duration,
-    /// Between messages, without a byte. hyper counts it, see [`Limits::server_builder`].
+    /// Between requests, without a byte: at least this long, and at most twice as long. See [`crate::serve::http1`].
     pub idle_time: Duration,
     /// Informational (1xx) heads before a final one.
     pub informational: usize,
@@ -73,16 +72,9 @@ impl Default for Limits {
 
 impl Limits {
     /// hyper for a connection behind a [`RequestGuard`], with its limits where the guard's are the first to be met.
-    ///
-    /// Idle time is hyper's to count, because only hyper knows that the last response was sent in full: a guard that
-    /// watched the bytes would cut a request that is silent for long. hyper starts the clock when it waits for a head,
-    /// and the guard shows it heads in one piece, so the wait allowed is `idle_time` and `head_time` together. When it
-    /// ends, the connection's future fails with an error whose `is_timeout()` holds, and nothing was written.
     pub fn server_builder(&self) -> server::conn::http1::Builder {
         let mut builder = server::conn::http1::Builder::new();
         builder
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.idle_time.saturating_add(self.head_time))
             .max_buf_size(self.hyper_buffer())
             .max_header_size(self.hyper_head());
         if self.headers > HYPER_INLINE_HEADERS {

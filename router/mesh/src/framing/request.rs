@@ -26,7 +26,7 @@ const DISCARDED_BYTES: usize = 256 * 1024;
 ///   the connection after the answer.
 /// - A bad chunk or trailer ends the body with an error in which [`violation`](super::violation) finds the reason.
 /// - A head that takes longer than [`Limits::head_time`] is refused. Silence inside a body and between messages is not
-///   the guard's business, however long it lasts: see [`Limits::server_builder`].
+///   the guard's business, however long it lasts: see [`crate::serve::http1`].
 /// - One empty line before a request line is tolerated (RFC 9112 section 2.2), a second one is not.
 ///
 /// Writing passes through untouched.
