@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use sandgate_mesh::policy::model::{DefaultPolicy, Source};
-use sandgate_tests::{Mesh, RecordingApp, Step, TOKEN, default_policy, rule, status, token_holder};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use sandgate_tests::{Mesh, RecordingApp, Step, TOKEN, default_policy, read_until, rule, status, token_holder};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 fn field<'a>(head: &'a str, name: &str) -> Vec<&'a str> {
@@ -299,22 +299,4 @@ async fn an_upgrade_that_both_sides_want_tunnels_bytes_both_ways() {
         !head.contains("authorization") && !head.contains("x-sandbox-"),
         "{head}"
     );
-}
-
-async fn read_until(stream: &mut TcpStream, end: &[u8]) -> String {
-    let mut bytes = Vec::new();
-    let reading = async {
-        while !bytes.ends_with(end) {
-            assert_ne!(
-                stream.read_buf(&mut bytes).await.unwrap(),
-                0,
-                "{}",
-                String::from_utf8_lossy(&bytes)
-            );
-        }
-    };
-    tokio::time::timeout(std::time::Duration::from_secs(10), reading)
-        .await
-        .unwrap();
-    String::from_utf8(bytes).unwrap()
 }

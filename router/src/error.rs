@@ -10,7 +10,7 @@ use sandgate_mesh::sandbox::SandboxName;
 
 /// Why there is no answer from the sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum RouterError {
+pub enum RouterError {
     /// The request's framing.
     Framing(Violation),
     /// CONNECT.

@@ -14,4 +14,6 @@ mod resolve;
 mod routing;
 mod server;
 
+pub use error::RouterError;
+pub use routing::Route;
 pub use server::Router;

@@ -11,12 +11,16 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 /// Where a request wants to go.
-#[derive(Debug)]
-pub(crate) struct Route {
-    pub(crate) sandbox: SandboxKey,
-    pub(crate) port: AppPort,
-    pub(crate) pod_ip: Option<IpAddr>,
-    pub(crate) timeout: Option<Duration>,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// Which sandbox.
+    pub sandbox: SandboxKey,
+    /// The app's port.
+    pub port: AppPort,
+    /// A hint: the pod's address, in canonical form, and one that a pod can have.
+    pub pod_ip: Option<IpAddr>,
+    /// How long the client will wait. It can only shorten the configured limit.
+    pub timeout: Option<Duration>,
 }
 
 /// The routing headers, each with the name that error texts use.
@@ -56,8 +60,12 @@ fn given(headers: &HeaderMap) -> [Given<'_>; NAMES.len()] {
 }
 
 impl Route {
-    /// Reads the routing headers.
-    pub(crate) fn parse(headers: &HeaderMap, allow_loopback: bool) -> Result<Self, RouterError> {
+    /// Reads the routing headers. `allow_loopback` lets a hint name a loopback address: for sandboxes on one machine.
+    ///
+    /// # Errors
+    /// [`RouterError::BadRoute`] for a header that is missing or malformed, [`RouterError::Duplicate`] for one that
+    /// occurs twice. A malformed timeout counts as none.
+    pub fn parse(headers: &HeaderMap, allow_loopback: bool) -> Result<Self, RouterError> {
         let bad = RouterError::BadRoute;
         let [id, namespace, port, pod_ip, uid, timeout] = given(headers);
         let [id_name, namespace_name, port_name, pod_ip_name, uid_name, timeout_name] = &NAMES;

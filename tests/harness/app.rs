@@ -80,6 +80,24 @@ impl RecordingApp {
         Self { port, seen }
     }
 
+    /// An app that hands each connection to `serve` and records nothing.
+    pub async fn serving<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream));
+            }
+        });
+        Self {
+            port,
+            seen: Arc::default(),
+        }
+    }
+
     /// An app that does `step` for each complete request.
     pub async fn answering(step: Step) -> Self {
         Self::start(move |bytes| match requests(bytes).first() {

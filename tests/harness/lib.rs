@@ -72,7 +72,8 @@ pub struct Mesh {
     router_credentials: watch::Sender<Option<Arc<MeshCredentials>>>,
     _gate_credentials: watch::Sender<Option<Arc<MeshCredentials>>>,
     _policy: watch::Sender<Option<Arc<PolicySnapshot>>>,
-    _drain: Drain,
+    /// Ends the gate.
+    pub gate_drain: Drain,
 }
 
 impl Mesh {
@@ -126,7 +127,7 @@ impl Mesh {
             router_credentials,
             _gate_credentials: gate_sender,
             _policy: policy_sender,
-            _drain: drain,
+            gate_drain: drain,
         };
         mesh.router = mesh.another_router("default/alpha", POD_UID);
         mesh
@@ -134,7 +135,15 @@ impl Mesh {
 
     /// One more router, which believes that the gate is that of `sandbox` in the pod `uid`.
     pub fn another_router(&self, sandbox: &str, uid: &str) -> SocketAddr {
-        let flags = [
+        let router = self.bind_router(sandbox, uid, &[]);
+        let address = router.http_address();
+        tokio::spawn(router.run(std::future::pending()));
+        address
+    }
+
+    /// A router of this mesh with `more` flags, which serves when it is run.
+    pub fn bind_router(&self, sandbox: &str, uid: &str, more: &[&str]) -> Router {
+        let mut flags = vec![
             "--http-bind-address=127.0.0.1:0".into(),
             "--metrics-bind-address=127.0.0.1:0".into(),
             "--health-probe-bind-address=127.0.0.1:0".into(),
@@ -143,11 +152,9 @@ impl Mesh {
             format!("--auth-token={TOKEN}"),
             format!("--sandbox-endpoint={sandbox}=127.0.0.1:{},uid={uid}", self.ports.mesh),
         ];
+        flags.extend(more.iter().copied().map(String::from));
         let config = Config::from_args(flags.iter().map(Into::into).collect()).unwrap();
-        let router = Router::bind(config, Some(self.router_credentials.subscribe())).unwrap();
-        let address = router.http_address();
-        tokio::spawn(router.run(std::future::pending()));
-        address
+        Router::bind(config, Some(self.router_credentials.subscribe())).unwrap()
     }
 
     /// The head of a request with everything it needs to get to the app, `Connection: close`, and `fields` (each ended
@@ -235,6 +242,21 @@ pub async fn exchange(
     };
     let answer = tokio::time::timeout(PATIENCE, talk).await;
     answer.expect("the peer did not close the connection")
+}
+
+/// Reads until `end` is the last that came; it must come within 10 s.
+pub async fn read_until(stream: &mut (impl AsyncRead + Unpin), end: &[u8]) -> String {
+    let mut bytes = Vec::new();
+    let reading = async {
+        while !bytes.ends_with(end) {
+            let read = stream.read_u8().await;
+            let read = read.unwrap_or_else(|error| panic!("{error} after {:?}", String::from_utf8_lossy(&bytes)));
+            bytes.push(read);
+        }
+    };
+    let read = tokio::time::timeout(PATIENCE, reading).await;
+    read.unwrap_or_else(|_| panic!("{:?} did not come", String::from_utf8_lossy(end)));
+    String::from_utf8(bytes).unwrap()
 }
 
 /// The status of a response; 0 if there is none.
