@@ -1,17 +1,17 @@
 //! The end of a request: its access line and its metrics, written once, whenever its answer is over.
 
 use crate::metrics::{Metrics, method_label};
+use crate::routing::Destination;
 use http::header::USER_AGENT;
 use http::{HeaderMap, Method, StatusCode};
 use sandgate_mesh::body::{BodyEnd, UploadWatch};
 use sandgate_mesh::contract::{TRACEPARENT, X_REQUEST_ID};
 use sandgate_mesh::pool::Lease;
-use sandgate_mesh::sandbox::SandboxKey;
 use sandgate_mesh::telemetry::{LineLog, timestamp};
 use serde::Serialize;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use tokio::time::Instant;
 
 /// What an access line says that is known before the answer.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub(crate) struct Record {
     metrics: Arc<Metrics>,
     started: Instant,
     method: &'static str,
-    sandbox: Option<SandboxKey>,
+    to: Option<Arc<Destination>>,
     status: StatusCode,
     upload: Option<Arc<UploadWatch>>,
     bytes_out: u64,
@@ -93,7 +93,7 @@ impl Record {
             metrics: Arc::clone(metrics),
             started: Instant::now(),
             method: method_label(request.method()),
-            sandbox: None,
+            to: None,
             // Stays so only if the client goes away before there is an answer; nginx made the number known.
             status: StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
             upload: None,
@@ -102,14 +102,19 @@ impl Record {
         }
     }
 
+    /// When the request began.
+    pub(crate) fn started(&self) -> Instant {
+        self.started
+    }
+
     pub(crate) fn caller(&mut self, caller: &impl ToString) {
         if let Some(line) = &mut self.line {
             line.caller = Some(caller.to_string());
         }
     }
 
-    pub(crate) fn sandbox(&mut self, sandbox: &SandboxKey) {
-        self.sandbox = Some(sandbox.clone());
+    pub(crate) fn destination(&mut self, to: &Arc<Destination>) {
+        self.to = Some(Arc::clone(to));
     }
 
     pub(crate) fn upstream(&mut self, upstream: SocketAddr) {
@@ -135,7 +140,7 @@ impl Drop for Record {
     fn drop(&mut self) {
         let elapsed = self.started.elapsed();
         self.metrics.inflight.dec();
-        let sandbox = self.sandbox.as_ref();
+        let sandbox = self.to.as_ref().map(|to| &to.route.sandbox);
         self.metrics.request(
             self.method,
             self.status,

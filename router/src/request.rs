@@ -7,20 +7,21 @@ use crate::error::RouterError;
 use crate::forward::Forwarder;
 use crate::metrics::Metrics;
 use crate::resolve::Resolver;
-use crate::routing::Route;
+use crate::routing::{Destination, LastDestination};
 use http::header::{EXPECT, HOST, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use sandgate_mesh::body::{Answer, Download, Upload, discard};
+use sandgate_mesh::body::{Answer, Upload, discard};
 use sandgate_mesh::contract::{
     TRACEPARENT, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, X_SANDBOX_PORT, X_SANDGATE_CALLER,
     X_SANDGATE_OUTCOME,
 };
 use sandgate_mesh::drain::Draining;
 use sandgate_mesh::framing::{Limits, PassThrough, refusal};
-use sandgate_mesh::headers::{cross_hop, requested_upgrade, sanitise_request, strip_ours};
+use sandgate_mesh::headers::{cross_hop, only, requested_upgrade, sanitise_request, strip_ours};
 use sandgate_mesh::outcome::Outcome;
+use sandgate_mesh::sandbox::Namespace;
 use sandgate_mesh::telemetry::LineLog;
 use sandgate_mesh::{admin, tunnel};
 use std::net::IpAddr;
@@ -49,6 +50,7 @@ pub(crate) struct Client {
     ip_text: HeaderValue,
     scheme: HeaderValue,
     certificate: Option<Authenticated>,
+    last: LastDestination,
     /// For tunnels, which outlive the connection's own task.
     draining: Draining,
     /// Whether what it says of those before it counts.
@@ -70,6 +72,7 @@ impl Client {
             ip_text: HeaderValue::from_str(&ip.to_string()).unwrap_or(HeaderValue::from_static("unknown")),
             scheme: HeaderValue::from_static(scheme),
             certificate,
+            last: LastDestination::default(),
             draining,
             trusted_proxy: config.trusted_proxies.iter().any(|network| network.contains(&ip)),
         }
@@ -92,7 +95,7 @@ pub(crate) async fn handle(
     ensure_request_id(&mut request);
     let mut record = Record::begin(&worker.metrics, worker.access.as_ref(), &request, client.ip);
 
-    let (caller, route) = match admit(worker, client, &request, &mut record) {
+    let (caller, to) = match admit(worker, client, &request, &mut record) {
         Ok(admitted) => admitted,
         Err(error) => {
             // A bounded rest of the body first, or closing the connection could overtake the answer.
@@ -102,9 +105,9 @@ pub(crate) async fn handle(
             return answer_error(&error, record);
         }
     };
-    match pass(worker, client, &caller, &route, request, &mut record, switch).await {
+    match pass(worker, client, &caller, &to, request, &mut record, switch).await {
         Ok(Passed::Answered(lease, response, watch, silence)) => {
-            response.map(|body| Answer::Relayed(Download::new(body, silence, watch, End { lease, record })))
+            response.map(|body| Answer::relay(body, silence, watch, End { lease, record }))
         }
         Ok(Passed::Switched(response)) => response.map(|()| Answer::empty()),
         Err(error) => answer_error(&error, record),
@@ -125,7 +128,7 @@ fn admit(
     client: &Client,
     request: &Request<Incoming>,
     record: &mut Record,
-) -> Result<(Authenticated, Route), RouterError> {
+) -> Result<(Authenticated, Arc<Destination>), RouterError> {
     if request.method() == Method::CONNECT {
         return Err(RouterError::Connect);
     }
@@ -134,9 +137,10 @@ fn admit(
         .authenticate(request.headers(), client.certificate.as_ref())
         .inspect_err(|_| worker.metrics.decision(None, "deny"))?;
     record.caller(&caller.caller);
-    let route = Route::parse(request.headers(), worker.config.allow_loopback_pod_ip)?;
-    record.sandbox(&route.sandbox);
-    Ok((caller, route))
+    let allow_loopback = worker.config.allow_loopback_pod_ip;
+    let to = client.last.parse(request.headers(), allow_loopback)?;
+    record.destination(&to);
+    Ok((caller, to))
 }
 
 /// What became of a request that was let in.
@@ -155,11 +159,12 @@ async fn pass(
     worker: &Worker,
     client: &Client,
     caller: &Authenticated,
-    route: &Route,
+    to: &Destination,
     mut request: Box<Request<Incoming>>,
     record: &mut Record,
     switch: PassThrough,
 ) -> Result<Passed, RouterError> {
+    let route = &to.route;
     let name = &route.sandbox.name;
     let budget = route.timeout.map_or(worker.config.proxy_timeout, |wanted| {
         wanted.min(worker.config.proxy_timeout)
@@ -174,10 +179,10 @@ async fn pass(
     record.upstream(target.endpoint);
 
     let upgrade = requested_upgrade(&request);
-    sanitise(worker, client, caller, route, &mut request, upgrade.clone())?;
+    sanitise(worker, client, caller, to, &mut request, upgrade.clone())?;
     let downstream = upgrade.is_some().then(|| hyper::upgrade::on(&mut *request));
     let (head, body) = request.into_parts();
-    let body = Upload::new(body, worker.config.max_request_body).map_err(RouterError::Upload)?;
+    let body = Upload::new(body, worker.config.max_request_body, record.started()).map_err(RouterError::Upload)?;
     let watch = body.watch();
     record.upload(watch.clone());
 
@@ -186,8 +191,10 @@ async fn pass(
         .forwarder
         .forward(&worker.resolver, route, target, request, budget)
         .await?;
-    worker.metrics.learn(&route.sandbox.namespace);
-    note_outcome(worker, route, &response);
+    if to.answers_first() {
+        worker.metrics.learn(&route.sandbox.namespace);
+    }
+    note_outcome(worker, &route.sandbox.namespace, &response);
 
     strip_ours(response.headers_mut());
     record.status(response.status());
@@ -214,12 +221,11 @@ async fn pass(
 }
 
 /// What the gate said of itself belongs to the metrics; the caller gets the answer without it.
-fn note_outcome(worker: &Worker, route: &Route, response: &Response<Incoming>) {
+fn note_outcome(worker: &Worker, namespace: &Namespace, response: &Response<Incoming>) {
     let outcome = response
         .headers()
         .get(X_SANDGATE_OUTCOME)
         .and_then(Outcome::from_header);
-    let namespace = &route.sandbox.namespace;
     match outcome {
         Some(Outcome::Dial) => worker.metrics.error(namespace, "dial"),
         Some(Outcome::Timeout) => worker.metrics.error(namespace, "timeout"),
@@ -239,21 +245,22 @@ fn ensure_request_id(request: &mut Request<Incoming>) {
                 .iter()
                 .all(|b| b.is_ascii_alphanumeric() || b"-_.:+/=".contains(b))
     };
-    if request.headers().get(X_REQUEST_ID).is_some_and(sane) {
+    // Of two, the app could take another than the log.
+    if matches!(only(request.headers(), &X_REQUEST_ID), Ok(Some(id)) if sane(id)) {
         return;
     }
-    let made = HeaderValue::try_from(random_hex()).unwrap_or(HeaderValue::from_static("unknown"));
+    let made = HeaderValue::from_bytes(&random_hex()).unwrap_or(HeaderValue::from_static("unknown"));
     request.headers_mut().insert(X_REQUEST_ID, made);
 }
 
 /// 128 random bits as 32 digits. Without `format!`, which costs as much as all else that is done for an ID.
-fn random_hex() -> Vec<u8> {
-    let digit = |nibble: u8| nibble + if nibble < 10 { b'0' } else { b'a' - 10 };
-    let bytes = fastrand::u128(..).to_be_bytes();
-    bytes
-        .iter()
-        .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)])
-        .collect()
+fn random_hex() -> [u8; 32] {
+    let mut rest = fastrand::u128(..);
+    [(); 32].map(|()| {
+        let [nibble, ..] = (rest & 15).to_le_bytes();
+        rest >>= 4;
+        nibble + if nibble < 10 { b'0' } else { b'a' - 10 }
+    })
 }
 
 /// Leaves in the head what the next hop may see, and adds what it must.
@@ -261,23 +268,21 @@ fn sanitise(
     worker: &Worker,
     client: &Client,
     caller: &Authenticated,
-    route: &Route,
+    to: &Destination,
     request: &mut Request<Incoming>,
     upgrade: Option<HeaderValue>,
 ) -> Result<(), RouterError> {
-    let bad_target = || RouterError::BadRoute("Invalid request target.");
-    let target = request.uri().path_and_query().cloned().ok_or_else(bad_target)?;
+    let target = request.uri().path_and_query().cloned();
+    let target = target.ok_or(RouterError::BadRoute("Invalid request target."))?;
     let headers = request.headers_mut();
     sanitise_request(headers, upgrade);
     if headers.get_all(TRACEPARENT).iter().nth(1).is_some() {
         headers.remove(TRACEPARENT);
     }
-    let port = HeaderValue::from(route.port.get());
-    let host = HeaderValue::try_from([b"127.0.0.1:", port.as_bytes()].concat()).map_err(|_| bad_target())?;
-    let asked_for = headers.insert(HOST, host);
+    let asked_for = headers.insert(HOST, to.host.clone());
     forwarded(client, asked_for, headers);
     if worker.config.mesh == Mesh::Required {
-        headers.insert(X_SANDBOX_PORT, port);
+        headers.insert(X_SANDBOX_PORT, to.port.clone());
         headers.insert(X_SANDGATE_CALLER, caller.assertion.clone());
     }
     *request.version_mut() = Version::HTTP_11;

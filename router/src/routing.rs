@@ -8,6 +8,8 @@ use sandgate_mesh::contract::{
 };
 use sandgate_mesh::sandbox::{AppPort, SandboxKey};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Where a request wants to go.
@@ -66,8 +68,12 @@ impl Route {
     /// [`RouterError::BadRoute`] for a header that is missing or malformed, [`RouterError::Duplicate`] for one that
     /// occurs twice. A malformed timeout counts as none.
     pub fn parse(headers: &HeaderMap, allow_loopback: bool) -> Result<Self, RouterError> {
+        Self::read(given(headers), allow_loopback)
+    }
+
+    fn read(given: [Given<'_>; NAMES.len()], allow_loopback: bool) -> Result<Self, RouterError> {
         let bad = RouterError::BadRoute;
-        let [id, namespace, port, pod_ip, uid, timeout] = given(headers);
+        let [id, namespace, port, pod_ip, uid, timeout] = given;
         let [id_name, namespace_name, port_name, pod_ip_name, uid_name, timeout_name] = &NAMES;
         let id = text(id, id_name)?.ok_or(bad("X-Sandbox-ID header is required."))?;
         let name = id.parse().map_err(|_| bad("Invalid sandbox ID format."))?;
@@ -97,6 +103,84 @@ impl Route {
             timeout,
         })
     }
+}
+
+/// A route, and what is written into each request that takes it.
+#[derive(Debug)]
+pub(crate) struct Destination {
+    pub(crate) route: Route,
+    /// The port's digits.
+    pub(crate) port: HeaderValue,
+    /// `Host` as the app gets it.
+    pub(crate) host: HeaderValue,
+    answered: AtomicBool,
+}
+
+impl Destination {
+    fn new(route: Route) -> Self {
+        let port = route.port.to_string();
+        // Digits, dots and a colon are what a header value may have.
+        let value = |text: &str| HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""));
+        Self {
+            port: value(&port),
+            host: value(&format!("127.0.0.1:{port}")),
+            answered: AtomicBool::new(false),
+            route,
+        }
+    }
+
+    /// Whether this is the first answer from there.
+    pub(crate) fn answers_first(&self) -> bool {
+        !self.answered.load(Ordering::Relaxed) && !self.answered.swap(true, Ordering::Relaxed)
+    }
+}
+
+/// Longest routing header that is remembered, in bytes: what is longer names nothing.
+const MAX_REMEMBERED: usize = 64;
+
+/// The last destination of one connection: clients send the same routing headers again and again.
+#[derive(Debug, Default)]
+pub(crate) struct LastDestination(Mutex<Option<Remembered>>);
+
+#[derive(Debug)]
+struct Remembered {
+    given: [Option<HeaderValue>; NAMES.len()],
+    destination: Arc<Destination>,
+}
+
+impl LastDestination {
+    /// Reads the routing headers; see [`Route::parse`].
+    pub(crate) fn parse(&self, headers: &HeaderMap, allow_loopback: bool) -> Result<Arc<Destination>, RouterError> {
+        let given = given(headers);
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = last.as_ref().filter(|last| same(&last.given, &given)) {
+            return Ok(Arc::clone(&last.destination));
+        }
+        let destination = Arc::new(Destination::new(Route::read(given, allow_loopback)?));
+        let short = |given: &Given<'_>| !matches!(given, Given::Once(value) if value.len() > MAX_REMEMBERED);
+        if !given.iter().all(short) {
+            return Ok(destination);
+        }
+        // Copies: a header's own bytes would keep the whole head that it came in.
+        let copy = |given| match given {
+            Given::Once(value) => HeaderValue::from_bytes(value.as_bytes()).ok(),
+            Given::Absent | Given::Repeated => None,
+        };
+        *last = Some(Remembered {
+            given: given.map(copy),
+            destination: Arc::clone(&destination),
+        });
+        Ok(destination)
+    }
+}
+
+/// Whether a head has exactly these routing headers, each once.
+fn same(remembered: &[Option<HeaderValue>], given: &[Given<'_>]) -> bool {
+    remembered.iter().zip(given).all(|pair| match pair {
+        (None, Given::Absent) => true,
+        (Some(remembered), Given::Once(value)) => remembered == *value,
+        _ => false,
+    })
 }
 
 /// A header's text; absent and empty are the same. What isn't text becomes something no rule accepts.
@@ -129,14 +213,42 @@ pub(crate) fn may_be_a_pod(ip: IpAddr, allow_loopback: bool) -> bool {
 mod tests {
     use super::*;
 
-    fn route(pairs: &[(&str, &str)]) -> Result<Route, String> {
+    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
         let pair = |(name, value): &(&str, &str)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
-        let headers: HeaderMap = pairs.iter().map(pair).collect();
-        Route::parse(&headers, false).map_err(|error| match error {
+        pairs.iter().map(pair).collect()
+    }
+
+    fn route(pairs: &[(&str, &str)]) -> Result<Route, String> {
+        Route::parse(&headers(pairs), false).map_err(|error| match error {
             RouterError::BadRoute(text) => text.to_owned(),
             RouterError::Duplicate(name) => format!("Duplicate {name} header."),
             other => panic!("{other:?}"),
         })
+    }
+
+    #[test]
+    fn a_remembered_destination_serves_only_the_very_same_headers() {
+        let last = LastDestination::default();
+        let of = |pairs: &[(&str, &str)]| {
+            let destination = last.parse(&headers(pairs), false)?;
+            Ok::<_, RouterError>((destination.route.clone(), destination.host.clone()))
+        };
+        let (id, namespace, port) = (("x-sandbox-id", "a"), ("x-sandbox-namespace", "b"), ("x-sandbox-port", "80"));
+        for _ in 0..2 {
+            let (route, host) = of(&[id, namespace, port]).unwrap();
+            assert_eq!(route, Route::parse(&headers(&[id, namespace, port]), false).unwrap());
+            assert_eq!(host, "127.0.0.1:80");
+            assert_eq!(of(&[id]).unwrap().0, Route::parse(&headers(&[id]), false).unwrap());
+            assert_eq!(of(&[id]).unwrap().1, "127.0.0.1:8888");
+            let elsewhere = [("x-sandbox-id", "ab"), namespace, port];
+            assert_eq!(of(&elsewhere).unwrap().0, Route::parse(&headers(&elsewhere), false).unwrap());
+            assert!(of(&[id, id, namespace, port]).is_err());
+            assert!(of(&[id, namespace, ("x-sandbox-port", "0")]).is_err());
+            assert!(of(&[namespace, port]).is_err());
+            let (uid, hint) = ("z".repeat(1000), ("x-sandbox-pod-ip", "10.0.0.1"));
+            let long = [id, hint, ("x-sandbox-uid", uid.as_str())];
+            assert_eq!(of(&long).unwrap().0, Route::parse(&headers(&long), false).unwrap());
+        }
     }
 
     #[test]

@@ -98,16 +98,16 @@ pub struct Upload {
 }
 
 impl Upload {
-    /// Wraps a body that may hold at most `limit` bytes. Fails at once when its declared length is more.
+    /// Wraps the body of a request that began at `started`, which may hold at most `limit` bytes. Fails at once when its
+    /// declared length is more.
     ///
     /// # Errors
     /// [`BodyError::TooLarge`].
-    pub fn new(incoming: Incoming, limit: Option<u64>) -> Result<Self, BodyError> {
+    pub fn new(incoming: Incoming, limit: Option<u64>, started: Instant) -> Result<Self, BodyError> {
         let limit = limit.unwrap_or(u64::MAX);
         if incoming.size_hint().lower() > limit {
             return Err(BodyError::TooLarge);
         }
-        let started = Instant::now();
         let watch = || UploadWatch {
             started,
             bytes: AtomicU64::new(0),
@@ -288,14 +288,19 @@ impl<E: BodyEnd> Drop for Download<E> {
 pub enum Answer<E: BodyEnd> {
     /// A whole body at hand.
     Own(Full<Bytes>),
-    /// A body that is relayed.
-    Relayed(Download<E>),
+    /// A body that is relayed. In a box, because a response passes through several futures before it is written.
+    Relayed(Box<Download<E>>),
 }
 
 impl<E: BodyEnd> Answer<E> {
     /// No body.
     pub fn empty() -> Self {
         Self::Own(Full::default())
+    }
+
+    /// Relays a body; see [`Download::new`].
+    pub fn relay(incoming: Incoming, silence: Duration, upload: Option<Arc<UploadWatch>>, end: E) -> Self {
+        Self::Relayed(Box::new(Download::new(incoming, silence, upload, end)))
     }
 }
 
@@ -306,7 +311,7 @@ impl<E: BodyEnd + Unpin> Body for Answer<E> {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Own(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
-            Self::Relayed(body) => Pin::new(body).poll_frame(cx),
+            Self::Relayed(body) => Pin::new(body.as_mut()).poll_frame(cx),
         }
     }
 

@@ -6,25 +6,25 @@ use crate::contract::{
     X_SANDBOX_TIMEOUT, X_SANDBOX_UID, X_SANDGATE_CALLER, X_SANDGATE_OUTCOME,
 };
 use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, ORIGIN, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, ORIGIN, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
+    TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Version};
 
-/// Whether a header concerns one hop only (RFC 9110 section 7.6.1, RFC 9113 section 8.2.2). `name` is in lower case.
-fn is_hop_by_hop(name: &str) -> bool {
-    matches!(
-        name,
-        "connection"
-            | "http2-settings"
-            | "keep-alive"
-            | "proxy-authenticate"
-            | "proxy-authorization"
-            | "proxy-connection"
-            | "te"
-            | "trailer"
-            | "transfer-encoding"
-            | "upgrade"
-    )
+/// Whether a header concerns one hop only (RFC 9110 section 7.6.1, RFC 9113 section 8.2.2).
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    // Names that the `http` crate knows compare as numbers.
+    [
+        CONNECTION,
+        TE,
+        TRAILER,
+        TRANSFER_ENCODING,
+        UPGRADE,
+        PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION,
+    ]
+    .contains(name)
+        || matches!(name.as_str(), "http2-settings" | "keep-alive" | "proxy-connection")
 }
 
 /// The names of ours that are on most messages. To copy one of these is free; a peer's name is reference-counted first.
@@ -42,9 +42,19 @@ static USUAL: [HeaderName; 8] = [
 /// Removes every header that `gone` names. One look at each header costs a fraction of a look-up for each name that
 /// could be there.
 fn remove_all(headers: &mut HeaderMap, gone: impl Fn(&HeaderName) -> bool) {
-    while let Some(name) = headers.keys().find(|name| gone(name)) {
-        let name = USUAL.iter().find(|usual| *usual == name).unwrap_or(name).clone();
-        headers.remove(name);
+    // Where the last one stood: its place is taken by another, so most of the map need not be looked at again.
+    let mut from = 0;
+    loop {
+        match headers.keys().enumerate().skip(from).find(|(_, name)| gone(name)) {
+            Some((place, name)) => {
+                from = place;
+                let name = USUAL.iter().find(|usual| *usual == name).unwrap_or(name).clone();
+                headers.remove(name);
+            }
+            None if from == 0 => return,
+            // Whatever order the map keeps, nothing is left when a look at all of it finds nothing.
+            None => from = 0,
+        }
     }
 }
 
@@ -96,21 +106,52 @@ fn outlives_connection(name: &HeaderName) -> bool {
     [HOST, AUTHORIZATION, CONTENT_LENGTH, TRANSFER_ENCODING].contains(name) || name.as_str().starts_with("x-forwarded-")
 }
 
-/// Removes what concerns only the hop that a message arrived on, and re-makes what this project offers on the next one:
-/// `TE: trailers` where the sender takes trailers, `Trailer` where it announced some, and the accepted `upgrade`.
+/// What a head has of headers that concern one hop only: which of them need to be read before they go.
+#[derive(Debug, Default, Clone, Copy)]
+struct HopByHop {
+    any: bool,
+    te: bool,
+    trailer: bool,
+}
+
+impl HopByHop {
+    fn of(headers: &HeaderMap) -> Self {
+        let mut found = Self::default();
+        for name in headers.keys() {
+            if is_hop_by_hop(name) {
+                found.any = true;
+                found.te |= *name == TE;
+                found.trailer |= *name == TRAILER;
+            }
+        }
+        found
+    }
+}
+
+/// Removes from an answer's head what concerns only the hop that it arrived on, and re-makes what this project offers on
+/// the next one: `Trailer` where the sender announced some, and the accepted `upgrade`.
 pub fn cross_hop(headers: &mut HeaderMap, upgrade: Option<HeaderValue>) {
-    let mut takes_trailers = false;
-    if headers.keys().any(|name| is_hop_by_hop(name.as_str())) {
-        // Read before anything goes: a sender that takes trailers names `TE` in `Connection` too.
-        takes_trailers = te_trailers(headers);
-        let announced = announced_trailers(headers);
+    cross(headers, upgrade, false);
+}
+
+/// The same for both kinds of message. Only a request re-makes `TE: trailers`, where its sender takes trailers.
+fn cross(headers: &mut HeaderMap, upgrade: Option<HeaderValue>, is_request: bool) {
+    let found = HopByHop::of(headers);
+    // Read before anything goes: a sender that takes trailers names `TE` in `Connection` too.
+    let takes_trailers = is_request && found.te && te_trailers(headers);
+    let announced = if found.trailer {
+        announced_trailers(headers)
+    } else {
+        None
+    };
+    if found.any {
         for name in named_by_connection(headers) {
             headers.remove(name);
         }
-        remove_all(headers, |name| is_hop_by_hop(name.as_str()));
-        if let Some(announced) = announced {
-            headers.insert(TRAILER, announced);
-        }
+        remove_all(headers, is_hop_by_hop);
+    }
+    if let Some(announced) = announced {
+        headers.insert(TRAILER, announced);
     }
     if let Some(protocol) = upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -124,9 +165,9 @@ pub fn cross_hop(headers: &mut HeaderMap, upgrade: Option<HeaderValue>) {
 /// The headers that are dropped only because `Connection` names them.
 fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
     connection_options(headers)
-        .filter(|option| !is_hop_by_hop(option) && *option != "close")
+        .filter(|option| !matches!(*option, "close" | "keep-alive"))
         .filter_map(|option| option.parse().ok())
-        .filter(|name| !outlives_connection(name))
+        .filter(|name| !is_hop_by_hop(name) && !outlives_connection(name))
         .collect()
 }
 
@@ -141,9 +182,6 @@ fn te_trailers(headers: &HeaderMap) -> bool {
 
 /// The announced trailer fields that may pass.
 fn announced_trailers(headers: &HeaderMap) -> Option<HeaderValue> {
-    if !headers.contains_key(TRAILER) {
-        return None;
-    }
     let lines = headers.get_all(TRAILER).iter().filter_map(|value| value.to_str().ok());
     let fields = lines
         .flat_map(|text| text.split(','))
@@ -198,7 +236,7 @@ pub fn sanitise_request(headers: &mut HeaderMap, upgrade: Option<HeaderValue>) {
     remove_all(headers, |name| {
         is_ours(name) || *name == AUTHORIZATION || *name == EXPECT || switches && *name == ORIGIN
     });
-    cross_hop(headers, upgrade);
+    cross(headers, upgrade, true);
 }
 
 #[cfg(test)]
@@ -256,11 +294,14 @@ mod tests {
             ("te", "deflate, trailers"),
             ("trailer", "Grpc-Status, Content-Length, X-Sandgate-Caller"),
         ]);
-        cross_hop(&mut headers, None);
+        let mut answer = headers.clone();
+        sanitise_request(&mut headers, None);
         assert_eq!(
             headers,
             map(&[("trailer", "grpc-status"), ("connection", "te"), ("te", "trailers")])
         );
+        cross_hop(&mut answer, None);
+        assert_eq!(answer, map(&[("trailer", "grpc-status")]));
         let mut headers = map(&[("connection", "Upgrade"), ("upgrade", "websocket")]);
         cross_hop(&mut headers, Some(HeaderValue::from_static("websocket")));
         assert_eq!(headers, map(&[("connection", "upgrade"), ("upgrade", "websocket")]));

@@ -9,7 +9,7 @@ use http::header::HeaderValue;
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use sandgate_mesh::body::{Answer, BodyError, Download, Upload, UploadWatch};
+use sandgate_mesh::body::{Answer, BodyError, Upload, UploadWatch};
 use sandgate_mesh::caller::Caller;
 use sandgate_mesh::drain::Draining;
 use sandgate_mesh::exchange::ExchangeError;
@@ -19,6 +19,7 @@ use sandgate_mesh::outcome::Outcome;
 use sandgate_mesh::pool::Lease;
 use sandgate_mesh::sandbox::SandboxName;
 use sandgate_mesh::tunnel;
+use std::io;
 use std::sync::Arc;
 
 /// Relays `request`, which has been authorised and sanitised.
@@ -69,7 +70,7 @@ fn finish(
 ) -> Response<Answer<Return>> {
     cross_hop(response.headers_mut(), None);
     *response.version_mut() = Version::HTTP_11;
-    response.map(|body| Answer::Relayed(Download::new(body, gate.settings.proxy_timeout, watch, Return(lease))))
+    response.map(|body| Answer::relay(body, gate.settings.proxy_timeout, watch, Return(lease)))
 }
 
 /// Sends the request on a kept connection, or on a new one where the kept one turns out to be closed and nothing of the
@@ -86,7 +87,7 @@ async fn exchange(
         .door
         .open(permit, caller)
         .await
-        .map_err(|_| unreachable_app(name))?;
+        .map_err(|error| no_connection(&error, name))?;
     match lease.upstream.send(request, wait).await {
         Ok(response) => Ok((lease, response)),
         Err(ExchangeError::NotSent(request)) => {
@@ -94,7 +95,7 @@ async fn exchange(
                 .door
                 .open_new(permit, caller)
                 .await
-                .map_err(|_| unreachable_app(name))?;
+                .map_err(|error| no_connection(&error, name))?;
             let response = lease
                 .upstream
                 .send(request, wait)
@@ -106,8 +107,12 @@ async fn exchange(
     }
 }
 
-fn unreachable_app(name: &SandboxName) -> Refused {
-    could_not_connect(name, Outcome::Dial)
+fn no_connection(error: &io::Error, name: &SandboxName) -> Refused {
+    if error.kind() == io::ErrorKind::TimedOut {
+        timed_out(name)
+    } else {
+        could_not_connect(name, Outcome::Dial)
+    }
 }
 
 fn could_not_connect(name: &SandboxName, outcome: Outcome) -> Refused {
@@ -115,6 +120,14 @@ fn could_not_connect(name: &SandboxName, outcome: Outcome) -> Refused {
         StatusCode::BAD_GATEWAY,
         outcome,
         format!("Could not connect to the backend sandbox: {name}"),
+    )
+}
+
+fn timed_out(name: &SandboxName) -> Refused {
+    Refused::new(
+        StatusCode::GATEWAY_TIMEOUT,
+        Outcome::Timeout,
+        format!("Timed out waiting for the backend sandbox: {name}"),
     )
 }
 
@@ -128,11 +141,7 @@ fn explain(error: &ExchangeError, name: &SandboxName) -> Refused {
     match error {
         ExchangeError::NotSent(_) | ExchangeError::Broken(_) => could_not_connect(name, Outcome::Broken),
         ExchangeError::Malformed(_) => could_not_connect(name, Outcome::BadAnswer),
-        ExchangeError::TimedOut => Refused::new(
-            StatusCode::GATEWAY_TIMEOUT,
-            Outcome::Timeout,
-            format!("Timed out waiting for the backend sandbox: {name}"),
-        ),
+        ExchangeError::TimedOut => timed_out(name),
         ExchangeError::Upload(BodyError::Framing(violation)) => {
             Refused::new(violation.status(), Outcome::Upload, violation.detail())
         }

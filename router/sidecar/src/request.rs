@@ -24,6 +24,7 @@ use sandgate_mesh::sandbox::AppPort;
 use sandgate_mesh::telemetry::timestamp;
 use serde::Serialize;
 use std::sync::{Arc, Mutex, PoisonError};
+use tokio::time::Instant;
 
 /// Whom a mesh connection comes from.
 #[derive(Debug)]
@@ -289,6 +290,6 @@ fn audit<B>(gate: &Gate, peer: &Peer, parsed: &Parsed, request: &Request<B>, dec
 
 /// The body of a request on its way to the app, without a limit of its own: the router's is the one configured.
 pub(crate) fn upload(incoming: Incoming) -> Result<Upload, Refused> {
-    Upload::new(incoming, None)
+    Upload::new(incoming, None, Instant::now())
         .map_err(|error| Refused::new(StatusCode::PAYLOAD_TOO_LARGE, Outcome::Upload, error.to_string()))
 }
