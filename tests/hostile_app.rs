@@ -3,7 +3,11 @@
 // Tests fail by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use sandgate_tests::{Mesh, RecordingApp, Step, ok, status};
+use sandgate_tests::{Mesh, RecordingApp, Step, exchange, field, looks_complete, ok, read_until, status};
+use std::sync::Arc;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 /// Sends one honest request to an app that does `step`; returns the answer. The app got exactly one request.
 async fn answer(step: Step) -> String {
@@ -147,4 +151,200 @@ async fn a_body_behind_the_answer_to_head_is_given_to_nobody() {
         );
     }
     assert_eq!(mesh.app.heads().len(), 5);
+}
+
+#[tokio::test]
+async fn half_an_answer_is_never_presented_as_a_whole_one() {
+    let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for (name, bytes) in [
+        (
+            "a length, nothing",
+            "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n".to_owned(),
+        ),
+        (
+            "a length, half",
+            "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf".to_owned(),
+        ),
+        (
+            "a length, all but one",
+            "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nten bytes".to_owned(),
+        ),
+        (
+            "a length, in HTTP/1.0",
+            "HTTP/1.0 200 OK\r\nContent-Length: 10\r\n\r\nhalf".to_owned(),
+        ),
+        ("no chunk", chunked.to_owned()),
+        ("no last chunk", format!("{chunked}4\r\nhalf\r\n")),
+        ("half a chunk", format!("{chunked}8\r\nhalf")),
+        ("a chunk without its end", format!("{chunked}4\r\nhalf")),
+        ("half a size", format!("{chunked}4\r\nhalf\r\n1")),
+        ("no end behind the last chunk", format!("{chunked}4\r\nhalf\r\n0\r\n")),
+        ("half a trailer", format!("{chunked}4\r\nhalf\r\n0\r\nX-A: b")),
+        ("a bad size", format!("{chunked}4\r\nhalf\r\nx\r\n0\r\n\r\n")),
+        ("a bad end", format!("{chunked}4\r\nhalf0\r\n\r\n")),
+    ] {
+        let response = answer(Step::Close(bytes.into())).await;
+        assert!(
+            !looks_complete(&response) || status(&response) == 502,
+            "{name}: {response}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_reset_is_never_presented_as_a_whole_one() {
+    let now = Arc::new(Notify::new());
+    let told = Arc::clone(&now);
+    let app = RecordingApp::serving(move |mut stream| {
+        let told = Arc::clone(&told);
+        async move {
+            read_until(&mut stream, b"\r\n\r\n").await;
+            // Without a length the answer ends where the connection does; a reset is no such end.
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nhalf").await.unwrap();
+            told.notified().await;
+            stream.set_zero_linger().unwrap();
+        }
+    });
+    let mesh = Mesh::open(app.await).await;
+    let mut stream = TcpStream::connect(mesh.router).await.unwrap();
+    let head = mesh.head("GET / HTTP/1.1", "");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let begun = read_until(&mut stream, b"half").await;
+    now.notify_one();
+    let response = begun + &exchange(stream, "", false).await;
+    assert!(status(&response) == 200 && !looks_complete(&response), "{response}");
+}
+
+#[tokio::test]
+async fn a_switch_of_protocols_that_was_not_asked_for_as_it_must_be_is_502() {
+    let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nevil";
+    for (line, fields) in [
+        (
+            "GET / HTTP/1.1",
+            "Connection: upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
+        ),
+        ("GET / HTTP/1.1", "Upgrade: websocket\r\n"),
+        ("GET / HTTP/1.1", "Connection: upgrade\r\n"),
+        ("GET / HTTP/1.1", "Connection: upgrade\r\nUpgrade: websocket, h2c\r\n"),
+        (
+            "GET / HTTP/1.1",
+            "Connection: upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n",
+        ),
+        ("GET / HTTP/1.0", "Connection: upgrade\r\nUpgrade: websocket\r\n"),
+    ] {
+        let mesh = Mesh::open(RecordingApp::answering(Step::Answer(switch.into())).await).await;
+        let response = mesh.send(mesh.head(line, fields)).await;
+        let code = status(&response.replacen("HTTP/1.0 ", "HTTP/1.1 ", 1));
+        assert_eq!(code, 502, "{line}, {fields:?}: {response}");
+        assert!(!response.contains("evil"), "{line}, {fields:?}: {response}");
+        let head = mesh.app.only_request().head.to_ascii_lowercase();
+        assert!(
+            !head.contains("\r\nupgrade:") && !head.contains("http2-settings"),
+            "{head}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_switch_of_protocols_with_a_body_is_502_even_if_it_was_asked_for() {
+    for framing in ["Content-Length: 4\r\n", "Transfer-Encoding: chunked\r\n"] {
+        let switch =
+            format!("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n{framing}\r\nevil");
+        let mesh = Mesh::open(RecordingApp::answering(Step::Answer(switch.into())).await).await;
+        let head = mesh.head("GET / HTTP/1.1", "Upgrade: echo\r\nConnection: upgrade\r\n");
+        let response = mesh.send(head).await;
+        assert_eq!(status(&response), 502, "{framing:?}: {response}");
+        assert!(!response.contains("evil"), "{framing:?}: {response}");
+        mesh.app.only_request();
+    }
+}
+
+#[tokio::test]
+async fn a_few_informational_answers_are_passed_over_and_a_stream_of_them_is_502() {
+    let hints = |count| "HTTP/1.1 103 Early Hints\r\nX-Sandgate-Outcome: denied\r\n\r\n".repeat(count);
+    let response = answer(Step::Answer([hints(8).into(), ok("final")].concat())).await;
+    assert!(response.ends_with("final"), "{response}");
+    assert!(!response.to_ascii_lowercase().contains("x-sandgate-"), "{response}");
+    let response = answer(Step::Answer([hints(9).into(), ok("final")].concat())).await;
+    assert_eq!(status(&response), 502, "{response}");
+    let response = answer(Step::Endless(Vec::new(), hints(1).into())).await;
+    assert_eq!(status(&response), 502, "{response}");
+}
+
+#[tokio::test]
+async fn headers_of_one_hop_and_of_ours_stay_behind_and_cannot_take_the_framing_along() {
+    for framing in [
+        "Content-Length: 5\r\n\r\nhello",
+        "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    ] {
+        let answered = format!(
+            "HTTP/1.1 200 OK\r\nConnection: Content-Length, Transfer-Encoding, X-Secret, close\r\nX-Secret: 1\r\n\
+             Proxy-Connection: keep-alive\r\nProxy-Authenticate: Basic\r\nUpgrade: h2c\r\nTE: trailers\r\n\
+             x-SANDGATE-caller: v1;static;root\r\nX-SANDBOX-Pod-IP: 127.0.0.1\r\nx-sandgate-: 1\r\nX-Kept: yes\r\n{framing}"
+        );
+        let response = answer(Step::Close(answered.into())).await;
+        assert_eq!(status(&response), 200, "{response}");
+        for absent in ["x-secret", "proxy-connection", "proxy-authenticate", "upgrade", "te"] {
+            assert_eq!(field(&response, absent).len(), 0, "{absent} in {response}");
+        }
+        let lower = response.to_ascii_lowercase();
+        assert!(
+            !lower.contains("x-sandgate-") && !lower.contains("x-sandbox-"),
+            "{response}"
+        );
+        assert!(
+            field(&response, "x-kept") == ["yes"] && looks_complete(&response),
+            "{response}"
+        );
+        assert_eq!(response.matches("hello").count(), 1, "{response}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_with_anything_behind_a_whole_answer_is_never_used_again() {
+    for (name, rest) in [
+        ("a byte", "x"),
+        ("an empty line", "\r\n"),
+        ("NUL", "\0"),
+        ("garbage", "garbage\r\n\r\n"),
+        ("half an answer", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n"),
+        ("a request", "GET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+    ] {
+        let step = Step::Answer([ok("hello"), rest.into()].concat());
+        let mesh = Mesh::open(RecordingApp::answering(step).await).await;
+        for round in 1..=5 {
+            let response = mesh.send(mesh.head("GET / HTTP/1.1", "")).await;
+            assert!(
+                status(&response) == 200 && response.ends_with("\r\n\r\nhello"),
+                "{name}: {response}"
+            );
+            assert_eq!(
+                mesh.app.connections().len(),
+                round,
+                "{name}: a connection was used again"
+            );
+        }
+        assert_eq!(mesh.app.requests().len(), 5, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_giant_head_that_ends_is_502_like_one_that_does_not() {
+    let whole = |fields: &str| format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 5\r\n\r\nhello");
+    for (name, fields) in [
+        ("one value", format!("X-A: {}\r\n", "a".repeat(62_000))),
+        ("one name", format!("X-{}: a\r\n", "a".repeat(62_000))),
+        ("many fields", "X-A: a\r\n".repeat(100)),
+        ("many empty fields", "X:\r\n".repeat(1000)),
+    ] {
+        let response = answer(Step::Answer(whole(&fields).into())).await;
+        assert_eq!(status(&response), 502, "{name}: {} bytes", response.len());
+    }
+    let large = format!("X-A: {}\r\n", "a".repeat(50_000));
+    let response = answer(Step::Answer(whole(&large).into())).await;
+    assert!(
+        status(&response) == 200 && response.ends_with("hello"),
+        "{} bytes",
+        response.len()
+    );
 }

@@ -6,10 +6,14 @@
 
 use sandgate_local::authority::{Authority, Issued, LeafSpec, Usage};
 use sandgate_tests::{
-    Mesh, POD_UID, ROUTER, RecordingApp, TOKEN_HOLDER, WORKLOAD, exchange, rule, sandbox, status, token_holder,
+    Mesh, POD_UID, ROUTER, RecordingApp, TOKEN_HOLDER, WORKLOAD, exchange, rule, sandbox, send, status, tls_1_2_hello,
+    token_holder,
 };
 use std::time::{Duration, SystemTime};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio_rustls::rustls::ClientConnection;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 fn workload() -> LeafSpec {
     LeafSpec::new("worker", WORKLOAD, Usage::Client)
@@ -202,4 +206,57 @@ async fn the_router_talks_to_no_gate_but_the_one_it_looks_for() {
         );
         mesh.app.assert_untouched(sandbox);
     }
+}
+
+/// What a router sends first: a whole `ClientHello`.
+fn hello(mesh: &Mesh) -> Vec<u8> {
+    let leaf = mesh.authority.router(&ROUTER.parse().unwrap()).unwrap();
+    let name = ServerName::try_from("gate.test").unwrap();
+    let mut client = ClientConnection::new(mesh.client_config(Some(&leaf)), name).unwrap();
+    let mut bytes = Vec::new();
+    client.write_tls(&mut bytes).unwrap();
+    bytes
+}
+
+#[tokio::test]
+async fn handshakes_that_stall_or_fail_keep_nobody_else_from_being_served() {
+    let mesh = Mesh::open(RecordingApp::polite().await).await;
+    let hello = hello(&mesh);
+    let (half, twice) = (&hello[..hello.len() / 2], [&hello[..], &hello[..]].concat());
+    let mut stalled = Vec::new();
+    // Fewer than one address may have open, so that there is a place for the router, which has the same.
+    for bytes in [&b""[..], &hello[..1], half, &hello, b"\x16\x03\x01\xff\xff"] {
+        for _ in 0..40 {
+            let mut stream = TcpStream::connect(("127.0.0.1", mesh.ports.mesh)).await.unwrap();
+            stream.write_all(bytes).await.unwrap();
+            stalled.push(stream);
+        }
+    }
+    for (name, bytes) in [
+        ("TLS 1.2", tls_1_2_hello()),
+        (
+            "plain HTTP",
+            to_gate(&mesh, "X-Sandgate-Caller: v1;static;default\r\n").into_bytes(),
+        ),
+        ("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec()),
+        ("garbage", vec![0xff; 70_000]),
+        ("two hellos", twice),
+        ("an alert", b"\x15\x03\x03\x00\x02\x02\x28".to_vec()),
+    ] {
+        let response = send(([127, 0, 0, 1], mesh.ports.mesh).into(), bytes).await;
+        assert!(!response.contains("HTTP/"), "{name}: {response:?}");
+        if name == "TLS 1.2" {
+            assert_eq!(
+                response.as_bytes(),
+                [0x15, 3, 3, 0, 2, 2, 70],
+                "no alert protocol_version"
+            );
+        }
+    }
+    assert_eq!(mesh.send_to_gate(None, to_gate(&mesh, "")).await, "");
+    mesh.app.assert_untouched("no handshake");
+    let response = mesh.send(mesh.head("GET /honest HTTP/1.1", "")).await;
+    assert_eq!(status(&response), 200, "{response}");
+    assert!(mesh.app.only_request().head.starts_with("GET /honest "));
+    drop(stalled);
 }

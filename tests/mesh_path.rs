@@ -4,18 +4,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use sandgate_mesh::policy::model::{DefaultPolicy, Source};
-use sandgate_tests::{Mesh, RecordingApp, Step, TOKEN, default_policy, read_until, rule, status, token_holder};
+use sandgate_tests::{Mesh, RecordingApp, Step, TOKEN, default_policy, field, read_until, rule, status, token_holder};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-
-fn field<'a>(head: &'a str, name: &str) -> Vec<&'a str> {
-    head.split("\r\n")
-        .skip(1)
-        .filter_map(|line| line.split_once(": "))
-        .filter(|(found, _)| found.eq_ignore_ascii_case(name))
-        .map(|(_, value)| value)
-        .collect()
-}
 
 #[tokio::test]
 async fn an_allowed_request_arrives_once_and_without_credentials_or_routing() {

@@ -1,10 +1,12 @@
 //! Flags and environment -> [`Config`]. Names, defaults and spellings are those of the existing routers (CONTRACT
 //! section 6); whatever is wrong is reported together, and the process refuses to start.
 
+use crate::command_line;
 use clap::{ArgAction, Parser, ValueEnum};
 use ipnet::IpNet;
 use sandgate_mesh::contract::{DEFAULT_TRUST_DOMAIN, MESH_PORT};
 use sandgate_mesh::duration;
+use sandgate_mesh::framing::Limits;
 use sandgate_mesh::identity::TrustDomain;
 use sandgate_mesh::listener::parse_address;
 use sandgate_mesh::sandbox::{PodUid, SandboxKey};
@@ -15,6 +17,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Whether requests go through the sandbox's gate.
@@ -165,6 +168,22 @@ struct Flags {
     /// Longest request body in bytes; 0 for no limit.
     #[arg(long, default_value_t = 0)]
     max_request_body_bytes: u64,
+    /// Longest head of a request in bytes; a longer one is 431. A sandbox's answer with a longer one is 502.
+    #[arg(long, default_value_t = Limits::default().head_bytes)]
+    max_request_head_bytes: usize,
+    /// Most header lines of a request; more are 431. A sandbox's answer with more is 502.
+    #[arg(long, default_value_t = Limits::default().headers)]
+    max_request_headers: usize,
+    /// Longest target of a request in bytes; a longer one is 414.
+    #[arg(long, default_value_t = Limits::default().target_bytes)]
+    max_request_target_bytes: usize,
+    /// Time for a request's head, from its first byte to its last; a slower one is 408.
+    #[arg(long, default_value = "10s", value_parser = duration::parse)]
+    request_head_timeout: Duration,
+    /// A connection on which no request began for this long, or whose peer took nothing of an answer for this long, is
+    /// closed; it may last up to twice as long.
+    #[arg(long, default_value = "180s", value_parser = duration::parse)]
+    idle_timeout: Duration,
     /// Let X-Sandbox-Pod-IP name a loopback address.
     #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
     allow_loopback_pod_ip: bool,
@@ -241,6 +260,7 @@ pub struct Config {
     pub response_header_timeout: Option<Duration>,
     pub shutdown_timeout: Duration,
     pub max_request_body: Option<u64>,
+    pub framing: Arc<Limits>,
     pub allow_loopback_pod_ip: bool,
     pub retries: u32,
     pub retry_initial_delay: Duration,
@@ -252,6 +272,8 @@ pub struct Config {
     pub workers: usize,
     pub access_log: bool,
     pub log_level: String,
+    /// What was ignored, to be logged once there is a log.
+    pub warnings: Vec<String>,
 }
 
 /// Why the router can't start.
@@ -287,15 +309,31 @@ impl std::error::Error for ConfigError {}
 const NO_CHOICE: &str = "nothing says who may call: set ROUTER_AUTH_TOKEN (or --auth-token) to require a bearer token, or let \
                          everybody in with --authz-mode=allow-all or ALLOW_UNAUTHENTICATED_ROUTER=true";
 
+pub(crate) const NO_IDENTITY: &str = "--mesh=required needs the router's own certificate: set --mesh-cert-file, --mesh-key-file and \
+                           --mesh-trust-bundle-file, or --mesh=off to forward without gates";
+
 impl Config {
     /// Reads flags (without the program's name) and the environment. Go's `-flag` is taken as `--flag`.
     ///
     /// # Errors
     /// See [`ConfigError`].
     pub fn from_args(args: Vec<OsString>) -> Result<Self, ConfigError> {
-        let flags = Flags::try_parse_from(args.into_iter().map(two_dashes)).map_err(ConfigError::Usage)?;
+        Self::read(args, false)
+    }
+
+    /// As [`from_args`](Self::from_args), for a program that can have its mesh identity from files only.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn of_program(args: Vec<OsString>) -> Result<Self, ConfigError> {
+        Self::read(args, true)
+    }
+
+    fn read(args: Vec<OsString>, needs_files: bool) -> Result<Self, ConfigError> {
         let mut problems = Vec::new();
-        let config = check(flags, &mut problems);
+        let args = args.into_iter().map(two_dashes).collect();
+        let flags: Flags = command_line::read(args, &mut problems).map_err(ConfigError::Usage)?;
+        let config = check(flags, needs_files, &mut problems);
         match config {
             Some(config) if problems.is_empty() => Ok(config),
             _ => Err(ConfigError::Settings(problems)),
@@ -311,15 +349,13 @@ fn two_dashes(arg: OsString) -> OsString {
     }
 }
 
-fn check(flags: Flags, problems: &mut Vec<String>) -> Option<Config> {
+fn check(flags: Flags, needs_files: bool, problems: &mut Vec<String>) -> Option<Config> {
     let authentication = authentication(&flags, problems);
     let https = https(&flags, problems);
-    let mesh_files = mesh_files(&flags, problems);
-    let seconds = |name: &str| {
-        lenient::<f64>(name)
-            .filter(|value| value.is_finite() && *value >= 0.0)
-            .map(Duration::from_secs_f64)
-    };
+    let mesh_files = mesh_files(&flags, needs_files, problems);
+    let framing = framing(&flags);
+    problems.extend(framing.problems());
+    let mut warnings = Vec::new();
     let tunnels = TunnelLimits::default();
     let cluster_domain = flags
         .cluster_domain
@@ -338,24 +374,25 @@ fn check(flags: Flags, problems: &mut Vec<String>) -> Option<Config> {
         cluster_domain: cluster_domain.unwrap_or_else(|| "cluster.local".into()),
         proxy_timeout: flags
             .proxy_timeout
-            .or_else(|| seconds("PROXY_TIMEOUT_SECONDS"))
+            .or_else(|| seconds("PROXY_TIMEOUT_SECONDS", &mut warnings))
             .filter(|timeout| !timeout.is_zero())
             .unwrap_or(sandgate_mesh::contract::DEFAULT_PROXY_TIMEOUT),
         response_header_timeout: Some(flags.response_header_timeout).filter(|timeout| !timeout.is_zero()),
         shutdown_timeout: flags.shutdown_timeout,
         max_request_body: Some(flags.max_request_body_bytes).filter(|limit| *limit > 0),
+        framing: Arc::new(framing),
         allow_loopback_pod_ip: flags.allow_loopback_pod_ip,
         retries: flags.upstream_max_retries,
         retry_initial_delay: flags.upstream_retry_initial_delay,
         retry_max_delay: flags.upstream_retry_max_delay,
         keepalive: flags
             .max_keepalive_connections
-            .or_else(|| lenient("MAX_KEEPALIVE_CONNECTIONS"))
+            .or_else(|| lenient("MAX_KEEPALIVE_CONNECTIONS", &mut warnings, |text| text.parse().ok()))
             .unwrap_or(20),
-        trusted_proxies: networks(flags.trusted_proxy_cidrs),
+        trusted_proxies: networks(flags.trusted_proxy_cidrs, &mut warnings),
         tunnels: TunnelLimits {
-            idle: seconds("WEBSOCKET_IDLE_TIMEOUT_SECONDS").unwrap_or(tunnels.idle),
-            lifetime: seconds("WEBSOCKET_MAX_LIFETIME_SECONDS").unwrap_or(tunnels.lifetime),
+            idle: seconds("WEBSOCKET_IDLE_TIMEOUT_SECONDS", &mut warnings).unwrap_or(tunnels.idle),
+            lifetime: seconds("WEBSOCKET_MAX_LIFETIME_SECONDS", &mut warnings).unwrap_or(tunnels.lifetime),
         },
         max_connections: flags.max_connections,
         workers: flags
@@ -364,6 +401,7 @@ fn check(flags: Flags, problems: &mut Vec<String>) -> Option<Config> {
             .max(1),
         access_log: flags.access_log,
         log_level: flags.log_level,
+        warnings,
     })
 }
 
@@ -421,7 +459,7 @@ fn https(flags: &Flags, problems: &mut Vec<String>) -> Option<Https> {
     })
 }
 
-fn mesh_files(flags: &Flags, problems: &mut Vec<String>) -> Option<MeshFilePaths> {
+fn mesh_files(flags: &Flags, needed: bool, problems: &mut Vec<String>) -> Option<MeshFilePaths> {
     let given = (
         &flags.mesh_cert_file,
         &flags.mesh_key_file,
@@ -433,6 +471,10 @@ fn mesh_files(flags: &Flags, problems: &mut Vec<String>) -> Option<MeshFilePaths
             key: key.clone(),
             bundle: bundle.clone(),
         }),
+        (None, None, None) if needed && flags.mesh == Mesh::Required => {
+            problems.push(NO_IDENTITY.into());
+            None
+        }
         (None, None, None) => None,
         _ => {
             problems.push("--mesh-cert-file, --mesh-key-file and --mesh-trust-bundle-file belong together".into());
@@ -441,17 +483,32 @@ fn mesh_files(flags: &Flags, problems: &mut Vec<String>) -> Option<MeshFilePaths
     }
 }
 
+fn framing(flags: &Flags) -> Limits {
+    Limits {
+        head_bytes: flags.max_request_head_bytes,
+        headers: flags.max_request_headers,
+        target_bytes: flags.max_request_target_bytes,
+        head_time: flags.request_head_timeout,
+        idle_time: flags.idle_timeout,
+        ..Limits::default()
+    }
+}
+
 /// Old variables keep their lenient rule: a bad value warns and falls back.
-fn lenient<T: FromStr>(name: &str) -> Option<T> {
+fn lenient<T>(name: &str, warnings: &mut Vec<String>, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
     let text = std::env::var(name).ok().filter(|text| !text.trim().is_empty())?;
-    let value = text.trim().parse().ok();
+    let value = parse(text.trim());
     if value.is_none() {
-        tracing::warn!(variable = name, "not a number; the default is used");
+        warnings.push(format!("{name}: {text:?} can't be used; the default is"));
     }
     value
 }
 
-fn networks(flag: Option<String>) -> Vec<IpNet> {
+fn seconds(name: &str, warnings: &mut Vec<String>) -> Option<Duration> {
+    lenient(name, warnings, |text| duration::from_seconds(text.parse().ok()?))
+}
+
+fn networks(flag: Option<String>, warnings: &mut Vec<String>) -> Vec<IpNet> {
     let text = flag
         .or_else(|| std::env::var("TRUSTED_PROXY_CIDRS").ok())
         .unwrap_or_default();
@@ -460,7 +517,7 @@ fn networks(flag: Option<String>) -> Vec<IpNet> {
         .filter_map(|entry| {
             let network = entry.parse().or_else(|_| entry.parse::<IpAddr>().map(IpNet::from)).ok();
             if network.is_none() {
-                tracing::warn!(entry, "not a network; skipped");
+                warnings.push(format!("trusted proxies: {entry:?} is not a network; skipped"));
             }
             network
         })
@@ -510,6 +567,82 @@ mod tests {
             panic!()
         };
         assert_eq!(problems.len(), 3, "{problems:?}");
+    }
+
+    #[test]
+    fn bad_values_are_reported_together_with_all_other_problems() {
+        let error = parse(&[
+            "--proxy-timeout=soon",
+            "--trust-domain",
+            "A B",
+            "--mesh=maybe",
+            "--access-log=perhaps",
+            "--mtls-mode=required",
+        ]);
+        let error = error.unwrap_err();
+        assert_eq!(error.exit_code(), 64);
+        let text = error.to_string();
+        for expected in [
+            "  - invalid value 'soon' for '--proxy-timeout <PROXY_TIMEOUT>': \"soon\" is not a duration",
+            "  - invalid value 'A B' for '--trust-domain <TRUST_DOMAIN>'",
+            "  - invalid value 'maybe' for '--mesh <MESH>' [possible values: required, off]",
+            "  - invalid value 'perhaps' for '--access-log [<ACCESS_LOG>]'",
+            "  - nothing says who may call",
+            "  - --mtls-mode needs the HTTPS listener",
+        ] {
+            assert!(text.contains(expected), "{expected}\n{text}");
+        }
+        assert_eq!(parse(&["--mesh=maybe", "--nonsense"]).unwrap_err().exit_code(), 2);
+        assert_eq!(parse(&["--mesh=maybe", "--help"]).unwrap_err().exit_code(), 0);
+        assert_eq!(parse(&["--mesh"]).unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn only_a_program_without_an_embedder_needs_the_files_of_its_identity() {
+        let args = || vec!["--authz-mode=allow-all".into()];
+        assert!(Config::from_args(args()).is_ok());
+        let error = Config::of_program(args()).unwrap_err();
+        assert!(error.to_string().contains("--mesh-cert-file"), "{error}");
+        let args = [args(), vec!["--mesh=off".into()]].concat();
+        assert!(Config::of_program(args).is_ok());
+    }
+
+    #[test]
+    fn caps_of_framing_are_what_the_flags_say_and_the_shared_defaults_otherwise() {
+        let (found, shared) = (parse(&["--authz-mode=allow-all"]).unwrap(), Limits::default());
+        assert_eq!(format!("{:?}", found.framing), format!("{shared:?}"));
+        let found = parse(&[
+            "--authz-mode=allow-all",
+            "--max-request-head-bytes=2048",
+            "--max-request-headers=7",
+            "--max-request-target-bytes=99",
+            "--request-head-timeout=1s",
+            "--idle-timeout=1m",
+        ]);
+        let found = found.unwrap().framing;
+        assert_eq!((found.head_bytes, found.headers, found.target_bytes), (2048, 7, 99));
+        assert_eq!((found.head_time.as_secs(), found.idle_time.as_secs()), (1, 60));
+    }
+
+    #[test]
+    fn caps_that_bound_nothing_or_everything_are_refused() {
+        for flag in [
+            "--max-request-head-bytes=1023",
+            "--max-request-head-bytes=1048577",
+            "--max-request-headers=0",
+            "--max-request-headers=10001",
+            "--max-request-target-bytes=0",
+            "--max-request-target-bytes=65535",
+            "--request-head-timeout=0",
+            "--request-head-timeout=25h",
+            "--idle-timeout=0",
+            "--idle-timeout=25h",
+        ] {
+            let error = parse(&["--authz-mode=allow-all", flag]).unwrap_err();
+            assert_eq!(error.exit_code(), 64, "{flag}");
+            let name = flag.split('=').next().unwrap();
+            assert!(error.to_string().contains(name), "{error}");
+        }
     }
 
     #[test]

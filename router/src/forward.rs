@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// Idle connections that one worker keeps in all.
 const IDLE_TOTAL: usize = 4096;
@@ -108,7 +108,7 @@ impl Forwarder {
         let upstream = loop {
             // Boxed, as everything that a request on a kept connection doesn't need: hyper moves a request's future, and
             // a large one costs that request more than the allocation costs this.
-            match Box::pin(self.connect_with_retries(&target, deadline, budget)).await {
+            match Box::pin(self.connect_with_retries(&target, deadline)).await {
                 Ok(upstream) => break upstream,
                 // Another pod has that address now: look once more before giving up.
                 Err(DialError::Handshake(HandshakeError::PeerIdentity(error))) if !resolved_again => {
@@ -130,18 +130,15 @@ impl Forwarder {
         }
     }
 
-    async fn connect_with_retries(
-        &self,
-        target: &Target,
-        deadline: Instant,
-        budget: Duration,
-    ) -> Result<Upstream, DialError> {
+    async fn connect_with_retries(&self, target: &Target, deadline: Instant) -> Result<Upstream, DialError> {
         let mut pause = self.initial_delay;
         let mut left = self.retries;
         loop {
-            let error = match self.connect(target, budget.min(CONNECT_TIMEOUT)).await {
-                Ok(upstream) => return Ok(upstream),
-                Err(error) => error,
+            // However long an attempt and its handshake may take, the request's own time ends them.
+            let error = match timeout_at(deadline, self.connect(target)).await {
+                Ok(Ok(upstream)) => return Ok(upstream),
+                Ok(Err(error)) => error,
+                Err(_) => return Err(DialError::TimedOut),
             };
             let again = matches!(error, DialError::Connect(_) | DialError::TimedOut);
             if !again || left == 0 || Instant::now() + pause >= deadline {
@@ -154,8 +151,8 @@ impl Forwarder {
         }
     }
 
-    async fn connect(&self, target: &Target, wait: Duration) -> Result<Upstream, DialError> {
-        let connected = tokio::time::timeout(wait, TcpStream::connect(target.endpoint)).await;
+    async fn connect(&self, target: &Target) -> Result<Upstream, DialError> {
+        let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(target.endpoint)).await;
         let stream = connected
             .map_err(|_| DialError::TimedOut)?
             .map_err(DialError::Connect)?;

@@ -1,7 +1,7 @@
 //! Listeners, worker threads, readiness and drain.
 
 use crate::authenticate::{Authenticator, certificate_caller};
-use crate::config::{Config, Https, Mesh};
+use crate::config::{Config, Https, Mesh, NO_IDENTITY};
 use crate::forward::{Credentials, Forwarder};
 use crate::metrics::Metrics;
 use crate::request::{self, Client, Worker};
@@ -10,7 +10,6 @@ use anyhow::Context;
 use sandgate_mesh::admin::{Admin, Readiness};
 use sandgate_mesh::credentials::{FrontCredentials, MeshFiles, Role, poll_mesh, roots_from_pem};
 use sandgate_mesh::drain::{self, Draining};
-use sandgate_mesh::framing::Limits;
 use sandgate_mesh::listener::{self, ConnectionCount, ConnectionLimits, ConnectionSlot};
 use sandgate_mesh::polled::Poller;
 use sandgate_mesh::pool::LINGER;
@@ -74,6 +73,9 @@ impl Router {
             .as_ref()
             .map(|https| front_listener(https, &metrics))
             .transpose()?;
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
         tracing::info!(config = ?config, "effective configuration");
         Ok(Self {
             http: listener::bind(config.http)?,
@@ -93,6 +95,11 @@ impl Router {
         self.http.local_addr().unwrap_or(self.config.http)
     }
 
+    /// Where the HTTPS listener is, if there is one.
+    pub fn https_address(&self) -> Option<SocketAddr> {
+        self.https.as_ref().and_then(|(listener, _)| listener.local_addr().ok())
+    }
+
     /// Where the health listener is.
     pub fn health_address(&self) -> SocketAddr {
         self.health.local_addr().unwrap_or(self.config.health)
@@ -108,22 +115,28 @@ impl Router {
     /// # Errors
     /// A worker thread couldn't be started.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+        tracing::info!(
+            http = %self.http_address(),
+            metrics = %self.metrics_address(),
+            health = %self.health_address(),
+            "listening"
+        );
         let (drain, draining) = drain::channel();
         // Probes and scrapers are answered until the very end.
         let (admin_drain, admin_draining) = drain::channel();
         let health = Admin {
             readiness: Some(self.readiness(drain.state())),
-            metrics: None,
+            ..Admin::default()
         };
         tokio::spawn(health.serve(self.health, admin_draining.clone()));
         let scraped = Admin {
-            readiness: None,
             metrics: Some(self.metrics.registry.clone()),
+            ..Admin::default()
         };
         tokio::spawn(scraped.serve(self.metrics_listener, admin_draining));
 
         let access = self.config.access_log.then(LineLog::stderr).transpose()?;
-        let framing = Arc::new(Limits::default());
+        let framing = Arc::clone(&self.config.framing);
         let mut workers = Vec::new();
         for number in 0..self.config.workers {
             let worker = Worker {
@@ -321,10 +334,7 @@ where
 }
 
 fn mesh_credentials(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Credentials> {
-    let files = config.mesh_files.clone().context(
-        "--mesh=required needs the router's own certificate: set --mesh-cert-file, --mesh-key-file and \
-         --mesh-trust-bundle-file, or --mesh=off to forward without gates",
-    )?;
+    let files = config.mesh_files.clone().context(NO_IDENTITY)?;
     let files = MeshFiles {
         chain: files.chain,
         key: files.key,

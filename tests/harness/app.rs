@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 /// What the app does next.
 #[derive(Debug, Clone)]
@@ -139,6 +139,18 @@ impl RecordingApp {
         requests.remove(0)
     }
 
+    /// The only request, which is then forgotten.
+    pub fn take_only_request(&self) -> Request {
+        let request = self.only_request();
+        self.forget();
+        request
+    }
+
+    /// Forgets what came so far.
+    pub fn forget(&self) {
+        self.seen.lock().unwrap().iter_mut().for_each(Vec::clear);
+    }
+
     /// Fails unless not a byte came.
     pub fn assert_untouched(&self, context: &str) {
         let seen: Vec<u8> = self.connections().concat();
@@ -181,6 +193,14 @@ async fn serve(mut stream: TcpStream, number: usize, record: Arc<Mutex<Vec<Vec<u
     }
 }
 
+/// No app: nobody else gets the port, and whoever comes is refused for as long as the socket doesn't listen.
+pub fn closed_port() -> (TcpSocket, u16) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let port = socket.local_addr().unwrap().port();
+    (socket, port)
+}
+
 /// A 200 with a body.
 pub fn ok(body: &str) -> Vec<u8> {
     format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
@@ -195,7 +215,9 @@ fn requests(mut bytes: &[u8]) -> Vec<Request> {
         let headed = head.ends_with("\r\n\r\n");
         let rest = &bytes[end..];
         let fields = head.to_ascii_lowercase();
-        let length = if fields.contains("\r\ntransfer-encoding: chunked\r\n") {
+        let length = if !headed {
+            None
+        } else if fields.contains("\r\ntransfer-encoding: chunked\r\n") {
             chunked_length(rest)
         } else {
             let declared = fields.split("\r\ncontent-length: ").nth(1);

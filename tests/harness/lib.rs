@@ -6,8 +6,13 @@
 #![allow(clippy::missing_panics_doc)]
 
 mod app;
+pub mod folder;
+pub mod front;
+pub mod processes;
+mod wire;
 
-pub use app::{RecordingApp, Request, Step, ok};
+pub use app::{RecordingApp, Request, Step, closed_port, ok};
+pub use wire::{assert_detail, exchange, exchange_without_end, field, looks_complete, read_until, send, status};
 
 use sandbox_router::Router;
 use sandbox_router::config::Config;
@@ -17,18 +22,18 @@ use sandgate_local::authority::{Authority, Issued};
 use sandgate_mesh::credentials::{MeshCredentials, Role};
 use sandgate_mesh::drain::{self, Drain};
 use sandgate_mesh::identity::{ExpectedSandbox, SandboxIdentity, TrustDomain, WorkloadIdentity};
+use sandgate_mesh::memory::MemoryBudget;
 use sandgate_mesh::policy::{PolicySnapshot, model};
 use sandgate_mesh::tls;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::rustls::client::ResolvesClientCert;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
-use tokio_rustls::rustls::{ClientConfig, SignatureScheme};
+use tokio_rustls::rustls::{ClientConfig, ServerConfig, SignatureScheme};
 
 /// The token that the router takes.
 pub const TOKEN: &str = "correct-horse";
@@ -43,7 +48,7 @@ pub const TRUST_DOMAIN: &str = "cluster.local";
 /// The UID of the pod that the gate is in.
 pub const POD_UID: &str = "0d8f3c7a-52b1-4c7e-9f60-1f2e3d4c5b6a";
 /// No exchange takes longer, or the test fails.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The ports that a policy may have to speak of.
 #[derive(Debug, Clone, Copy)]
@@ -70,8 +75,10 @@ pub struct Mesh {
     pub router: SocketAddr,
     identity: SandboxIdentity,
     router_credentials: watch::Sender<Option<Arc<MeshCredentials>>>,
-    _gate_credentials: watch::Sender<Option<Arc<MeshCredentials>>>,
-    _policy: watch::Sender<Option<Arc<PolicySnapshot>>>,
+    gate_credentials: watch::Sender<Option<Arc<MeshCredentials>>>,
+    policy: watch::Sender<Option<Arc<PolicySnapshot>>>,
+    /// Above it the gate sheds requests. Nothing watches it.
+    pub gate_memory: MemoryBudget,
     /// Ends the gate.
     pub gate_drain: Drain,
 }
@@ -79,14 +86,28 @@ pub struct Mesh {
 impl Mesh {
     /// A mesh whose gate lets everybody with a credential use the app's port.
     pub async fn open(app: RecordingApp) -> Self {
+        Self::open_with(app, &[]).await
+    }
+
+    /// A mesh whose gate lets everybody with a credential use the app's port and `others`.
+    pub async fn open_with(app: RecordingApp, others: &[u16]) -> Self {
         Self::start(app, |ports| {
-            default_policy(model::DefaultPolicy::Authenticated, vec![ports.app])
+            default_policy(model::DefaultPolicy::Authenticated, [&[ports.app], others].concat())
         })
         .await
     }
 
     /// A mesh whose gate enforces `policy`.
     pub async fn start(app: RecordingApp, policy: impl FnOnce(Ports) -> model::Snapshot) -> Self {
+        Self::start_with(app, policy, |_| {}).await
+    }
+
+    /// A mesh whose gate enforces `policy` and is set as `change` leaves its settings.
+    pub async fn start_with(
+        app: RecordingApp,
+        policy: impl FnOnce(Ports) -> model::Snapshot,
+        change: impl FnOnce(&mut Settings),
+    ) -> Self {
         let health = RecordingApp::start(|_| Step::Wait).await;
         let authority = Authority::new("sandgate-tests").unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -100,7 +121,7 @@ impl Mesh {
         let (gate_sender, gate_credentials) = watch::channel(Some(credentials(Role::Sidecar, &issued, &authority)));
         let snapshot = PolicySnapshot::parse(&serde_json::to_vec(&policy(ports)).unwrap()).unwrap();
         let (policy_sender, policy) = watch::channel(Some(Arc::new(snapshot)));
-        let settings = Settings {
+        let mut settings = Settings {
             sandbox: identity.sandbox.clone(),
             pod_uid: identity.pod_uid.clone(),
             routers: vec![ROUTER.parse().unwrap()],
@@ -109,11 +130,14 @@ impl Mesh {
                 health: ports.health,
             },
             caps: Caps::default(),
+            framing: Arc::default(),
             proxy_timeout: PATIENCE,
             audit: false,
         };
+        change(&mut settings);
         let gate = Gate::new(settings, gate_credentials, policy).unwrap();
         let (drain, draining) = drain::channel();
+        let gate_memory = gate.memory();
         tokio::spawn(gate.serve(listener, draining));
         let issued = authority.router(&ROUTER.parse::<WorkloadIdentity>().unwrap()).unwrap();
         let router_credentials = watch::channel(Some(credentials(Role::Router, &issued, &authority))).0;
@@ -125,8 +149,9 @@ impl Mesh {
             router: SocketAddr::from(([127, 0, 0, 1], 0)),
             identity,
             router_credentials,
-            _gate_credentials: gate_sender,
-            _policy: policy_sender,
+            gate_credentials: gate_sender,
+            policy: policy_sender,
+            gate_memory,
             gate_drain: drain,
         };
         mesh.router = mesh.another_router("default/alpha", POD_UID);
@@ -139,6 +164,22 @@ impl Mesh {
         let address = router.http_address();
         tokio::spawn(router.run(std::future::pending()));
         address
+    }
+
+    /// One more router for `alpha`, with `more` flags.
+    pub fn run_router(&self, more: &[&str]) -> SocketAddr {
+        let router = self.bind_router("default/alpha", POD_UID, more);
+        let address = router.http_address();
+        tokio::spawn(router.run(std::future::pending()));
+        address
+    }
+
+    /// Two more routers for `alpha` with `more` flags: one that goes through the gate, and one that dials the app itself.
+    pub fn run_both(&self, more: &[&str]) -> [SocketAddr; 2] {
+        [
+            self.run_router(more),
+            self.run_router(&[more, &["--mesh=off"]].concat()),
+        ]
     }
 
     /// A router of this mesh with `more` flags, which serves when it is run.
@@ -157,19 +198,25 @@ impl Mesh {
         Router::bind(config, Some(self.router_credentials.subscribe())).unwrap()
     }
 
+    /// Takes the gate's policy away, as if none had come yet.
+    pub fn forget_policy(&self) {
+        self.policy.send_replace(None);
+    }
+
+    /// Takes the routers' identity away, as if none had come yet.
+    pub fn forget_router_identity(&self) {
+        self.router_credentials.send_replace(None);
+    }
+
     /// The head of a request with everything it needs to get to the app, `Connection: close`, and `fields` (each ended
     /// with CRLF).
     pub fn head(&self, request_line: &str, fields: &str) -> String {
-        format!(
-            "{request_line}\r\nHost: sandbox.example\r\nAuthorization: Bearer {TOKEN}\r\nX-Sandbox-ID: alpha\r\n\
-             X-Sandbox-Port: {}\r\nConnection: close\r\n{fields}\r\n",
-            self.ports.app
-        )
+        head_to(self.ports.app, request_line, fields)
     }
 
     /// Sends bytes to the router; see [`exchange`].
     pub async fn send(&self, bytes: impl AsRef<[u8]>) -> String {
-        exchange(TcpStream::connect(self.router).await.unwrap(), bytes, false).await
+        send(self.router, bytes).await
     }
 
     /// The same from a client that stops sending after these bytes.
@@ -187,8 +234,16 @@ impl Mesh {
         }
     }
 
+    /// The TLS configuration of a gate, in which only the certificate is another.
+    pub fn server_config(&self, certificate: &Issued) -> Arc<ServerConfig> {
+        let gate = self.gate_credentials.borrow().clone().unwrap();
+        let mut config = ServerConfig::clone(&tls::sidecar_server_config(&gate).unwrap());
+        config.cert_resolver = Arc::new(signer(certificate));
+        Arc::new(config)
+    }
+
     /// A router's TLS configuration in which only the certificate is another.
-    fn client_config(&self, certificate: Option<&Issued>) -> Arc<ClientConfig> {
+    pub fn client_config(&self, certificate: Option<&Issued>) -> Arc<ClientConfig> {
         let router = self.router_credentials.borrow().clone().unwrap();
         let expected = ExpectedSandbox {
             trust_domain: self.identity.trust_domain.clone(),
@@ -198,15 +253,26 @@ impl Mesh {
         let mut config = ClientConfig::clone(&tls::router_client_config(&router, &expected).unwrap());
         config.client_auth_cert_resolver = match certificate {
             None => Arc::new(NoCertificate),
-            Some(issued) => {
-                let key = PrivateKeyDer::try_from(issued.key_der.clone()).unwrap();
-                let key = tls::provider().key_provider.load_private_key(key).unwrap();
-                let chain = issued.chain_der.iter().cloned().map(Into::into).collect();
-                Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, key)))
-            }
+            Some(issued) => Arc::new(signer(issued)),
         };
         Arc::new(config)
     }
+}
+
+/// Presents this certificate, whatever it is worth.
+pub fn signer(issued: &Issued) -> SingleCertAndKey {
+    let key = PrivateKeyDer::try_from(issued.key_der.clone()).unwrap();
+    let key = tls::provider().key_provider.load_private_key(key).unwrap();
+    let chain = issued.chain_der.iter().cloned().map(Into::into).collect();
+    SingleCertAndKey::from(CertifiedKey::new(chain, key))
+}
+
+/// The head of a request with everything it needs to get to this port of `alpha`; see [`Mesh::head`].
+pub fn head_to(port: u16, request_line: &str, fields: &str) -> String {
+    format!(
+        "{request_line}\r\nHost: sandbox.example\r\nAuthorization: Bearer {TOKEN}\r\nX-Sandbox-ID: alpha\r\n\
+         X-Sandbox-Port: {port}\r\nConnection: close\r\n{fields}\r\n"
+    )
 }
 
 /// A client that was given no certificate.
@@ -223,49 +289,26 @@ impl ResolvesClientCert for NoCertificate {
     }
 }
 
-/// Writes bytes and returns what comes until the peer closes; it must close within 10 s. A reset is a close, too.
-pub async fn exchange(
-    mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    bytes: impl AsRef<[u8]>,
-    and_stop: bool,
-) -> String {
-    let talk = async {
-        // A peer that refuses the first bytes may be gone before the last ones.
-        let _ = stream.write_all(bytes.as_ref()).await;
-        let _ = stream.flush().await;
-        if and_stop {
-            let _ = stream.shutdown().await;
-        }
-        let mut answer = Vec::new();
-        while let Ok(1..) = stream.read_buf(&mut answer).await {}
-        String::from_utf8_lossy(&answer).into_owned()
-    };
-    let answer = tokio::time::timeout(PATIENCE, talk).await;
-    answer.expect("the peer did not close the connection")
-}
-
-/// Reads until `end` is the last that came; it must come within 10 s.
-pub async fn read_until(stream: &mut (impl AsyncRead + Unpin), end: &[u8]) -> String {
-    let mut bytes = Vec::new();
-    let reading = async {
-        while !bytes.ends_with(end) {
-            let read = stream.read_u8().await;
-            let read = read.unwrap_or_else(|error| panic!("{error} after {:?}", String::from_utf8_lossy(&bytes)));
-            bytes.push(read);
-        }
-    };
-    let read = tokio::time::timeout(PATIENCE, reading).await;
-    read.unwrap_or_else(|_| panic!("{:?} did not come", String::from_utf8_lossy(end)));
-    String::from_utf8(bytes).unwrap()
-}
-
-/// The status of a response; 0 if there is none.
-pub fn status(response: &str) -> u16 {
-    response
-        .strip_prefix("HTTP/1.1 ")
-        .and_then(|rest| rest.get(..3))
-        .and_then(|code| code.parse().ok())
-        .unwrap_or(0)
+/// The first bytes of a client that speaks nothing above TLS 1.2: a whole ClientHello.
+pub fn tls_1_2_hello() -> Vec<u8> {
+    let extensions = [
+        [0, 0x0a, 0, 4, 0, 2, 0, 0x17].as_slice(), // supported_groups: P-256
+        &[0, 0x0b, 0, 2, 1, 0],                    // ec_point_formats: uncompressed
+        &[0, 0x0d, 0, 4, 0, 2, 4, 3],              // signature_algorithms: ecdsa_secp256r1_sha256
+    ]
+    .concat();
+    let body = [
+        [3, 3].as_slice(),
+        &[0x5a; 32],         // random
+        &[0],                // no session
+        &[0, 2, 0xc0, 0x2b], // ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+        &[1, 0],             // no compression
+        &[0, u8::try_from(extensions.len()).unwrap()],
+        &extensions,
+    ]
+    .concat();
+    let length = u8::try_from(body.len()).unwrap();
+    [[0x16, 3, 1, 0, length + 4].as_slice(), &[1, 0, 0, length], &body].concat()
 }
 
 /// A snapshot without policies.

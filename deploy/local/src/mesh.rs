@@ -158,10 +158,12 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 }
 
 fn explain_bind_error(error: anyhow::Error, listen: SocketAddr) -> anyhow::Error {
+    // Router flags may name other ports, and --listen moves none of those.
+    let ours = format!("can't listen on {listen}: ");
     let taken = error
         .chain()
         .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
-        .any(|cause| cause.kind() == ErrorKind::AddrInUse);
+        .any(|cause| cause.kind() == ErrorKind::AddrInUse && cause.to_string().starts_with(&ours));
     if taken {
         error.context(format!("{listen} is taken; choose another address with --listen"))
     } else {
@@ -372,7 +374,8 @@ impl Policies {
             return Ok(Self::Fixed(Vec::new()));
         };
         let parse = |files: Vec<Vec<u8>>| PolicySnapshot::parse(files.first().map_or(&[], Vec::as_slice));
-        let (mut poller, policy) = Poller::new("policy file", vec![file.to_owned()], parse);
+        let (poller, policy) = Poller::new("policy file", vec![file.to_owned()], parse);
+        let mut poller = poller.replace_if(PolicySnapshot::may_give_way_to);
         poller
             .load()
             .map_err(|error| Failure::Configuration(anyhow!("--policy: {error}")))?;
@@ -441,6 +444,7 @@ impl Gates {
                 // No health port: 0 is no app's.
                 own_ports: OwnPorts { mesh: port, health: 0 },
                 caps: Caps::default(),
+                framing: Arc::default(),
                 proxy_timeout: DEFAULT_PROXY_TIMEOUT,
                 audit: false,
             };

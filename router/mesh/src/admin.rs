@@ -10,12 +10,31 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use prometheus::{Encoder, Registry, TextEncoder};
 use std::borrow::Cow;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 
 /// Says why the process is not ready, or `Ok` when it is.
 pub type Readiness = Arc<dyn Fn() -> Result<(), Cow<'static, str>> + Send + Sync>;
+
+/// Runs the app's probe that a path names, see [`crate::probe`]; `None` if it names none.
+pub type AppProbeRunner = Arc<dyn Fn(&str) -> Option<RunningProbe> + Send + Sync>;
+
+/// A probe under way.
+pub type RunningProbe = Pin<Box<dyn Future<Output = ProbeAnswer> + Send>>;
+
+/// What the kubelet is told of the app's probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProbeAnswer {
+    /// 200.
+    Success,
+    /// 503.
+    Failure,
+    /// No answer, the connection ends. The kubelet takes any answer for a lifecycle hook's success.
+    NoAnswer,
+}
 
 /// Connections that the admin port serves at once.
 const CONNECTIONS: listener::ConnectionLimits = listener::ConnectionLimits {
@@ -30,6 +49,8 @@ pub struct Admin {
     pub readiness: Option<Readiness>,
     /// Serves `/metrics`.
     pub metrics: Option<Registry>,
+    /// Serves the app's probes.
+    pub app_probes: Option<AppProbeRunner>,
 }
 
 impl Admin {
@@ -44,14 +65,39 @@ impl Admin {
             let Some(slot) = count.enter(peer.ip()) else { continue };
             let (admin, limits, draining) = (self.clone(), Arc::clone(&limits), draining.clone());
             tokio::spawn(async move {
-                let answer = |request: Request<_>, _| std::future::ready(admin.answer(&request));
-                serve::http1(stream, &limits, draining, answer).await;
+                let hang_up = Notify::new();
+                let answer = |request: Request<_>, _| admin.respond(request, &hang_up);
+                tokio::select! {
+                    () = serve::http1(stream, &limits, draining, answer) => {}
+                    () = hang_up.notified() => {}
+                }
                 drop(slot);
             });
         }
     }
 
-    /// Answers one request.
+    /// Answers one request, or asks for the connection's end.
+    async fn respond<B>(&self, request: Request<B>, hang_up: &Notify) -> Response<Full<Bytes>> {
+        let Some(probe) = self.app_probe(&request) else {
+            return self.answer(&request);
+        };
+        match probe.await {
+            ProbeAnswer::Success => plain(StatusCode::OK, Cow::Borrowed("ok")),
+            ProbeAnswer::Failure => plain(StatusCode::SERVICE_UNAVAILABLE, Cow::Borrowed("failed")),
+            ProbeAnswer::NoAnswer => {
+                hang_up.notify_one();
+                std::future::pending().await
+            }
+        }
+    }
+
+    fn app_probe<B>(&self, request: &Request<B>) -> Option<RunningProbe> {
+        let run = self.app_probes.as_ref()?;
+        let asks = matches!(*request.method(), Method::GET | Method::HEAD) && refusal(request).is_none();
+        asks.then(|| run(request.uri().path()))?
+    }
+
+    /// Answers one request for health or metrics.
     pub fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         if let Some(violation) = refusal(request) {
             return detail(violation.status(), violation.detail());
@@ -87,10 +133,13 @@ pub fn healthy() -> Response<Full<Bytes>> {
 }
 
 fn ready(readiness: &Readiness) -> Response<Full<Bytes>> {
-    let (status, text) = match readiness() {
-        Ok(()) => (StatusCode::OK, Cow::Borrowed("ok")),
-        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason),
-    };
+    match readiness() {
+        Ok(()) => plain(StatusCode::OK, Cow::Borrowed("ok")),
+        Err(reason) => plain(StatusCode::SERVICE_UNAVAILABLE, reason),
+    }
+}
+
+fn plain(status: StatusCode, text: Cow<'static, str>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(text.into_owned()));
     *response.status_mut() = status;
     response
@@ -119,7 +168,7 @@ mod tests {
     fn probes_see_health_and_the_reason_for_not_being_ready() {
         let admin = Admin {
             readiness: Some(Arc::new(|| Err("draining".into()))),
-            metrics: None,
+            ..Admin::default()
         };
         let status = |method: Method, path: &str| {
             admin

@@ -91,7 +91,8 @@ impl UploadWatch {
 /// A request's body on its way up.
 #[derive(Debug)]
 pub struct Upload {
-    incoming: Incoming,
+    /// `None` of a request of our own, which has no body.
+    incoming: Option<Incoming>,
     limit: u64,
     started: Instant,
     watch: Option<Arc<UploadWatch>>,
@@ -119,8 +120,18 @@ impl Upload {
             limit,
             started,
             watch: (!incoming.is_end_stream()).then(|| Arc::new(watch())),
-            incoming,
+            incoming: Some(incoming),
         })
+    }
+
+    /// No body, of a request that begins at `started`.
+    pub fn empty(started: Instant) -> Self {
+        Self {
+            incoming: None,
+            limit: 0,
+            started,
+            watch: None,
+        }
     }
 
     /// When the request that it belongs to began.
@@ -150,10 +161,10 @@ impl Body for Upload {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        let Some(watch) = &this.watch else {
+        let (Some(watch), Some(incoming)) = (&this.watch, &mut this.incoming) else {
             return Poll::Ready(None);
         };
-        let polled = Pin::new(&mut this.incoming).poll_frame(cx);
+        let polled = Pin::new(incoming).poll_frame(cx);
         watch.awaits_client.store(polled.is_pending(), Ordering::Relaxed);
         let passed = match ready!(polled) {
             None => return Poll::Ready(None),
@@ -168,11 +179,12 @@ impl Body for Upload {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.incoming.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        let empty = || SizeHint::with_exact(0);
+        self.incoming.as_ref().map_or_else(empty, Body::size_hint)
     }
 }
 

@@ -44,6 +44,8 @@ pub const DEFAULT_APP_PORT: u16 = 8888;
 pub const MESH_PORT: u16 = 14443;
 /// The sidecar's health and metrics port.
 pub const HEALTH_PORT: u16 = 14480;
+/// Paths on the health port at which the gate runs the app's own probes: see [`crate::probe`].
+pub const APP_PROBE_PREFIX: &str = "/app-probe/";
 /// Trust domain when none is configured.
 pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 
@@ -51,6 +53,8 @@ pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 pub const ALPN_MESH_HTTP1: &[u8] = b"sandgate-h1/1";
 /// ALPN of HTTP/1.1 on the router's own TLS listener (RFC 7301).
 pub const ALPN_HTTP1: &[u8] = b"http/1.1";
+/// ALPN of HTTP/2 on the injector's listener (RFC 9113).
+pub const ALPN_HTTP2: &[u8] = b"h2";
 
 /// How long a TLS handshake may take before the connection is closed.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -350,7 +350,7 @@ pub fn poll_mesh(
     files: MeshFiles,
     trust_domain: TrustDomain,
 ) -> (Poller<MeshCredentials>, watch::Receiver<Option<Arc<MeshCredentials>>>) {
-    Poller::new(
+    let (poller, credentials) = Poller::new(
         "mesh credentials",
         vec![files.chain, files.key, files.bundle],
         move |contents| {
@@ -359,7 +359,18 @@ pub fn poll_mesh(
             let (chain, key, bundle) = (next(), next(), next());
             MeshCredentials::from_pem(role, &chain, &key, &bundle, &trust_domain)
         },
-    )
+    );
+    (poller.replace_if(serves_on), credentials)
+}
+
+/// Credentials that serve are not replaced by ones that don't.
+fn serves_on(in_force: &MeshCredentials, new: &MeshCredentials) -> Result<(), String> {
+    let now = SystemTime::now();
+    if in_force.valid_at(now) && !new.valid_at(now) {
+        Err("the new leaf has expired or is not yet valid, and the previous one is valid".into())
+    } else {
+        Ok(())
+    }
 }
 
 fn certificates(part: Part, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, CredentialsError> {

@@ -2,6 +2,16 @@
 
 use std::time::Duration;
 
+/// The longest duration that Go has, 292 years. Points in time stay computable with it.
+const LONGEST: Duration = Duration::from_nanos(i64::MAX.unsigned_abs());
+
+/// A duration of so many seconds, unless it is negative, none, or longer than any that Go has.
+pub fn from_seconds(seconds: f64) -> Option<Duration> {
+    Duration::try_from_secs_f64(seconds)
+        .ok()
+        .filter(|duration| *duration <= LONGEST)
+}
+
 /// Parses a Go-style duration. Negative ones are refused: no setting here can use one.
 ///
 /// # Errors
@@ -35,7 +45,7 @@ pub fn parse(text: &str) -> Result<Duration, String> {
         seconds += number.parse::<f64>().map_err(|_| wrong())? * scale;
         rest = tail;
     }
-    Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
+    from_seconds(seconds).ok_or_else(wrong)
 }
 
 /// Writes a duration so that [`parse`] reads it back: milliseconds where seconds don't suffice.
@@ -60,10 +70,13 @@ mod tests {
             ("1m30s", 90_000),
             ("1.5h", 5_400_000),
             ("+2s", 2_000),
+            ("2562047h", 9_223_369_200_000),
         ] {
             assert_eq!(parse(text), Ok(Duration::from_millis(millis)), "{text}");
         }
-        for bad in ["", "5", "s", "-1s", "1 s", "1d", "1..5s", "nan", "1e400h", "1s "] {
+        for bad in [
+            "", "5", "s", "-1s", "1 s", "1d", "1..5s", "nan", "1e400h", "1s ", "2562048h",
+        ] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
     }

@@ -11,6 +11,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, Sleep};
 
 /// An HTTP/1.1 connection to an upstream, ready for one request at a time.
@@ -18,6 +19,7 @@ use tokio::time::{Instant, Sleep};
 pub struct Upstream {
     sender: SendRequest<Upload>,
     expect: ExpectResponse,
+    driver: AbortHandle,
     /// Bounds the wait for a response head. Kept from request to request: moving a timer that already runs is cheap.
     timer: Pin<Box<Sleep>>,
 }
@@ -43,7 +45,7 @@ pub enum ExchangeError {
 }
 
 impl Upstream {
-    /// Starts HTTP/1.1 on a connected stream. The connection is driven by a task of its own, which ends with it.
+    /// Starts HTTP/1.1 on a connected stream. The connection is driven by a task of its own.
     ///
     /// # Errors
     /// hyper's, which doesn't occur on a fresh stream.
@@ -53,13 +55,14 @@ impl Upstream {
     {
         let (io, expect) = ResponseGuard::new(stream, Arc::clone(limits));
         let (sender, connection) = limits.client_builder().handshake(TokioIo::new(io)).await?;
-        tokio::spawn(async move {
+        let driver = tokio::spawn(async move {
             // The request that was under way hears of the error; between requests nobody needs to.
             let _ = connection.with_upgrades().await;
         });
         Ok(Self {
             sender,
             expect,
+            driver: driver.abort_handle(),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
         })
     }
@@ -111,6 +114,16 @@ impl Upstream {
                     self.timer.as_mut().reset(next);
                 }
             }
+        }
+    }
+}
+
+impl Drop for Upstream {
+    /// What is still under way ends here: hyper would wait for as long as the peer doesn't take the rest of a request, and
+    /// hold the request's sender with it. An idle connection is left to hyper, which closes it properly.
+    fn drop(&mut self) {
+        if !self.sender.is_ready() {
+            self.driver.abort();
         }
     }
 }

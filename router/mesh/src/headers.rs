@@ -12,7 +12,7 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Version};
 
 /// Whether a header concerns one hop only (RFC 9110 section 7.6.1, RFC 9113 section 8.2.2).
-fn is_hop_by_hop(name: &HeaderName) -> bool {
+pub(crate) fn is_hop_by_hop(name: &HeaderName) -> bool {
     // Names that the `http` crate knows compare as numbers.
     [
         CONNECTION,

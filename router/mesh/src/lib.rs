@@ -2,7 +2,7 @@
 //!
 //! The router, the sidecar and the control plane share these pieces and nothing else: who somebody is
 //! ([`identity`], [`caller`]), how that is proven ([`tls`], [`credentials`]), what is allowed ([`policy`]), how bytes are
-//! framed ([`framing`]) and moved ([`exchange`], [`tunnel`]), and how a process reports and ends ([`admin`],
+//! framed ([`framing`]) and moved ([`exchange`], [`tunnel`]), and how a process reports and ends ([`admin`], [`probe`],
 //! [`drain`], [`telemetry`]).
 
 pub mod admin;
@@ -22,6 +22,7 @@ pub mod outcome;
 pub mod policy;
 pub mod polled;
 pub mod pool;
+pub mod probe;
 pub mod sandbox;
 pub mod serve;
 pub mod telemetry;

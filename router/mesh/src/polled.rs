@@ -81,6 +81,7 @@ impl Reload {
 }
 
 type Parse<T> = Box<dyn Fn(Vec<Vec<u8>>) -> Result<T, String> + Send>;
+type Replace<T> = Box<dyn Fn(&T, &T) -> Result<(), String> + Send>;
 
 /// Reads a set of files again and again, and publishes what they hold.
 ///
@@ -91,11 +92,14 @@ pub struct Poller<T> {
     what: &'static str,
     paths: Vec<PathBuf>,
     parse: Parse<T>,
+    replace: Replace<T>,
     on_reload: Box<dyn Fn(Reload) + Send>,
     value: watch::Sender<Option<Arc<T>>>,
     hasher: RandomState,
     // A digest and not the bytes, so that no second copy of a private key stays in memory.
     seen: Option<u64>,
+    /// Whether what was seen last makes a value that must not replace the one in force yet.
+    held_back: bool,
 }
 
 impl<T: Send + Sync + 'static> Poller<T> {
@@ -111,12 +115,22 @@ impl<T: Send + Sync + 'static> Poller<T> {
             what,
             paths,
             parse: Box::new(move |files| parse(files).map_err(|error| error.to_string())),
+            replace: Box::new(|_, _| Ok(())),
             on_reload: Box::new(|_| {}),
             value,
             hasher: RandomState::new(),
             seen: None,
+            held_back: false,
         };
         (poller, receiver)
+    }
+
+    /// Asks `may` before a value (the first) is replaced by another (the second). As long as it says why not, the first
+    /// stays in force, and the same files are judged again each period: what may not serve yet may do so later.
+    #[must_use]
+    pub fn replace_if(mut self, may: impl Fn(&T, &T) -> Result<(), String> + Send + 'static) -> Self {
+        self.replace = Box::new(may);
+        self
     }
 
     /// Calls `hook` after each attempt that [`run`](Self::run) makes to load changed files: once per change, not once
@@ -180,21 +194,28 @@ impl<T: Send + Sync + 'static> Poller<T> {
             .map(|path| read(self.what, path))
             .collect::<Result<Vec<_>, _>>();
         let digest = self.hasher.hash_one(&found);
-        if self.seen.replace(digest) == Some(digest) {
+        let seen_before = self.seen.replace(digest) == Some(digest);
+        if seen_before && !self.held_back {
             return Ok(false);
         }
-        let value = (self.parse)(found?).map_err(|cause| PollError::Invalid {
-            what: self.what,
-            files: self
-                .paths
-                .iter()
-                .map(|path| path.display().to_string())
-                .collect::<Vec<_>>()
-                .join(", "),
-            cause,
-        })?;
+        self.held_back = false;
+        let value = (self.parse)(found?).map_err(|cause| self.invalid(cause))?;
+        let in_force = self.value.borrow().clone();
+        if let Some(Err(cause)) = in_force.map(|in_force| (self.replace)(&in_force, &value)) {
+            self.held_back = true;
+            return if seen_before { Ok(false) } else { Err(self.invalid(cause)) };
+        }
         self.value.send_replace(Some(Arc::new(value)));
         Ok(true)
+    }
+
+    fn invalid(&self, cause: String) -> PollError {
+        let files: Vec<_> = self.paths.iter().map(|path| path.display().to_string()).collect();
+        PollError::Invalid {
+            what: self.what,
+            files: files.join(", "),
+            cause,
+        }
     }
 }
 
@@ -265,6 +286,32 @@ mod tests {
 
     fn current(value: &watch::Receiver<Option<Arc<u32>>>) -> Option<u32> {
         value.borrow().as_deref().copied()
+    }
+
+    #[test]
+    fn a_value_that_may_not_take_the_place_is_held_back_and_judged_again() {
+        let dir = Dir::new("held");
+        let path = dir.write("n", b"5");
+        let (poller, value) = number(path.clone());
+        let (open, counts) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        let (gate, hook) = (Arc::clone(&open), Arc::clone(&counts));
+        let may = move |old: &u32, new: &u32| match gate.load(Ordering::Relaxed) {
+            0 if new < old => Err(format!("{new} after {old}")),
+            _ => Ok(()),
+        };
+        let mut poller = poller.replace_if(may).on_reload(move |outcome| {
+            hook.fetch_add(u32::from(outcome == Reload::Failure), Ordering::Relaxed);
+        });
+        poller.tick();
+        dir.write("n", b"4");
+        for _ in 0..3 {
+            poller.tick();
+            assert_eq!((current(&value), counts.load(Ordering::Relaxed)), (Some(5), 1));
+        }
+        open.store(1, Ordering::Relaxed);
+        poller.tick();
+        assert_eq!(current(&value), Some(4));
+        drop(path);
     }
 
     #[test]

@@ -83,18 +83,16 @@ impl<K: Hash + Eq> Pool<K> {
         let mut kept = self.lock();
         let kept = &mut *kept;
         let idle = kept.by_key.get_mut(key)?;
-        while let Some(found) = idle.pop_back() {
-            kept.total -= 1;
-            if found.upstream.is_ready() && kept.sweeps - found.since < self.idle_sweeps {
-                return Some(Lease {
-                    pool: Arc::clone(self),
-                    key: key.clone(),
-                    upstream: found.upstream,
-                });
-            }
-        }
-        kept.by_key.remove(key);
-        None
+        // The others are left to the sweep. One that isn't ready may have been answered before its request was sent whole,
+        // and is given that time to send it.
+        let usable = |idle: &Idle| idle.upstream.is_ready() && kept.sweeps - idle.since < self.idle_sweeps;
+        let found = idle.iter().rposition(usable).and_then(|place| idle.remove(place))?;
+        kept.total -= 1;
+        Some(Lease {
+            pool: Arc::clone(self),
+            key: key.clone(),
+            upstream: found.upstream,
+        })
     }
 
     /// A lease of a connection that was just opened.

@@ -76,6 +76,10 @@ name_type!(
     SandboxName, is_label, NameError::NotALabel
 );
 name_type!(
+    /// A container's name: a DNS-1123 label, unique in its pod.
+    ContainerName, is_label, NameError::NotALabel
+);
+name_type!(
     /// A Kubernetes `ServiceAccount`'s name: a DNS-1123 subdomain.
     ServiceAccountName, is_subdomain, NameError::NotASubdomain
 );

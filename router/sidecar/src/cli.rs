@@ -1,18 +1,22 @@
 //! The program: flags, files, health port, signals.
 
 use crate::authorize::OwnPorts;
-use crate::{Caps, Gate, Settings};
+use crate::lockdown::{OpenPorts, lock_down};
+use crate::{Caps, Gate, Settings, probe};
 use anyhow::Context;
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use sandgate_mesh::admin::Admin;
 use sandgate_mesh::contract::{DEFAULT_TRUST_DOMAIN, HEALTH_PORT};
 use sandgate_mesh::credentials::{MeshFiles, Role, poll_mesh};
+use sandgate_mesh::framing::Limits;
 use sandgate_mesh::identity::{TrustDomain, WorkloadIdentity};
 use sandgate_mesh::listener::{ConnectionLimits, bind, parse_address};
 use sandgate_mesh::policy::PolicySnapshot;
 use sandgate_mesh::polled::Poller;
-use sandgate_mesh::sandbox::{Namespace, PodUid, SandboxKey, SandboxName};
+use sandgate_mesh::probe::{AppProbes, VARIABLE};
+use sandgate_mesh::sandbox::{AppPort, Namespace, PodUid, SandboxKey, SandboxName};
 use sandgate_mesh::telemetry::{LogFormat, init};
 use sandgate_mesh::{drain, duration, memory, serve};
 use std::net::SocketAddr;
@@ -62,6 +66,9 @@ struct Flags {
     /// Policy snapshot (JSON); polled. Without one every request is refused.
     #[arg(long)]
     policy_file: PathBuf,
+    /// The app's own probes that this gate runs for the kubelet (JSON), as `docs/lockdown.md` describes.
+    #[arg(long, env = VARIABLE, hide_env_values = true)]
+    app_probes: Option<AppProbes>,
     /// Wait for a response head and for each silence between body chunks.
     #[arg(long, default_value = "180s", value_parser = duration::parse)]
     proxy_timeout: Duration,
@@ -74,6 +81,22 @@ struct Flags {
     /// Open mesh connections from one address.
     #[arg(long, default_value_t = 256)]
     max_connections_per_peer: usize,
+    /// Longest head of a request in bytes; a longer one is 431. An app's answer with a longer one is 502.
+    #[arg(long, default_value_t = Limits::default().head_bytes)]
+    max_request_head_bytes: usize,
+    /// Most header lines of a request; more are 431. An app's answer with more is 502.
+    #[arg(long, default_value_t = Limits::default().headers)]
+    max_request_headers: usize,
+    /// Longest target of a request in bytes; a longer one is 414.
+    #[arg(long, default_value_t = Limits::default().target_bytes)]
+    max_request_target_bytes: usize,
+    /// Time for a request's head, from its first byte to its last; a slower one is 408.
+    #[arg(long, default_value = "10s", value_parser = duration::parse)]
+    request_head_timeout: Duration,
+    /// A connection on which no request began for this long, or whose peer took nothing of an answer for this long, is
+    /// closed; it may last up to twice as long.
+    #[arg(long, default_value = "180s", value_parser = duration::parse)]
+    idle_timeout: Duration,
     /// Bytes of memory above which requests are shed with 503; by default 80 % of the container's limit.
     #[arg(long)]
     memory_budget_bytes: Option<u64>,
@@ -85,13 +108,100 @@ struct Flags {
     log_level: String,
 }
 
+impl Flags {
+    fn framing(&self) -> Limits {
+        Limits {
+            head_bytes: self.max_request_head_bytes,
+            headers: self.max_request_headers,
+            target_bytes: self.max_request_target_bytes,
+            head_time: self.request_head_timeout,
+            idle_time: self.idle_timeout,
+            ..Limits::default()
+        }
+    }
+
+    /// These flags, or all that is wrong with their values.
+    fn checked(self) -> Result<Self, clap::Error> {
+        let problems = self.framing().problems();
+        if problems.is_empty() {
+            return Ok(self);
+        }
+        Err(Self::command().error(ErrorKind::ValueValidation, problems.join("; ")))
+    }
+}
+
+/// Closes the pod's network from outside, but for the gate's ports, and ends. Needs `CAP_NET_ADMIN`.
+#[derive(Debug, Clone, Copy, Parser)]
+#[command(name = "lockdown")]
+struct LockdownFlags {
+    /// The gate's mTLS port, which stays open.
+    #[arg(long, default_value = "14443")]
+    mesh_port: AppPort,
+    /// The gate's health and metrics port, which stays open.
+    #[arg(long, default_value = "14480")]
+    health_port: AppPort,
+}
+
+/// What the program is started for.
+#[derive(Debug)]
+enum Task {
+    Serve(Box<Flags>),
+    Lockdown(LockdownFlags),
+}
+
+impl Task {
+    /// The program serves unless a subcommand says otherwise, and then it takes that one's flags only.
+    fn command() -> clap::Command {
+        Flags::command()
+            .subcommand(LockdownFlags::command())
+            .subcommand_negates_reqs(true)
+            .args_conflicts_with_subcommands(true)
+    }
+
+    fn from_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        match matches.subcommand() {
+            Some((_, matches)) => LockdownFlags::from_arg_matches(matches).map(Self::Lockdown),
+            None => Flags::from_arg_matches(matches)
+                .and_then(Flags::checked)
+                .map(|flags| Self::Serve(Box::new(flags))),
+        }
+    }
+
+    fn log_level(&self) -> &str {
+        match self {
+            Self::Serve(flags) => &flags.log_level,
+            Self::Lockdown(_) => "info",
+        }
+    }
+
+    fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Serve(flags) => run(*flags),
+            Self::Lockdown(flags) => lockdown(flags),
+        }
+    }
+}
+
+fn lockdown(flags: LockdownFlags) -> anyhow::Result<()> {
+    let (mesh, health) = (flags.mesh_port, flags.health_port);
+    lock_down(&OpenPorts { mesh, health })?;
+    tracing::info!(
+        mesh = mesh.get(),
+        health = health.get(),
+        "locked down: no other port can be reached"
+    );
+    Ok(())
+}
+
 /// Runs the program and maps its end to an exit code: 0 done, 1 failed, 2 usage.
 pub fn main() -> ExitCode {
-    let flags = Flags::parse();
-    let run = init(&flags.log_level, LogFormat::Json)
-        .map_err(anyhow::Error::msg)
-        .and_then(|()| run(flags));
-    match run {
+    let task = Task::from_matches(&Task::command().get_matches()).unwrap_or_else(|error| error.exit());
+    if let Err(error) = init(task.log_level(), LogFormat::Json) {
+        // There is no log yet that could say it.
+        let text = format!("--log-level: {error}");
+        Flags::command().error(ErrorKind::ValueValidation, text).exit();
+    }
+    match task.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "sandbox-sidecar ends");
@@ -136,6 +246,7 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
         vec![flags.policy_file.clone()],
         |files: Vec<Vec<u8>>| PolicySnapshot::parse(&files.concat()),
     );
+    let policy_poller = policy_poller.replace_if(PolicySnapshot::may_give_way_to);
     tokio::spawn(credentials_poller.run(POLL_PERIOD));
     tokio::spawn(policy_poller.run(POLL_PERIOD));
 
@@ -146,7 +257,9 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
     };
     let budget = flags.memory_budget_bytes.or_else(memory::container_budget);
     let shutdown_timeout = flags.shutdown_timeout;
+    let app_probes = flags.app_probes.clone();
     let gate = Gate::new(settings(flags, own_ports), credentials, policy)?;
+    let app_probes = app_probes.map(|probes| probe::runner(&probes, &own_ports, &gate.settings.framing));
     if let Some(budget) = budget {
         tokio::spawn(gate.memory().watch(budget));
     }
@@ -155,6 +268,7 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
     let admin = Admin {
         readiness: Some(gate.readiness(drain.state())),
         metrics: Some(gate.registry()),
+        app_probes: app_probes.transpose()?,
     };
     tokio::spawn(admin.serve(health, health_draining));
     tokio::spawn(Arc::clone(&gate).serve(mesh, draining));
@@ -172,6 +286,7 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
 
 fn settings(flags: Flags, own_ports: OwnPorts) -> Settings {
     Settings {
+        framing: Arc::new(flags.framing()),
         sandbox: SandboxKey {
             namespace: flags.namespace,
             name: flags.sandbox,
@@ -199,4 +314,76 @@ async fn ended() -> std::io::Result<()> {
         _ = interrupt.recv() => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(more: &[&str]) -> Result<Flags, clap::Error> {
+        let needed = [
+            "sandbox-sidecar",
+            "--namespace=a",
+            "--sandbox=b",
+            "--pod-uid=u",
+            "--router-identity=spiffe://cluster.local/ns/a/sa/r",
+            "--tls-cert-file=c",
+            "--tls-key-file=k",
+            "--trust-bundle-file=t",
+            "--policy-file=p",
+        ];
+        Flags::try_parse_from(needed.iter().chain(more)).and_then(Flags::checked)
+    }
+
+    #[test]
+    fn lockdown_takes_its_own_flags_and_none_of_the_gates() {
+        let parse = |args: &[&str]| {
+            let args = ["sandbox-sidecar"].iter().chain(args);
+            Task::command()
+                .try_get_matches_from(args)
+                .and_then(|matches| Task::from_matches(&matches))
+        };
+        let ports = |args: &[&str]| match parse(args) {
+            Ok(Task::Lockdown(flags)) => (flags.mesh_port.get(), flags.health_port.get()),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(ports(&["lockdown"]), (14443, 14480));
+        assert_eq!(ports(&["lockdown", "--mesh-port=1", "--health-port=2"]), (1, 2));
+        for bad in [
+            &["lockdown", "--mesh-port=0"][..],
+            &["lockdown", "--sandbox=a"],
+            &["lockdown", "now"],
+            &["--sandbox=a", "lockdown"],
+            &["open-up"],
+        ] {
+            assert_eq!(parse(bad).unwrap_err().exit_code(), 2, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn caps_of_framing_are_what_the_flags_say_and_the_shared_defaults_otherwise() {
+        let (found, shared) = (parse(&[]).unwrap().framing(), Limits::default());
+        assert_eq!(format!("{found:?}"), format!("{shared:?}"));
+        let found = parse(&[
+            "--max-request-head-bytes=2048",
+            "--max-request-headers=7",
+            "--max-request-target-bytes=99",
+            "--request-head-timeout=1s",
+            "--idle-timeout=1m",
+        ]);
+        let found = found.unwrap().framing();
+        assert_eq!((found.head_bytes, found.headers, found.target_bytes), (2048, 7, 99));
+        assert_eq!((found.head_time.as_secs(), found.idle_time.as_secs()), (1, 60));
+    }
+
+    #[test]
+    fn caps_that_bound_nothing_or_everything_are_refused_together() {
+        let error = parse(&["--idle-timeout=0", "--max-request-headers=0"]).unwrap_err();
+        let text = error.to_string();
+        assert_eq!(error.exit_code(), 2, "{text}");
+        assert!(
+            text.contains("--idle-timeout") && text.contains("--max-request-headers"),
+            "{text}"
+        );
+    }
 }

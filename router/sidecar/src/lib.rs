@@ -1,11 +1,16 @@
 //! The gate in a sandbox pod: mTLS in, that sandbox's own policy on every request, loopback out and nothing else.
 //!
-//! [`request`] is the way of a request, top to bottom; [`authorize`] decides; [`dial`] is the only door out.
+//! [`request`] is the way of a request, top to bottom; [`authorize`] decides; [`dial`] is the only door out. Beside it,
+//! [`lockdown`] closes the ways around the gate, and [`probe`] keeps the kubelet's one open.
 
 pub mod authorize;
 pub mod cli;
 pub mod dial;
+mod grpc;
+pub mod lockdown;
 mod metrics;
+mod netlink;
+pub mod probe;
 mod relay;
 pub mod request;
 
@@ -68,6 +73,8 @@ pub struct Settings {
     pub own_ports: OwnPorts,
     /// Bounds on what peers can make the gate hold.
     pub caps: Caps,
+    /// Bounds on the heads of requests and of the app's answers, and on idle connections.
+    pub framing: Arc<Limits>,
     /// Wait for a response head, and for each silence between body chunks.
     pub proxy_timeout: Duration,
     /// Whether to write one audit line per decision.
@@ -78,7 +85,6 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Gate {
     pub(crate) settings: Settings,
-    pub(crate) framing: Arc<Limits>,
     credentials: watch::Receiver<Option<Arc<MeshCredentials>>>,
     pub(crate) policy: watch::Receiver<Option<Arc<PolicySnapshot>>>,
     pub(crate) door: Door,
@@ -106,16 +112,14 @@ impl Gate {
         credentials: watch::Receiver<Option<Arc<MeshCredentials>>>,
         policy: watch::Receiver<Option<Arc<PolicySnapshot>>>,
     ) -> anyhow::Result<Arc<Self>> {
-        let framing = Arc::new(Limits::default());
         Ok(Arc::new(Self {
-            door: Door::new(Arc::clone(&framing), settings.caps.idle_upstream),
+            door: Door::new(Arc::clone(&settings.framing), settings.caps.idle_upstream),
             audit: settings.audit.then(LineLog::stderr).transpose()?,
             metrics: Metrics::new()?,
             memory: MemoryBudget::default(),
             connections: ConnectionCount::new(settings.caps.connections),
             tls: Mutex::new(None),
             settings,
-            framing,
             credentials,
             policy,
         }))
@@ -224,7 +228,7 @@ impl Gate {
         self.metrics.handshakes.inc();
         let is_router = matches!(&peer, PeerId::Workload(id) if self.settings.routers.contains(id));
         let peer = Arc::new(request::Peer::new(peer, is_router));
-        let (gate, framing) = (Arc::clone(&self), Arc::clone(&self.framing));
+        let (gate, framing) = (Arc::clone(&self), Arc::clone(&self.settings.framing));
         let tunnels = draining.clone();
         serve::http1(stream, &framing, draining, move |request, switch| {
             let (gate, peer, draining) = (Arc::clone(&gate), Arc::clone(&peer), tunnels.clone());

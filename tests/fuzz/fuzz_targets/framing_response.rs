@@ -1,2 +1,6 @@
+//! See [`sandgate_fuzz::framing_response`].
 #![no_main]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| drop(sandgate_fuzz::framing_response(data)));
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    sandgate_fuzz::framing_response(data);
+});

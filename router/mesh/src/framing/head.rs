@@ -52,7 +52,9 @@ impl Section {
             return false;
         }
         let mut ends = memchr3_iter(b' ', b'\r', b'\n', line);
-        let Some(method_end) = ends.next() else { return false };
+        // A line break ends the line, whatever is behind it: no target starts there.
+        let method_end = ends.next().filter(|end| line.get(*end) == Some(&b' '));
+        let Some(method_end) = method_end else { return false };
         let target_end = ends.next().unwrap_or(line.len());
         target_end - method_end - 1 > limits.target_bytes
     }

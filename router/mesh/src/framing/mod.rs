@@ -28,6 +28,7 @@ mod tests;
 pub use request::{PassThrough, RequestGuard, judge_request_bytes, refusal};
 pub use response::{ExpectResponse, ResponseGuard, judge_response_bytes};
 
+use crate::duration::display;
 use http::StatusCode;
 use hyper::{client, server};
 use std::error::Error;
@@ -38,6 +39,8 @@ use std::time::Duration;
 const HYPER_INLINE_HEADERS: usize = 100;
 /// hyper's smallest read buffer, in bytes.
 const HYPER_MIN_BUFFER: usize = 8 * 1024;
+/// The longest time that a limit may be. A deadline must be a point in time that the system can name.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How much of a peer's message a guard takes before it refuses.
 #[derive(Debug, Clone)]
@@ -51,7 +54,8 @@ pub struct Limits {
     pub target_bytes: usize,
     /// From a request head's first byte to its last.
     pub head_time: Duration,
-    /// Between requests, without a byte: at least this long, and at most twice as long. See [`crate::serve::http1`].
+    /// Between requests, without a byte, and in an answer of which the peer takes nothing: at least this long, and at most
+    /// twice as long. See [`crate::serve::http1`].
     pub idle_time: Duration,
     /// Informational (1xx) heads before a final one.
     pub informational: usize,
@@ -71,6 +75,28 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// What is wrong with these limits, by the names of the flags that both programs have for them. Empty if nothing is.
+    pub fn problems(&self) -> Vec<String> {
+        let counts = [
+            ("--max-request-head-bytes", self.head_bytes, 1024..=1024 * 1024),
+            ("--max-request-headers", self.headers, 1..=10_000),
+            ("--max-request-target-bytes", self.target_bytes, 1..=65_534),
+        ];
+        let times = [
+            ("--request-head-timeout", self.head_time),
+            ("--idle-timeout", self.idle_time),
+        ];
+        let counts = counts
+            .into_iter()
+            .filter(|(_, value, fitting)| !fitting.contains(value))
+            .map(|(flag, value, fitting)| format!("{flag} is {value}, not {} to {}", fitting.start(), fitting.end()));
+        let times = times
+            .into_iter()
+            .filter(|(_, time)| time.is_zero() || *time > LONGEST)
+            .map(|(flag, time)| format!("{flag} is {}, not above 0 and at most {}", display(time), display(LONGEST)));
+        counts.chain(times).collect()
+    }
+
     /// hyper for a connection behind a [`RequestGuard`], with its limits where the guard's are the first to be met.
     pub fn server_builder(&self) -> server::conn::http1::Builder {
         let mut builder = server::conn::http1::Builder::new();

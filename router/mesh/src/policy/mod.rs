@@ -136,6 +136,19 @@ impl PolicySnapshot {
             .map_err(|compile::Flaw { place, problem }| SnapshotError::Invalid { place, problem })
     }
 
+    /// Whether `newer` may take this one's place: never one of a lower generation, which could let in callers that were
+    /// shut out since.
+    ///
+    /// # Errors
+    /// A sentence that says why not.
+    pub fn may_give_way_to(&self, newer: &Self) -> Result<(), String> {
+        if newer.generation < self.generation {
+            Err("its generation is lower than that of the snapshot in force; raise it".into())
+        } else {
+            Ok(())
+        }
+    }
+
     /// Which snapshot this is; a higher one replaces it, a lower one never does.
     pub const fn generation(&self) -> Generation {
         self.generation

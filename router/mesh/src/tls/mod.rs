@@ -23,7 +23,7 @@ mod tests;
 
 pub use verify::{FrontPeer, FrontPeerError, PeerRejected};
 
-use crate::contract::{ALPN_HTTP1, ALPN_MESH_HTTP1, HANDSHAKE_TIMEOUT};
+use crate::contract::{ALPN_HTTP1, ALPN_HTTP2, ALPN_MESH_HTTP1, HANDSHAKE_TIMEOUT};
 use crate::credentials::{FrontCredentials, MeshCredentials, Role};
 use crate::identity::{ExpectedSandbox, ExtendedKeyUsage, PeerId};
 use rustls::client::Resumption;
@@ -96,7 +96,7 @@ pub fn sidecar_server_config(credentials: &MeshCredentials) -> Result<Arc<Server
         algorithms: provider().signature_verification_algorithms,
         trust_domain: credentials.trust_domain().clone(),
     };
-    server_config(Arc::new(verifier), credentials.certified_key(), ALPN_MESH_HTTP1)
+    server_config(Arc::new(verifier), credentials.certified_key(), &[ALPN_MESH_HTTP1])
 }
 
 /// The router's end of the mesh, for one dial: it accepts the expected sandbox and nobody else.
@@ -168,7 +168,21 @@ pub fn front_server_config(
     server_config(
         Arc::new(FrontCallerVerifier { chain }),
         credentials.certified_key(),
-        ALPN_HTTP1,
+        &[ALPN_HTTP1],
+    )
+}
+
+/// The injector's listener for the API server, which it doesn't ask for a certificate: what is said there is no secret,
+/// and an answer does nothing but to whoever asked.
+///
+/// # Errors
+/// rustls refuses the credentials.
+pub fn webhook_server_config(credentials: &FrontCredentials) -> Result<Arc<ServerConfig>, TlsError> {
+    let chain = WebPkiClientVerifier::no_client_auth();
+    server_config(
+        Arc::new(FrontCallerVerifier { chain }),
+        credentials.certified_key(),
+        &[ALPN_HTTP2, ALPN_HTTP1],
     )
 }
 
@@ -184,13 +198,13 @@ fn check_role(credentials: &MeshCredentials, needed: Role) -> Result<(), TlsErro
 fn server_config(
     verifier: Arc<dyn ClientCertVerifier>,
     key: &Arc<CertifiedKey>,
-    alpn: &[u8],
+    alpn: &[&[u8]],
 ) -> Result<Arc<ServerConfig>, TlsError> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(VERSIONS)?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(key))));
-    config.alpn_protocols = vec![alpn.to_vec()];
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_tls13_tickets = 0;

@@ -573,9 +573,16 @@ fn the_choices_are_these_whatever_the_defaults_are() {
 
     let mesh = Mesh::new();
     let (front, _) = front(&mesh.authority, MtlsMode::Required);
-    for (config, alpn) in [(&mesh.gate, ALPN_MESH_HTTP1), (&front, ALPN_HTTP1)] {
+    let issued = mesh.authority.issue(&LeafSpec::new("webhook", "https://webhook.test", Usage::Server)).unwrap();
+    let webhook = FrontCredentials::from_pem(issued.chain_pem.as_bytes(), issued.key_pem.as_bytes()).unwrap();
+    let webhook = webhook_server_config(&webhook).unwrap();
+    for (config, alpn) in [
+        (&mesh.gate, &[ALPN_MESH_HTTP1][..]),
+        (&front, &[ALPN_HTTP1]),
+        (&webhook, &[ALPN_HTTP2, ALPN_HTTP1]),
+    ] {
         assert!(Arc::ptr_eq(config.crypto_provider(), &provider));
-        assert_eq!(config.alpn_protocols, [alpn.to_vec()]);
+        assert_eq!(config.alpn_protocols, alpn);
         assert!(!config.session_storage.can_cache() && !config.ticketer.enabled());
         assert_eq!(
             (

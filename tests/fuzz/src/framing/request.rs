@@ -137,7 +137,8 @@ fn tampered(data: &[u8], request: &Request<'_>, choices: &mut Choices) {
     let lengths = "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n";
     let changes = [
         ("bare LF", with(line_end, 1, "")),
-        ("bare CR", with(line_end + 1, 1, "")),
+        // Not just without its LF: the body's first byte can be another.
+        ("bare CR", with(line_end + 1, 1, "a")),
         ("both lengths", with(head_end, 0, lengths)),
         (
             "a length twice",

@@ -128,6 +128,20 @@ fn the_largest_head_is_accepted() {
 }
 
 #[test]
+fn a_broken_line_is_refused_for_its_break_however_much_arrives_behind_it() {
+    let long = "a".repeat(8193);
+    for (line_break, why) in [("\r", Violation::BareCarriageReturn), ("\n", Violation::BareLineFeed)] {
+        for start in ["", "GET", "GET /"] {
+            let stream = format!("{start}{line_break}{long}\n");
+            for pieces in [vec![stream.as_bytes()], stream.as_bytes().chunks(1).collect()] {
+                let (before, end) = read_all(&mut guard(Peer::sends(pieces)), 100_000);
+                assert_eq!((before.as_slice(), end), (&b""[..], End::Refused(why)), "{start:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn chunk_extensions_are_bounded_over_the_whole_body() {
     let chunks = |count: usize| chunked(&format!("1;{}\r\na\r\n", "x".repeat(127)).repeat(count));
     assert_eq!(judge_request_bytes(chunks(127).as_bytes()), Ok(0));

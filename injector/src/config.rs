@@ -1,0 +1,193 @@
+//! Flags -> [`Settings`]. Whatever is wrong is reported together.
+
+use crate::names::{DEFAULT_OWN_NAMESPACE, DEFAULT_ROUTER_ACCOUNT};
+use crate::settings::{Lockdown, Resources, Settings};
+use clap::{Args, ValueEnum};
+use sandgate_mesh::contract::DEFAULT_TRUST_DOMAIN;
+use sandgate_mesh::identity::WorkloadIdentity;
+use std::fmt::Display;
+use std::str::FromStr;
+
+/// The gate's image unless configured: the one that was released with this program.
+const DEFAULT_IMAGE: &str = concat!("sandgate/sidecar:", env!("CARGO_PKG_VERSION"));
+
+/// Whether the pod's network is closed from within.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LockdownMode {
+    Enabled,
+    Disabled,
+}
+
+/// What the operator chooses for injected pods. `explain` and `inject` give the cluster's answers when they get the
+/// flags that the webhook runs with.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Injected pods")]
+pub struct InjectionFlags {
+    /// Namespace of Sandgate's own programs, in which nothing is injected.
+    #[arg(long, env = "POD_NAMESPACE", default_value = DEFAULT_OWN_NAMESPACE)]
+    own_namespace: String,
+    /// Image of the gate.
+    #[arg(long, default_value = DEFAULT_IMAGE)]
+    sidecar_image: String,
+    /// When the kubelet pulls it: `IfNotPresent`, `Always` or `Never`.
+    #[arg(long, default_value = "IfNotPresent")]
+    sidecar_image_pull_policy: String,
+    /// CPU that is kept free for a gate.
+    #[arg(long, default_value_t = Resources::default().cpu_request.to_string())]
+    sidecar_cpu_request: String,
+    /// CPU that a gate may use at most; none if not given.
+    #[arg(long)]
+    sidecar_cpu_limit: Option<String>,
+    /// Memory that is kept free for a gate.
+    #[arg(long, default_value_t = Resources::default().memory_request.to_string())]
+    sidecar_memory_request: String,
+    /// Memory that a gate may use at most.
+    #[arg(long, default_value_t = Resources::default().memory_limit.to_string())]
+    sidecar_memory_limit: String,
+    /// How much a gate logs: error, warn, info, debug or trace.
+    #[arg(long, default_value = "info")]
+    sidecar_log_level: String,
+    /// SPIFFE ID of a router that gates believe; repeatable. By default that of the `ServiceAccount` sandbox-router in
+    /// the own namespace.
+    #[arg(long)]
+    router_identity: Vec<String>,
+    /// SPIFFE trust domain of gates and routers.
+    #[arg(long, default_value = DEFAULT_TRUST_DOMAIN)]
+    trust_domain: String,
+    /// Let pods opt out with the label `sandgate.dev/inject=disabled`.
+    #[arg(long)]
+    allow_opt_out: bool,
+    /// Close each pod's network from within, for clusters that enforce no network policies.
+    #[arg(long, value_enum, default_value_t = LockdownMode::Disabled)]
+    lockdown: LockdownMode,
+    /// Runtime class whose network stack obeys the kernel's rules; repeatable. With lockdown others are refused.
+    #[arg(long)]
+    lockdown_runtime_class: Vec<String>,
+}
+
+impl InjectionFlags {
+    /// The settings.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the flags' values, one sentence each.
+    pub fn settings(self) -> Result<Settings, Vec<String>> {
+        let problems = &mut Vec::new();
+        let own_namespace = parse("--own-namespace", &self.own_namespace, problems);
+        let trust_domain = parse("--trust-domain", &self.trust_domain, problems);
+        let image = parse("--sidecar-image", &self.sidecar_image, problems);
+        let pull_policy = parse("--sidecar-image-pull-policy", &self.sidecar_image_pull_policy, problems);
+        let log_level = parse("--sidecar-log-level", &self.sidecar_log_level, problems);
+        let cpu_limit = self
+            .sidecar_cpu_limit
+            .as_deref()
+            .map(|text| parse("--sidecar-cpu-limit", text, problems));
+        let cpu_request = parse("--sidecar-cpu-request", &self.sidecar_cpu_request, problems);
+        let memory_request = parse("--sidecar-memory-request", &self.sidecar_memory_request, problems);
+        let memory_limit = parse("--sidecar-memory-limit", &self.sidecar_memory_limit, problems);
+        let router_identities = self.routers(problems);
+        let lockdown = (self.lockdown == LockdownMode::Enabled).then_some(Lockdown {
+            runtime_classes: self.lockdown_runtime_class,
+        });
+        let settings = || {
+            Some(Settings {
+                own_namespace: own_namespace?,
+                image: image?,
+                image_pull_policy: pull_policy?,
+                resources: Resources {
+                    cpu_request: cpu_request?,
+                    cpu_limit: match cpu_limit {
+                        Some(limit) => Some(limit?),
+                        None => None,
+                    },
+                    memory_request: memory_request?,
+                    memory_limit: memory_limit?,
+                },
+                log_level: log_level?,
+                router_identities,
+                trust_domain: trust_domain?,
+                allow_opt_out: self.allow_opt_out,
+                lockdown,
+            })
+        };
+        let settings = settings();
+        let unfit = settings.iter().flat_map(|settings| settings.resources.problems());
+        problems.extend(unfit.map(|problem| format!("--sidecar-…-request and -limit: {problem}")));
+        settings
+            .filter(|_| problems.is_empty())
+            .ok_or_else(|| std::mem::take(problems))
+    }
+
+    fn routers(&self, problems: &mut Vec<String>) -> Vec<WorkloadIdentity> {
+        let (domain, namespace) = (&self.trust_domain, &self.own_namespace);
+        if self.router_identity.is_empty() {
+            let own = format!("spiffe://{domain}/ns/{namespace}/sa/{DEFAULT_ROUTER_ACCOUNT}");
+            // Its parts have flags of their own, which report what is wrong with them.
+            return own.parse().into_iter().collect();
+        }
+        let mut routers = Vec::new();
+        for text in &self.router_identity {
+            let Some(router) = parse::<WorkloadIdentity>("--router-identity", text, problems) else {
+                continue;
+            };
+            if router.trust_domain.as_str() != domain.as_str() {
+                problems.push(format!(
+                    "--router-identity {text:?}: not of the trust domain {domain:?}"
+                ));
+            }
+            routers.push(router);
+        }
+        routers
+    }
+}
+
+fn parse<T: FromStr<Err: Display>>(flag: &str, text: &str, problems: &mut Vec<String>) -> Option<T> {
+    text.parse()
+        .map_err(|error| problems.push(format!("{flag} {text:?}: {error}")))
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    #[command(no_binary_name = true)]
+    struct Flags {
+        #[command(flatten)]
+        injection: InjectionFlags,
+    }
+
+    fn settings(flags: &[&str]) -> Result<Settings, Vec<String>> {
+        Flags::try_parse_from(flags).unwrap().injection.settings()
+    }
+
+    #[test]
+    fn without_flags_gates_believe_the_router_that_the_chart_installs() {
+        let settings = settings(&[]).unwrap();
+        let routers: Vec<_> = settings.router_identities.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            routers,
+            ["spiffe://cluster.local/ns/agent-sandbox-system/sa/sandbox-router"]
+        );
+        assert_eq!(settings.lockdown, None);
+        assert!(!settings.allow_opt_out);
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_reported_together() {
+        let problems = settings(&[
+            "--own-namespace=A",
+            "--sidecar-image=a b",
+            "--sidecar-image-pull-policy=always",
+            "--sidecar-cpu-limit=x",
+            "--sidecar-log-level=info,hyper=trace",
+            "--router-identity=spiffe://other/ns/a/sa/b",
+            "--router-identity=nobody",
+        ])
+        .unwrap_err();
+        assert_eq!(problems.len(), 7, "{problems:#?}");
+        let problems = settings(&["--sidecar-memory-request=1Gi"]).unwrap_err();
+        assert_eq!(problems.len(), 1, "{problems:#?}");
+    }
+}

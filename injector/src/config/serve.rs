@@ -1,0 +1,242 @@
+//! Flags of the webhook -> [`Config`].
+
+use super::{InjectionFlags, parse};
+use crate::authority::ServingName;
+use crate::names::{DEFAULT_AUTHORITY_SECRET, DEFAULT_WEBHOOK};
+use crate::settings::Settings;
+use clap::{ArgAction, Args};
+use sandgate_mesh::duration;
+use sandgate_mesh::listener::parse_address;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The longest name of an object.
+const MAX_NAME: usize = 253;
+
+/// How the webhook is served, and what is looked after beside it.
+#[derive(Debug, Args)]
+pub struct ServeFlags {
+    #[command(flatten)]
+    injection: InjectionFlags,
+    /// Address of the webhook's HTTPS listener.
+    #[arg(long, default_value = ":8443", help_heading = "Webhook")]
+    webhook_bind_address: String,
+    /// Address of the health and metrics listener.
+    #[arg(long, default_value = ":8081", help_heading = "Webhook")]
+    admin_bind_address: String,
+    /// DNS name or address by which API servers reach the webhook; repeatable. By default that of the Service
+    /// sandgate-injector in the own namespace. For certificates that the injector issues.
+    #[arg(long, help_heading = "Webhook")]
+    webhook_name: Vec<String>,
+    /// PEM file with the webhook's certificate chain; polled. Without it the injector issues certificates itself.
+    #[arg(long, help_heading = "Webhook")]
+    webhook_cert_file: Option<PathBuf>,
+    /// PEM file with its private key.
+    #[arg(long, help_heading = "Webhook")]
+    webhook_key_file: Option<PathBuf>,
+    /// Secret in the own namespace with the root certificate; made where there is none.
+    #[arg(long, default_value = DEFAULT_AUTHORITY_SECRET, help_heading = "Webhook")]
+    authority_secret: String,
+    /// Name of the mutating and of the validating webhook configuration that lead here.
+    #[arg(long, default_value = DEFAULT_WEBHOOK, help_heading = "Webhook")]
+    webhook_configuration: String,
+    /// Keep the root certificate in the caBundle of those configurations.
+    #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, help_heading = "Webhook")]
+    manage_ca_bundle: bool,
+    /// Refuse exec, attach, port-forward and proxy in opted-in namespaces: they lead past the gates.
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, help_heading = "Webhook")]
+    restrict_connect: bool,
+    /// Own a NetworkPolicy in each opted-in namespace that admits the gates' ports only. If false, those are removed.
+    #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, help_heading = "Webhook")]
+    network_policy: bool,
+    /// How long reviews are still taken after SIGTERM, not ready, until API servers have gone elsewhere.
+    #[arg(long, default_value = "5s", help_heading = "Webhook")]
+    drain_delay: String,
+    /// How long reviews under way may take to finish after that.
+    #[arg(long, default_value = "10s", help_heading = "Webhook")]
+    shutdown_timeout: String,
+    /// Log level or filter, for example `info` or `debug`.
+    #[arg(long, default_value = "info", help_heading = "Webhook")]
+    log_level: String,
+}
+
+/// Everything the webhook was told, checked.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)] // each field is the flag of the same name, documented there
+pub struct Config {
+    pub settings: Settings,
+    pub webhook: SocketAddr,
+    pub admin: SocketAddr,
+    pub certificate: CertificateSource,
+    pub webhook_configuration: String,
+    pub restrict_connect: bool,
+    pub network_policy: bool,
+    pub drain_delay: Duration,
+    pub shutdown_timeout: Duration,
+    pub log_level: String,
+}
+
+/// Where the webhook's certificate comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CertificateSource {
+    /// The injector's own authority.
+    Issued {
+        /// What it is issued for.
+        names: Vec<ServingName>,
+        /// The Secret with the root.
+        secret: String,
+        /// Whether the root is kept in the webhook configurations.
+        manage_ca_bundle: bool,
+    },
+    /// Files.
+    Files {
+        /// The chain.
+        chain: PathBuf,
+        /// Its key.
+        key: PathBuf,
+    },
+}
+
+impl ServeFlags {
+    /// The configuration.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the flags, one sentence each.
+    pub fn config(self) -> Result<Config, Vec<String>> {
+        let mut problems = Vec::new();
+        let address = |flag: &str, text: &str, problems: &mut Vec<String>| {
+            parse_address(text).map_err(|error| problems.push(format!("{flag}: {error}"))).ok()
+        };
+        let time = |flag: &str, text: &str, problems: &mut Vec<String>| {
+            duration::parse(text).map_err(|error| problems.push(format!("{flag}: {error}"))).ok()
+        };
+        let webhook = address("--webhook-bind-address", &self.webhook_bind_address, &mut problems);
+        let admin = address("--admin-bind-address", &self.admin_bind_address, &mut problems);
+        let drain_delay = time("--drain-delay", &self.drain_delay, &mut problems);
+        let shutdown_timeout = time("--shutdown-timeout", &self.shutdown_timeout, &mut problems);
+        object_name("--webhook-configuration", &self.webhook_configuration, &mut problems);
+        let certificate = self.certificate(&mut problems);
+        let settings = self.injection.settings().map_err(|more| problems.extend(more)).ok();
+        let config = || {
+            Some(Config {
+                settings: settings?,
+                webhook: webhook?,
+                admin: admin?,
+                certificate: certificate?,
+                webhook_configuration: self.webhook_configuration,
+                restrict_connect: self.restrict_connect,
+                network_policy: self.network_policy,
+                drain_delay: drain_delay?,
+                shutdown_timeout: shutdown_timeout?,
+                log_level: self.log_level,
+            })
+        };
+        config().filter(|_| problems.is_empty()).ok_or(problems)
+    }
+
+    fn certificate(&self, problems: &mut Vec<String>) -> Option<CertificateSource> {
+        match (&self.webhook_cert_file, &self.webhook_key_file) {
+            (Some(chain), Some(key)) => {
+                if self.manage_ca_bundle {
+                    problems.push(
+                        "--webhook-cert-file: set --manage-ca-bundle=false too; the injector doesn't know the root of these \
+                         files, so whoever issues them keeps the caBundle of the webhook configurations"
+                            .into(),
+                    );
+                }
+                if !self.webhook_name.is_empty() {
+                    problems.push("--webhook-name is for certificates that the injector issues: remove it".into());
+                }
+                let (chain, key) = (chain.clone(), key.clone());
+                Some(CertificateSource::Files { chain, key })
+            }
+            (None, None) => {
+                object_name("--authority-secret", &self.authority_secret, problems);
+                let default = format!("{DEFAULT_WEBHOOK}.{}.svc", self.injection.own_namespace);
+                let given = self.webhook_name.iter();
+                let names: Vec<_> = given.filter_map(|name| parse("--webhook-name", name, problems)).collect();
+                let names = if self.webhook_name.is_empty() { default.parse().into_iter().collect() } else { names };
+                Some(CertificateSource::Issued {
+                    names,
+                    secret: self.authority_secret.clone(),
+                    manage_ca_bundle: self.manage_ca_bundle,
+                })
+            }
+            _ => {
+                problems.push("--webhook-cert-file and --webhook-key-file belong together".into());
+                None
+            }
+        }
+    }
+}
+
+/// What the API server takes as a name of these objects.
+fn object_name(flag: &str, name: &str, problems: &mut Vec<String>) {
+    let edge = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let label = |label: &str| {
+        let (first, last) = (label.bytes().next(), label.bytes().next_back());
+        first.is_some_and(edge) && last.is_some_and(edge) && label.bytes().all(|b| edge(b) || b == b'-')
+    };
+    if name.len() > MAX_NAME || !name.split('.').all(label) {
+        problems.push(format!("{flag} {name:?}: not a name of a Kubernetes object"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    #[command(no_binary_name = true)]
+    struct Flags {
+        #[command(flatten)]
+        serve: ServeFlags,
+    }
+
+    fn config(flags: &[&str]) -> Result<Config, Vec<String>> {
+        Flags::try_parse_from(flags).unwrap().serve.config()
+    }
+
+    #[test]
+    fn without_flags_the_webhook_is_what_the_chart_installs() {
+        let config = config(&["--own-namespace=here"]).unwrap();
+        let issued = CertificateSource::Issued {
+            names: vec![ServingName::Dns("sandgate-injector.here.svc".into())],
+            secret: "sandgate-authority".into(),
+            manage_ca_bundle: true,
+        };
+        assert_eq!(config.certificate, issued);
+        assert_eq!((config.webhook.port(), config.admin.port()), (8443, 8081));
+        assert!(config.network_policy && !config.restrict_connect);
+    }
+
+    #[test]
+    fn certificate_files_stand_alone() {
+        let files = ["--webhook-cert-file=c", "--webhook-key-file=k"];
+        let with = |more: &[&str]| config(&[&files, more].concat());
+        let found = with(&["--manage-ca-bundle=false"]).unwrap().certificate;
+        assert!(matches!(found, CertificateSource::Files { .. }), "{found:?}");
+        let problems = with(&["--webhook-name=a.svc"]).unwrap_err();
+        assert_eq!(problems.len(), 2, "{problems:#?}");
+        let problems = config(&["--webhook-cert-file=c", "--manage-ca-bundle=false"]).unwrap_err();
+        assert_eq!(problems, ["--webhook-cert-file and --webhook-key-file belong together"]);
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_reported_together() {
+        let problems = config(&[
+            "--webhook-bind-address=x",
+            "--admin-bind-address=8081",
+            "--webhook-name=*.svc",
+            "--authority-secret=A",
+            "--webhook-configuration=a/b",
+            "--drain-delay=5",
+            "--shutdown-timeout=-1s",
+            "--sidecar-image=a b",
+        ]);
+        let problems = problems.unwrap_err();
+        assert_eq!(problems.len(), 8, "{problems:#?}");
+    }
+}

@@ -1,0 +1,249 @@
+//! Inject, skip or refuse: decided from the operator's settings and the request alone.
+
+use crate::deny::{self, Denial};
+use crate::names::{
+    DISABLED, ENABLED, EXCLUDED_NAMESPACES, INJECT_LABEL, MIRROR_ANNOTATION, NODES_GROUP, SANDBOX_HASH_LABEL,
+};
+use crate::overrides::Overrides;
+use crate::pod::Pod;
+use crate::probes;
+use crate::settings::Settings;
+use crate::{existing, shape};
+use sandgate_mesh::probe::model::Declaration;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::borrow::Cow;
+use std::fmt;
+
+/// What the API server is about to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Operation {
+    /// Make an object.
+    Create,
+    /// Change one.
+    Update,
+    /// Remove one.
+    Delete,
+    /// Open a connection to one.
+    Connect,
+}
+
+/// Who asks the API server.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct User {
+    /// The name.
+    #[serde(default)]
+    pub username: String,
+    /// The groups.
+    #[serde(default)]
+    pub groups: Vec<String>,
+}
+
+/// A pod at admission.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// The pod as the API server sent it.
+    pub pod: &'a Value,
+    /// What is about to happen to it.
+    pub operation: Operation,
+    /// The namespace of the request: the pod itself may not name it yet.
+    pub namespace: &'a str,
+    /// Who asks.
+    pub user: &'a User,
+    /// Whether the result is thrown away. The answer is the same.
+    pub dry_run: bool,
+}
+
+/// What happens to a pod.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Decision {
+    /// It gets a gate, or has the right one already.
+    Inject(Plan),
+    /// It is let through as it is.
+    Skip(SkipReason),
+    /// It isn't let through, for at least one reason.
+    Deny(Vec<Denial>),
+}
+
+impl Decision {
+    /// `inject`, `skip` or `deny`.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Inject(_) => "inject",
+            Self::Skip(_) => "skip",
+            Self::Deny(_) => "deny",
+        }
+    }
+
+    /// The word for the reason in metrics and logs; of several denials the first.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Inject(plan) => plan.trigger.as_str(),
+            Self::Skip(reason) => reason.as_str(),
+            Self::Deny(denials) => denials.first().map_or("none", |denial| denial.reason.as_str()),
+        }
+    }
+}
+
+/// Why a pod is let through as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SkipReason {
+    /// Only pods that are being created get a gate.
+    NotCreated,
+    /// The namespace never gets gates.
+    ExcludedNamespace,
+    /// A kubelet shows a pod of its own.
+    MirrorPod,
+    /// Nothing says that it is a sandbox.
+    NotSelected,
+    /// Its label opts out, and the operator allows that.
+    OptedOut,
+}
+
+impl SkipReason {
+    /// The word for it in metrics and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotCreated => "not_created",
+            Self::ExcludedNamespace => "excluded_namespace",
+            Self::MirrorPod => "mirror_pod",
+            Self::NotSelected => "not_selected",
+            Self::OptedOut => "opted_out",
+        }
+    }
+}
+
+impl fmt::Display for SkipReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotCreated => f.write_str("only pods that are being created get a gate"),
+            Self::ExcludedNamespace => f.write_str("this namespace never gets gates, whatever it is labelled"),
+            Self::MirrorPod => f.write_str("a kubelet's mirror pod runs from a file of its node"),
+            Self::NotSelected => write!(
+                f,
+                "it has neither label {SANDBOX_HASH_LABEL} nor {INJECT_LABEL}={ENABLED}"
+            ),
+            Self::OptedOut => write!(f, "it has label {INJECT_LABEL}={DISABLED}, which the operator allows"),
+        }
+    }
+}
+
+/// What makes a pod a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trigger {
+    /// The label that agent-sandbox sets.
+    SandboxLabel,
+    /// The pod's own label.
+    InjectLabel,
+}
+
+impl Trigger {
+    /// The word for it in metrics and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::SandboxLabel => "sandbox_label",
+            Self::InjectLabel => "inject_label",
+        }
+    }
+}
+
+impl fmt::Display for Trigger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SandboxLabel => write!(f, "it has label {SANDBOX_HASH_LABEL}"),
+            Self::InjectLabel => write!(f, "it has label {INJECT_LABEL}={ENABLED}"),
+        }
+    }
+}
+
+/// What the pod holds in the end.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// Why it gets a gate.
+    pub trigger: Trigger,
+    /// The gate's containers, in the order in which they come first.
+    pub containers: Vec<Value>,
+    /// The gate's volumes.
+    pub volumes: Vec<Value>,
+    /// Whether the app's probes go to the gate and its containers lose `NET_RAW`.
+    pub lockdown: bool,
+    /// What the pod's author should know.
+    pub warnings: Vec<String>,
+}
+
+/// Decides about one pod.
+pub fn decide(settings: &Settings, request: &Request<'_>) -> Decision {
+    if request.operation != Operation::Create {
+        return Decision::Skip(SkipReason::NotCreated);
+    }
+    let own = request.namespace == settings.own_namespace.as_str();
+    if own || EXCLUDED_NAMESPACES.contains(&request.namespace) {
+        return Decision::Skip(SkipReason::ExcludedNamespace);
+    }
+    let pod = match Pod::read(request.pod) {
+        Ok(pod) => pod,
+        Err(malformed) => return Decision::Deny(vec![malformed.into()]),
+    };
+    // Anybody can write the annotation; only kubelets are in the group.
+    let by_kubelet = request.user.groups.iter().any(|group| group == NODES_GROUP);
+    if by_kubelet && pod.annotation(MIRROR_ANNOTATION).is_some() {
+        return Decision::Skip(SkipReason::MirrorPod);
+    }
+    let opts_out = pod.label(INJECT_LABEL) == Some(DISABLED);
+    if opts_out && settings.allow_opt_out {
+        return Decision::Skip(SkipReason::OptedOut);
+    }
+    let trigger = match pod.label(INJECT_LABEL) {
+        _ if pod.label(SANDBOX_HASH_LABEL).is_some() => Trigger::SandboxLabel,
+        None | Some(DISABLED) => return Decision::Skip(SkipReason::NotSelected),
+        // Any other value is refused by the checks: whoever wrote it may have meant yes.
+        Some(_) => Trigger::InjectLabel,
+    };
+    let mut warnings = Vec::new();
+    if opts_out {
+        warnings.push(format!(
+            "label {INJECT_LABEL}={DISABLED} has no effect here: the operator doesn't allow opting out"
+        ));
+    }
+    plan(settings, pod, trigger, warnings).unwrap_or_else(Decision::Deny)
+}
+
+fn plan(settings: &Settings, pod: Pod<'_>, trigger: Trigger, warnings: Vec<String>) -> Result<Decision, Vec<Denial>> {
+    let holds_parts = existing::any(pod);
+    let original = if holds_parts {
+        Cow::Owned(existing::without(pod))
+    } else {
+        Cow::Borrowed(pod.raw())
+    };
+    let original = Pod::read(&original).map_err(|malformed| vec![malformed.into()])?;
+    let mut denials = deny::denials(settings, original);
+    let overrides = Overrides::read(settings, original).ok();
+    let app_probes = app_probes(settings, original);
+    let (Some(overrides), Some(app_probes)) = (overrides, app_probes) else {
+        return Err(denials);
+    };
+    let containers = shape::containers(settings, &overrides, &app_probes);
+    let volumes = shape::volumes();
+    if holds_parts {
+        denials.extend(existing::denials(settings, pod, &containers, &volumes));
+    }
+    if !denials.is_empty() {
+        return Err(denials);
+    }
+    Ok(Decision::Inject(Plan {
+        trigger,
+        containers,
+        volumes,
+        lockdown: settings.lockdown.is_some(),
+        warnings,
+    }))
+}
+
+/// The probes that the gate has to run; none without lockdown.
+fn app_probes(settings: &Settings, pod: Pod<'_>) -> Option<Vec<Declaration>> {
+    match settings.lockdown {
+        Some(_) => probes::declared(pod).ok(),
+        None => Some(Vec::new()),
+    }
+}

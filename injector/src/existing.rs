@@ -1,0 +1,174 @@
+//! Parts of a gate that a pod already holds: the gate of an earlier call of this webhook, or somebody's imitation.
+
+use crate::deny::own::reserved;
+use crate::deny::{Denial, DenyReason};
+use crate::names::{
+    CONTAINER, INJECTED, INJECTED_LABEL, LOCKDOWN_CONTAINER, SHAPE, SHAPE_ANNOTATION, STATE_VOLUME, TOKEN_VOLUME,
+};
+use crate::pod::{Container, ContainerList, Pod, text_at};
+use crate::probes;
+use crate::settings::Settings;
+use crate::shape::difference;
+use serde_json::Value;
+
+/// Whether an init container bears one of the gate's names.
+pub(crate) fn is_named_ours(container: Container<'_>) -> bool {
+    container.list == ContainerList::Init && matches!(container.name(), CONTAINER | LOCKDOWN_CONTAINER)
+}
+
+/// Whether a pod holds any part of a gate.
+pub(crate) fn any(pod: Pod<'_>) -> bool {
+    pod.containers().any(is_named_ours)
+        || pod.volumes().any(|(_, volume)| is_our_volume(volume))
+        || pod.label(INJECTED_LABEL).is_some()
+        || pod.annotation(SHAPE_ANNOTATION).is_some()
+}
+
+fn is_our_volume(volume: &Value) -> bool {
+    matches!(text_at(volume, &["name"]), Some(TOKEN_VOLUME | STATE_VOLUME))
+}
+
+/// The pod as it was before the gate was added.
+pub(crate) fn without(pod: Pod<'_>) -> Value {
+    let mut raw = pod.raw().clone();
+    let mut retain = |pointer: &str, keep: &dyn Fn(&Value) -> bool| {
+        if let Some(list) = raw.pointer_mut(pointer).and_then(Value::as_array_mut) {
+            list.retain(keep);
+        }
+    };
+    retain("/spec/initContainers", &|container| {
+        !matches!(text_at(container, &["name"]), Some(CONTAINER | LOCKDOWN_CONTAINER))
+    });
+    retain("/spec/volumes", &|volume| !is_our_volume(volume));
+    for (map, name) in [("labels", INJECTED_LABEL), ("annotations", SHAPE_ANNOTATION)] {
+        let map = raw
+            .pointer_mut(&format!("/metadata/{map}"))
+            .and_then(Value::as_object_mut);
+        if let Some(map) = map {
+            map.remove(name);
+        }
+    }
+    let gates = pod.containers().filter(|container| is_named_ours(*container));
+    for (_, declared) in gates.filter_map(|gate| probes::variable(gate.fields())) {
+        probes::restore(&mut raw, declared);
+    }
+    raw
+}
+
+/// What is wrong with the parts that are there: all of them must be, and be what would be injected.
+pub(crate) fn denials(settings: &Settings, pod: Pod<'_>, containers: &[Value], volumes: &[Value]) -> Vec<Denial> {
+    let lockdown = settings.lockdown.is_some();
+    let parts = parts(lockdown, pod, containers, volumes);
+    if parts.iter().any(|part| part.found == Found::Nowhere) {
+        let there = parts.into_iter().filter(|part| part.found != Found::Nowhere);
+        return there.map(|part| reserved(part.field, part.name)).collect();
+    }
+    let differing = parts.into_iter().filter_map(|part| match part.found {
+        Found::Differs(rest) => Some(Denial {
+            reason: DenyReason::Tampered,
+            field: [part.field, rest]
+                .into_iter()
+                .filter(|text| !text.is_empty())
+                .collect::<Vec<_>>()
+                .join("."),
+            why: "it isn't what would be injected".to_owned(),
+            fix: "remove all parts of the gate from the pod; they are added when it is created".to_owned(),
+        }),
+        Found::Equal | Found::Nowhere => None,
+    });
+    differing.collect()
+}
+
+struct Part<'a> {
+    name: &'a str,
+    field: String,
+    found: Found,
+}
+
+#[derive(PartialEq, Eq)]
+enum Found {
+    Nowhere,
+    Equal,
+    /// With the field in the part, if it is a part with fields.
+    Differs(String),
+}
+
+/// Every part that is expected, and every further one with a name of the gate's.
+fn parts<'a>(lockdown: bool, pod: Pod<'a>, containers: &'a [Value], volumes: &'a [Value]) -> Vec<Part<'a>> {
+    let actual = pod.containers().filter(|container| is_named_ours(*container));
+    let actual: Vec<_> = actual.map(|found| (found.field(""), found.fields())).collect();
+    let mut parts = matched(lockdown, containers, &actual);
+    let actual = pod.volumes().filter(|(_, volume)| is_our_volume(volume));
+    let actual: Vec<_> = actual
+        .map(|(index, volume)| (format!("spec.volumes[{index}]"), volume))
+        .collect();
+    parts.extend(matched(lockdown, volumes, &actual));
+    for (map, name, expected, actual) in [
+        ("labels", INJECTED_LABEL, INJECTED, pod.label(INJECTED_LABEL)),
+        ("annotations", SHAPE_ANNOTATION, SHAPE, pod.annotation(SHAPE_ANNOTATION)),
+    ] {
+        parts.push(Part {
+            name,
+            field: format!("metadata.{map}[{name}]"),
+            found: match actual {
+                None => Found::Nowhere,
+                Some(actual) if actual == expected => Found::Equal,
+                Some(_) => Found::Differs(String::new()),
+            },
+        });
+    }
+    parts
+}
+
+fn matched<'a>(lockdown: bool, expected: &'a [Value], actual: &[(String, &'a Value)]) -> Vec<Part<'a>> {
+    let name = |part: &'a Value| text_at(part, &["name"]).unwrap_or_default();
+    let mut parts = Vec::new();
+    for expected in expected {
+        let part = |field: &str, found| Part {
+            name: name(expected),
+            field: field.to_owned(),
+            found,
+        };
+        let same_name: Vec<_> = actual
+            .iter()
+            .filter(|(_, actual)| name(actual) == name(expected))
+            .collect();
+        if same_name.is_empty() {
+            parts.push(part("", Found::Nowhere));
+        }
+        for (place, (field, actual)) in same_name.into_iter().enumerate() {
+            let differs = if lockdown {
+                difference(&without_app_probes(expected), &without_app_probes(actual))
+            } else {
+                difference(expected, actual)
+            };
+            let differs = differs.map(Found::Differs);
+            let found = if place == 0 {
+                differs.unwrap_or(Found::Equal)
+            } else {
+                Found::Differs("name".to_owned())
+            };
+            parts.push(part(field, found));
+        }
+    }
+    let unexpected = actual
+        .iter()
+        .filter(|(_, actual)| !expected.iter().any(|expected| name(expected) == name(actual)));
+    parts.extend(unexpected.map(|(field, actual)| Part {
+        name: name(actual),
+        field: field.clone(),
+        found: Found::Differs("name".to_owned()),
+    }));
+    parts
+}
+
+/// A part without the app's probes: other admission may add containers with probes after the gate, and the patch brings
+/// the gate's list up to date.
+fn without_app_probes(part: &Value) -> Value {
+    let variable = probes::variable(part).map(|(index, _)| index);
+    let mut part = part.clone();
+    if let (Some(index), Some(environment)) = (variable, part.get_mut("env").and_then(Value::as_array_mut)) {
+        environment.remove(index);
+    }
+    part
+}

@@ -1,0 +1,29 @@
+//! The injector: puts a gate into every sandbox pod of an opted-in namespace, or says why the pod can't be admitted.
+
+mod authority;
+mod authority_secret;
+mod ca_bundle;
+pub mod cli;
+pub mod config;
+pub mod decide;
+mod decision_log;
+pub mod deny;
+mod existing;
+mod https;
+mod inbound;
+mod kubernetes;
+mod metrics;
+pub mod names;
+mod network_policy;
+pub mod offline;
+pub mod overrides;
+pub mod patch;
+pub mod pod;
+pub mod probes;
+pub mod quantity;
+pub mod review;
+mod serving;
+pub mod settings;
+mod shape;
+pub mod validate;
+mod webhook;

@@ -1,0 +1,106 @@
+//! Every name that is ours in a pod or a cluster. Nothing else may spell one of them out: the injector, the admission
+//! policy, the NetworkPolicy and the gate must mean the same thing.
+
+/// Namespace label that opts a namespace in, and pod label that opts in a pod of another sandbox system.
+pub const INJECT_LABEL: &str = "sandgate.dev/inject";
+/// The value of [`INJECT_LABEL`] that opts in.
+pub const ENABLED: &str = "enabled";
+/// The value of [`INJECT_LABEL`] on a pod that opts out, where the operator allows that.
+pub const DISABLED: &str = "disabled";
+/// The label that agent-sandbox puts on every sandbox pod.
+pub const SANDBOX_HASH_LABEL: &str = "agents.x-k8s.io/sandbox-name-hash";
+/// The label of a pod that has a gate; the NetworkPolicy selects on it.
+pub const INJECTED_LABEL: &str = "sandgate.dev/injected";
+/// The value of [`INJECTED_LABEL`].
+pub const INJECTED: &str = "true";
+/// The annotation that says which shape a pod's gate has.
+pub const SHAPE_ANNOTATION: &str = "sandgate.dev/shape";
+/// The shape that this release injects.
+pub const SHAPE: &str = "1";
+/// Every label and annotation of ours starts so.
+pub const OWN_PREFIX: &str = "sandgate.dev/";
+
+/// The gate's container.
+pub const CONTAINER: &str = "sandgate";
+/// The container that closes the pod's network before anything else runs.
+pub const LOCKDOWN_CONTAINER: &str = "sandgate-lockdown";
+/// The gate's program in its image.
+pub const PROGRAM: &str = "/sandbox-sidecar";
+/// The volume with the gate's `ServiceAccount` token.
+pub const TOKEN_VOLUME: &str = "sandgate-token";
+/// Where it is mounted: at the path where the API server would otherwise mount a token that opens the API.
+pub const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// The audience of that token; no other volume may ask for it.
+pub const TOKEN_AUDIENCE: &str = "sandgate";
+/// The memory-backed volume with the gate's identity and policy.
+pub const STATE_VOLUME: &str = "sandgate-state";
+/// Where it is mounted.
+pub const STATE_PATH: &str = "/run/sandgate";
+/// The name of the mesh port.
+pub const MESH_PORT_NAME: &str = "sandgate-mesh";
+/// The name of the health port.
+pub const HEALTH_PORT_NAME: &str = "sandgate-health";
+/// The gate's user and group. No other container may run as this user: it could read the gate's memory.
+pub const UID: i64 = 2102;
+/// The signer of Kubernetes Pod Certificates for gates; no other volume may ask for it.
+pub const SIGNER: &str = "sandgate.dev/gate";
+
+/// The argument that makes [`PROGRAM`] close the pod's network.
+pub const LOCKDOWN_ARGUMENT: &str = "lockdown";
+
+/// Annotation of a pod: CPU that its gate requests.
+pub const CPU_REQUEST_ANNOTATION: &str = "sandgate.dev/cpu-request";
+/// Annotation of a pod: CPU that its gate may use at most.
+pub const CPU_LIMIT_ANNOTATION: &str = "sandgate.dev/cpu-limit";
+/// Annotation of a pod: memory that its gate requests.
+pub const MEMORY_REQUEST_ANNOTATION: &str = "sandgate.dev/memory-request";
+/// Annotation of a pod: memory that its gate may use at most.
+pub const MEMORY_LIMIT_ANNOTATION: &str = "sandgate.dev/memory-limit";
+/// Annotation of a pod: how much its gate logs.
+pub const LOG_LEVEL_ANNOTATION: &str = "sandgate.dev/log-level";
+/// Every annotation that a pod's author may set.
+pub const TENANT_ANNOTATIONS: [&str; 5] = [
+    CPU_REQUEST_ANNOTATION,
+    CPU_LIMIT_ANNOTATION,
+    MEMORY_REQUEST_ANNOTATION,
+    MEMORY_LIMIT_ANNOTATION,
+    LOG_LEVEL_ANNOTATION,
+];
+
+/// Namespaces in which nothing is injected, whatever they are labelled: a cluster without these pods can't heal.
+pub const EXCLUDED_NAMESPACES: [&str; 2] = ["kube-system", "kube-node-lease"];
+/// The annotation of a mirror pod, which a kubelet makes of a file on its node. Anybody can write it.
+pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+/// The group of kubelets.
+pub const NODES_GROUP: &str = "system:nodes";
+/// The namespace of our own programs, unless configured.
+pub const DEFAULT_OWN_NAMESPACE: &str = "agent-sandbox-system";
+/// The router's `ServiceAccount`, unless configured.
+pub const DEFAULT_ROUTER_ACCOUNT: &str = "sandbox-router";
+
+/// Who the injector is in `managedFields`, in Events, and in [`MANAGED_BY_LABEL`] of what it makes.
+pub const FIELD_MANAGER: &str = "sandgate-injector";
+/// The label that says which program looks after an object.
+pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
+/// The label of our own pods that says that they are Sandgate's.
+pub const APP_LABEL: &str = "app.kubernetes.io/name";
+/// The value of [`APP_LABEL`].
+pub const APP: &str = "sandgate";
+/// The label of our own pods that says which part of Sandgate they are.
+pub const COMPONENT_LABEL: &str = "app.kubernetes.io/component";
+/// The values of [`COMPONENT_LABEL`] of pods that dial gates.
+pub const DIALING_COMPONENTS: [&str; 2] = [ROUTER_COMPONENT, "injector"];
+/// The value of [`COMPONENT_LABEL`] of the router's pods.
+pub const ROUTER_COMPONENT: &str = "router";
+/// The label by which agent-sandbox's own `NetworkPolicy` knows router pods.
+pub const UPSTREAM_ROUTER_LABEL: &str = "app";
+/// The value of [`UPSTREAM_ROUTER_LABEL`].
+pub const UPSTREAM_ROUTER: &str = "sandbox-router";
+/// The label with a namespace's name, which the API server sets.
+pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
+/// The `NetworkPolicy` in each opted-in namespace that admits the gate's ports only.
+pub const NETWORK_POLICY: &str = "sandgate-gate";
+/// The Secret with the root certificate, unless configured.
+pub const DEFAULT_AUTHORITY_SECRET: &str = "sandgate-authority";
+/// The webhook's Service and its configurations, unless configured.
+pub const DEFAULT_WEBHOOK: &str = "sandgate-injector";

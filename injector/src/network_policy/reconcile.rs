@@ -1,0 +1,311 @@
+//! Keeps one `NetworkPolicy` in each opted-in namespace.
+//!
+//! Replicas don't divide the work. Whoever is first corrects a deviation, and the attempts of others meet a conflict: so
+//! each correction is counted and told once.
+
+use super::expected;
+use super::report::Report;
+use crate::kubernetes::{RequestError, bounded};
+use crate::metrics::Metrics;
+use crate::names::{ENABLED, EXCLUDED_NAMESPACES, FIELD_MANAGER, INJECT_LABEL, MANAGED_BY_LABEL, NETWORK_POLICY};
+use crate::settings::Settings;
+use futures_util::{Stream, StreamExt, future, stream};
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicySpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{Api, DeleteParams, ObjectMeta, PartialObjectMeta, PostParams, Preconditions};
+use kube::runtime::reflector::{ObjectRef, Store, store};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, Resource, ResourceExt};
+use sandgate_mesh::drain::Draining;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long to wait before a namespace is tried again that something failed for.
+const RETRY: Duration = Duration::from_secs(5);
+/// How often everything is looked at although no event came.
+const RESYNC: Duration = Duration::from_secs(600);
+
+/// What a reconciler is told.
+pub(crate) struct Plan {
+    pub(crate) client: Client,
+    pub(crate) settings: Settings,
+    /// The configuration whose removal takes the policies along.
+    pub(crate) webhook_configuration: String,
+    /// Whether there should be policies at all; if not, those that are there go.
+    pub(crate) enabled: bool,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// Something that may have changed.
+enum Change {
+    /// One namespace.
+    Namespace(String),
+    /// Anything: a watch has started over.
+    Listed(Watched),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Watched {
+    Namespaces,
+    Policies,
+}
+
+/// What should be in a namespace.
+#[derive(PartialEq, Eq)]
+enum Wanted {
+    Policy,
+    Nothing,
+    /// Whatever is there: the namespace is going away.
+    Anything,
+}
+
+/// Keeps the policies.
+pub(crate) struct Reconciler {
+    plan: Plan,
+    expected: NetworkPolicySpec,
+    namespaces: Store<PartialObjectMeta<Namespace>>,
+    policies: Store<NetworkPolicy>,
+    /// Where our policy was in place: when it is missing there, somebody deleted it.
+    placed: BTreeSet<String>,
+    owner: Option<OwnerReference>,
+    report: Report,
+}
+
+impl Reconciler {
+    /// Follows namespaces and policies until the drain starts.
+    pub(crate) async fn run(plan: Plan, mut draining: Draining) {
+        let (namespaces, writer) = store();
+        let opted_in = watcher::Config::default().labels(&format!("{INJECT_LABEL}={ENABLED}"));
+        let found = watcher(Api::<PartialObjectMeta<Namespace>>::all(plan.client.clone()), opted_in);
+        let found = found.default_backoff().modify(strip).reflect(writer);
+        let of_namespaces = changes(found, &plan.metrics, Watched::Namespaces, |found| Some(found.name_any()));
+
+        let (policies, writer) = store();
+        let found = watcher(Api::<NetworkPolicy>::all(plan.client.clone()), watcher::Config::default());
+        let found = found.default_backoff().modify(strip).reflect(writer);
+        let of_policies = changes(found, &plan.metrics, Watched::Policies, ResourceExt::namespace);
+
+        let mut changes = stream::select(of_namespaces, of_policies);
+        let mut reconciler = Self {
+            expected: expected(&plan.settings),
+            report: Report::new(&plan.client, &plan.metrics),
+            placed: BTreeSet::new(),
+            owner: None,
+            plan,
+            namespaces,
+            policies,
+        };
+        let (mut listed, mut pending, mut failed) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let (mut resync, mut retry) = (tokio::time::interval(RESYNC), tokio::time::interval(RETRY));
+        loop {
+            tokio::select! {
+                () = draining.started() => return,
+                Some(change) = changes.next() => match change {
+                    Change::Namespace(namespace) => { pending.insert(namespace); }
+                    Change::Listed(watched) => {
+                        listed.insert(watched);
+                        pending.extend(reconciler.all());
+                    }
+                },
+                _ = resync.tick() => {
+                    reconciler.find_owner().await;
+                    pending.extend(reconciler.all());
+                }
+                _ = retry.tick() => pending.append(&mut failed),
+            }
+            // Half of the picture looks as if somebody had removed the rest.
+            while listed.len() == 2
+                && !draining.has_started()
+                && let Some(namespace) = pending.pop_first()
+            {
+                if !reconciler.settle(&namespace).await {
+                    failed.insert(namespace);
+                }
+            }
+        }
+    }
+
+    /// Every namespace that has, had or should have a policy of ours.
+    fn all(&self) -> BTreeSet<String> {
+        let opted_in = self.namespaces.state().into_iter().map(|namespace| namespace.name_any());
+        let ours = self.policies.state_filter(|policy| policy.name_any() == NETWORK_POLICY);
+        let ours = ours.into_iter().filter_map(|policy| policy.namespace());
+        let told = self.report.namespaces().chain(&self.placed).cloned();
+        opted_in.chain(ours).chain(told).collect()
+    }
+
+    fn wanted(&self, namespace: &str) -> Wanted {
+        let excluded = EXCLUDED_NAMESPACES.contains(&namespace) || namespace == self.plan.settings.own_namespace.as_str();
+        match self.namespaces.get(&ObjectRef::new(namespace)) {
+            Some(found) if found.meta().deletion_timestamp.is_some() => Wanted::Anything,
+            Some(_) if self.plan.enabled && !excluded => Wanted::Policy,
+            _ => Wanted::Nothing,
+        }
+    }
+
+    /// Whether everything in a namespace is as it should be now.
+    async fn settle(&mut self, namespace: &str) -> bool {
+        let wanted = self.wanted(namespace);
+        let settled = self.reconcile(namespace, &wanted).await;
+        let others = self.policies.state_filter(|policy| {
+            wanted == Wanted::Policy
+                && policy.metadata.namespace.as_deref() == Some(namespace)
+                && policy.metadata.name.as_deref() != Some(NETWORK_POLICY)
+        });
+        self.report.tell(&self.plan.settings, namespace, &others).await;
+        settled
+            .map_err(|error| {
+                self.plan.metrics.failed("network_policy");
+                let next = "it is tried again in a few seconds";
+                tracing::warn!(namespace, %error, next, "can't bring NetworkPolicy {NETWORK_POLICY} up to date");
+            })
+            .is_ok()
+    }
+
+    async fn reconcile(&mut self, namespace: &str, wanted: &Wanted) -> Result<(), RequestError> {
+        let found = self.policies.get(&ObjectRef::new(NETWORK_POLICY).within(namespace));
+        match (wanted, found) {
+            (Wanted::Policy, Some(found)) if self.is_right(&found) => {
+                self.placed.insert(namespace.to_owned());
+            }
+            (Wanted::Policy, Some(found)) => self.replace(namespace, &found).await?,
+            (Wanted::Policy, None) => self.create(namespace).await?,
+            (Wanted::Nothing, Some(found)) if is_ours(&found) => self.remove(namespace, &found).await?,
+            (Wanted::Nothing, _) => {
+                self.placed.remove(namespace);
+            }
+            (Wanted::Anything, _) => {}
+        }
+        Ok(())
+    }
+
+    fn is_right(&self, found: &NetworkPolicy) -> bool {
+        let owned = self.owner.as_ref().is_none_or(|owner| found.owner_references().contains(owner));
+        found.spec.as_ref() == Some(&self.expected) && is_ours(found) && owned
+    }
+
+    async fn create(&mut self, namespace: &str) -> Result<(), RequestError> {
+        self.find_owner().await;
+        let policy = NetworkPolicy {
+            metadata: ObjectMeta {
+                name: Some(NETWORK_POLICY.into()),
+                labels: Some(BTreeMap::from([(MANAGED_BY_LABEL.into(), FIELD_MANAGER.into())])),
+                owner_references: self.owner.clone().map(|owner| vec![owner]),
+                ..ObjectMeta::default()
+            },
+            spec: Some(self.expected.clone()),
+        };
+        match bounded(self.api(namespace).create(&params(), &policy)).await {
+            Ok(created) if self.placed.insert(namespace.to_owned()) => self.report.created(&created),
+            Ok(created) => self.report.repaired(&created, "somebody deleted it").await,
+            // Another replica's, which the watch will show.
+            Err(error) if error.is_already_exists() => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Puts back what is ours and leaves what else others have noted on the object.
+    async fn replace(&mut self, namespace: &str, found: &NetworkPolicy) -> Result<(), RequestError> {
+        self.find_owner().await;
+        let mut policy = found.clone();
+        policy.labels_mut().insert(MANAGED_BY_LABEL.into(), FIELD_MANAGER.into());
+        if let Some(owner) = &self.owner {
+            let owners = policy.owner_references_mut();
+            owners.retain(|other| other.kind != owner.kind || other.name != owner.name);
+            owners.push(owner.clone());
+        }
+        let changed = policy.spec.replace(self.expected.clone()) != policy.spec;
+        // With the version that was found: whoever was faster wins, and the watch shows what came of it.
+        match bounded(self.api(namespace).replace(NETWORK_POLICY, &params(), &policy)).await {
+            Ok(replaced) if changed => self.report.repaired(&replaced, "somebody changed it").await,
+            Ok(_) => {}
+            Err(error) if error.is_conflict() || error.is_not_found() => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        self.placed.insert(namespace.to_owned());
+        Ok(())
+    }
+
+    async fn remove(&mut self, namespace: &str, found: &NetworkPolicy) -> Result<(), RequestError> {
+        let only_this = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: found.uid(),
+                resource_version: None,
+            }),
+            ..DeleteParams::default()
+        };
+        match bounded(self.api(namespace).delete(NETWORK_POLICY, &only_this)).await {
+            Ok(_) => self.report.removed(namespace),
+            Err(error) if error.is_conflict() || error.is_not_found() => {}
+            Err(error) => return Err(error),
+        }
+        self.placed.remove(namespace);
+        Ok(())
+    }
+
+    /// With the webhook configuration the cluster's garbage collector removes the policies: what is left of an
+    /// uninstalled release must not close ports for ever.
+    async fn find_owner(&mut self) {
+        type Found = PartialObjectMeta<MutatingWebhookConfiguration>;
+        let api = Api::<Found>::all(self.plan.client.clone());
+        match bounded(api.get_opt(&self.plan.webhook_configuration)).await {
+            Ok(found) => {
+                self.owner = found.and_then(|found| {
+                    Some(OwnerReference {
+                        api_version: Found::api_version(&()).into_owned(),
+                        kind: Found::kind(&()).into_owned(),
+                        name: found.name_any(),
+                        uid: found.uid()?,
+                        ..OwnerReference::default()
+                    })
+                });
+            }
+            Err(error) => tracing::warn!(%error, "can't read the MutatingWebhookConfiguration that owns the NetworkPolicies"),
+        }
+    }
+
+    fn api(&self, namespace: &str) -> Api<NetworkPolicy> {
+        Api::namespaced(self.plan.client.clone(), namespace)
+    }
+}
+
+fn params() -> PostParams {
+    PostParams {
+        field_manager: Some(FIELD_MANAGER.into()),
+        ..PostParams::default()
+    }
+}
+
+fn is_ours(policy: &NetworkPolicy) -> bool {
+    policy.labels().get(MANAGED_BY_LABEL).is_some_and(|manager| manager == FIELD_MANAGER)
+}
+
+/// Nobody here reads these, and they are most of an object.
+fn strip<K: Resource>(object: &mut K) {
+    object.meta_mut().managed_fields = None;
+}
+
+/// From the events of a watch to the namespaces that they concern.
+fn changes<K: Send + 'static>(
+    events: impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static,
+    metrics: &Arc<Metrics>,
+    watched: Watched,
+    namespace: impl Fn(&K) -> Option<String> + Send + 'static,
+) -> impl Stream<Item = Change> + Unpin + Send + 'static {
+    let metrics = Arc::clone(metrics);
+    let change = move |event: watcher::Result<watcher::Event<K>>| match event {
+        Ok(watcher::Event::Apply(object) | watcher::Event::Delete(object)) => namespace(&object).map(Change::Namespace),
+        Ok(watcher::Event::InitDone) => Some(Change::Listed(watched)),
+        Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => None,
+        Err(error) => {
+            metrics.failed("network_policy");
+            tracing::warn!(%error, "can't watch namespaces and NetworkPolicies");
+            None
+        }
+    };
+    events.filter_map(move |event| future::ready(change(event))).boxed()
+}

@@ -1,0 +1,272 @@
+//! `AdmissionReview` v1 in and out
+//! (<https://kubernetes.io/docs/reference/access-authn-authz/extensible-admission-controllers/>).
+
+use crate::decide::{Operation, Request, User};
+use crate::deny::Denial;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use json_patch::Patch;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+const API_VERSION: &str = "admission.k8s.io/v1";
+const KIND: &str = "AdmissionReview";
+/// Denials that one message tells; the rest is counted.
+const TOLD: usize = 20;
+/// Longest warning in bytes; the API server cuts longer ones off.
+const MAX_WARNING: usize = 256;
+
+/// A body that isn't a review that can be answered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReviewError {
+    /// Not JSON, or not of a review's shape.
+    #[error("the body is no AdmissionReview: {0}")]
+    NotAReview(String),
+    /// Another version or kind.
+    #[error("only {API_VERSION} {KIND} is answered here, this is {0}; set admissionReviewVersions to [v1]")]
+    OtherVersion(String),
+    /// No request in it.
+    #[error("the AdmissionReview holds no request")]
+    NoRequest,
+    /// A request without a UID, which every answer must repeat.
+    #[error("the request has no uid")]
+    NoUid,
+    /// Not about pods.
+    #[error("only pods are injected, this request is about {0}; correct the webhook's rules")]
+    NotAPod(String),
+    /// Nothing to look at.
+    #[error("the request holds no pod (its object is missing)")]
+    NoObject,
+}
+
+/// A request of the API server.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Review {
+    /// Repeated in the answer.
+    pub uid: String,
+    /// What kind of object it is.
+    pub kind: Kind,
+    /// Under which resource it is asked for.
+    pub resource: Resource,
+    /// Under which subresource; empty for none.
+    #[serde(default)]
+    pub sub_resource: String,
+    /// The object's name; empty where the API server makes one.
+    #[serde(default)]
+    pub name: String,
+    /// The namespace; an object may not name it yet.
+    #[serde(default)]
+    pub namespace: String,
+    /// What is about to happen.
+    pub operation: Operation,
+    /// Who asks.
+    #[serde(default)]
+    pub user_info: User,
+    /// The object as it will be.
+    #[serde(default)]
+    pub object: Option<Value>,
+    /// The object as it was.
+    #[serde(default)]
+    pub old_object: Option<Value>,
+    /// Whether the result is thrown away.
+    #[serde(default)]
+    pub dry_run: Option<bool>,
+}
+
+/// A group, version and kind.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Kind {
+    /// Empty for the core group.
+    #[serde(default)]
+    pub group: String,
+    /// The version.
+    pub version: String,
+    /// The kind.
+    pub kind: String,
+}
+
+/// A group, version and resource.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Resource {
+    /// Empty for the core group.
+    #[serde(default)]
+    pub group: String,
+    /// The version.
+    pub version: String,
+    /// The resource's name in the plural.
+    pub resource: String,
+}
+
+impl Review {
+    /// Reads the body of a call.
+    ///
+    /// # Errors
+    /// A sentence that says what the body is instead.
+    pub fn parse(body: &[u8]) -> Result<Self, ReviewError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Envelope {
+            #[serde(default)]
+            api_version: String,
+            #[serde(default)]
+            kind: String,
+            request: Option<Value>,
+        }
+        let not_a_review = |error: serde_json::Error| ReviewError::NotAReview(error.to_string());
+        let envelope: Envelope = serde_json::from_slice(body).map_err(not_a_review)?;
+        if envelope.api_version != API_VERSION || envelope.kind != KIND {
+            let found = format!("{:.64} {:.64}", envelope.api_version, envelope.kind);
+            return Err(ReviewError::OtherVersion(found));
+        }
+        let request = envelope.request.ok_or(ReviewError::NoRequest)?;
+        let review: Self = serde_json::from_value(request).map_err(not_a_review)?;
+        if review.uid.is_empty() {
+            return Err(ReviewError::NoUid);
+        }
+        Ok(review)
+    }
+
+    /// The pod to decide about.
+    ///
+    /// # Errors
+    /// The request is about something else.
+    pub fn pod(&self) -> Result<Request<'_>, ReviewError> {
+        let (kind, resource) = (&self.kind, &self.resource);
+        let about_pods = resource.group.is_empty() && resource.resource == "pods" && self.sub_resource.is_empty();
+        let is_pod = kind.group.is_empty() && kind.version == "v1" && kind.kind == "Pod";
+        if !about_pods || !is_pod {
+            let (kind, resource, sub) = (&kind.kind, &resource.resource, &self.sub_resource);
+            return Err(ReviewError::NotAPod(format!("{kind:.64} ({resource:.64}/{sub:.64})")));
+        }
+        Ok(Request {
+            pod: self.object.as_ref().ok_or(ReviewError::NoObject)?,
+            operation: self.operation,
+            namespace: &self.namespace,
+            user: &self.user_info,
+            dry_run: self.dry_run.unwrap_or(false),
+        })
+    }
+}
+
+/// The answer to a review.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Answer {
+    api_version: &'static str,
+    kind: &'static str,
+    response: Response,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Response {
+    uid: String,
+    allowed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<Status>,
+    // Both or neither, or the API server refuses the answer.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    patch: Option<EncodedPatch>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    audit_annotations: BTreeMap<&'static str, String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Status {
+    code: u16,
+    reason: &'static str,
+    message: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct EncodedPatch {
+    patch: String,
+    patch_type: &'static str,
+}
+
+impl Answer {
+    fn new(uid: &str, allowed: bool) -> Self {
+        Self {
+            api_version: API_VERSION,
+            kind: KIND,
+            response: Response {
+                uid: uid.to_owned(),
+                allowed,
+                ..Response::default()
+            },
+        }
+    }
+
+    /// Lets the object through as it is.
+    pub fn allow(uid: &str) -> Self {
+        Self::new(uid, true)
+    }
+
+    /// Lets the object through, patched unless the patch is empty.
+    ///
+    /// # Errors
+    /// The patch can't be written as JSON.
+    pub fn patch(uid: &str, patch: &Patch) -> Result<Self, serde_json::Error> {
+        let mut answer = Self::new(uid, true);
+        if !patch.0.is_empty() {
+            answer.response.patch = Some(EncodedPatch {
+                patch: STANDARD.encode(serde_json::to_vec(patch)?),
+                patch_type: "JSONPatch",
+            });
+        }
+        Ok(answer)
+    }
+
+    /// Refuses the object.
+    pub fn deny(uid: &str, message: String) -> Self {
+        let mut answer = Self::new(uid, false);
+        answer.response.status = Some(Status {
+            code: 403,
+            reason: "Forbidden",
+            message,
+        });
+        answer
+    }
+
+    /// Adds a warning, which the API server passes on to whoever asked.
+    #[must_use]
+    pub fn with_warning(mut self, warning: &str) -> Self {
+        let mut end = warning.len().min(MAX_WARNING);
+        while !warning.is_char_boundary(end) {
+            end -= 1;
+        }
+        self.response
+            .warnings
+            .push(warning.get(..end).unwrap_or_default().to_owned());
+        self
+    }
+
+    /// Adds an annotation to the API server's audit event.
+    #[must_use]
+    pub fn with_audit(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.response.audit_annotations.insert(name, value.into());
+        self
+    }
+}
+
+/// The message of a refusal: each field, what is wrong with it and what to change.
+pub fn message(denials: &[Denial]) -> String {
+    let mut message = "this pod can't be admitted with a gate".to_owned();
+    for (index, denial) in denials.iter().take(TOLD).enumerate() {
+        let _ = write!(message, "{} {denial}", if index == 0 { ":" } else { "." });
+    }
+    if denials.len() > TOLD {
+        let _ = write!(message, ". {} more", denials.len() - TOLD);
+    }
+    message
+}
+
+#[cfg(test)]
+#[path = "review_tests.rs"]
+mod tests;

@@ -1,0 +1,187 @@
+//! The certificate under which the webhook is served, and its renewal.
+//!
+//! Either the injector's own authority issues it, or it comes from files (cert-manager, a Secret that is mounted).
+//! Connections take whatever is current when they begin, and keep it.
+
+use crate::authority::{Root, SERVING_LIFETIME, ServingName};
+use crate::authority_secret::{AuthoritySecret, Stored};
+use crate::ca_bundle::Confirmed;
+use crate::metrics::Metrics;
+use rustls::ServerConfig;
+use sandgate_mesh::credentials::FrontCredentials;
+use sandgate_mesh::drain::Draining;
+use sandgate_mesh::polled::{PollError, Poller};
+use sandgate_mesh::tls;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
+
+/// How often certificate files are looked at.
+const POLL_PERIOD: Duration = Duration::from_secs(1);
+/// The names of certificates in metrics.
+const SERVING: &str = "serving";
+const ROOT: &str = "root";
+
+/// What new connections are served with; none until there is a certificate.
+pub(crate) type Served = watch::Receiver<Option<Arc<Serving>>>;
+
+/// A certificate in use.
+pub(crate) struct Serving {
+    pub(crate) tls: Arc<ServerConfig>,
+    not_after: SystemTime,
+}
+
+impl Serving {
+    fn new(credentials: &FrontCredentials) -> Result<Self, tls::TlsError> {
+        Ok(Self {
+            tls: tls::webhook_server_config(credentials)?,
+            not_after: credentials.validity().not_after,
+        })
+    }
+
+    /// Whether API servers can believe it at `time`.
+    pub(crate) fn valid_at(&self, time: SystemTime) -> bool {
+        time <= self.not_after
+    }
+}
+
+/// A certificate that follows its files. They must be there.
+///
+/// # Errors
+/// They aren't, or hold no certificate with its key.
+pub(crate) fn from_files(chain: PathBuf, key: PathBuf, metrics: &Arc<Metrics>) -> Result<Served, PollError> {
+    let gauges = Arc::clone(metrics);
+    let parse = move |files: Vec<Vec<u8>>| {
+        let mut files = files.into_iter();
+        let (chain, key) = (files.next().unwrap_or_default(), files.next().unwrap_or_default());
+        let credentials = FrontCredentials::from_pem(&chain, &key).map_err(|error| error.to_string())?;
+        gauges.expires(SERVING, credentials.validity().not_after);
+        Serving::new(&credentials).map_err(|error| error.to_string())
+    };
+    let (poller, served) = Poller::new("webhook certificate", vec![chain, key], parse);
+    let counters = Arc::clone(metrics);
+    let mut poller = poller.on_reload(move |reload| counters.renewed(reload.as_str()));
+    poller.load()?;
+    tokio::spawn(poller.run(POLL_PERIOD));
+    Ok(served)
+}
+
+/// When things happen. Tests choose shorter times.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Timing {
+    /// How long an issued certificate lives.
+    pub(crate) lifetime: Duration,
+    /// How often the Secret and the certificate are looked at. Often, so that a process that was paused renews soon.
+    pub(crate) check: Duration,
+    /// How long to wait after a failure while there is no certificate at all.
+    pub(crate) retry: Duration,
+    /// How long a new root must be in the webhook configurations before anything is served under it: API servers follow
+    /// those with a delay.
+    pub(crate) settle: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            lifetime: SERVING_LIFETIME,
+            check: Duration::from_secs(30),
+            retry: Duration::from_secs(1),
+            settle: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Issues certificates in process.
+pub(crate) struct Issuer {
+    pub(crate) secret: AuthoritySecret,
+    pub(crate) names: Vec<ServingName>,
+    pub(crate) timing: Timing,
+    /// Tells which roots belong into the webhook configurations.
+    pub(crate) roots: watch::Sender<Vec<Root>>,
+    /// Says which are there; none where somebody else looks after them.
+    pub(crate) confirmed: Option<watch::Receiver<Confirmed>>,
+    pub(crate) served: watch::Sender<Option<Arc<Serving>>>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// What is served, as its issuer knows it.
+struct Current {
+    root: Root,
+    not_after: SystemTime,
+    renew_at: SystemTime,
+}
+
+impl Issuer {
+    /// Looks after the certificate until the drain starts.
+    pub(crate) async fn run(mut self, mut draining: Draining) {
+        let (mut stored, mut current) = (None, None);
+        loop {
+            self.check(&mut stored, &mut current).await;
+            let wait = if current.is_none() { self.timing.retry } else { self.timing.check };
+            tokio::select! {
+                () = draining.started() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    async fn check(&mut self, stored: &mut Option<Stored>, current: &mut Option<Current>) {
+        match self.secret.read_or_create(stored.as_ref()).await {
+            Ok(found) => {
+                self.metrics.expires(ROOT, found.authority.root().not_after());
+                self.roots.send_if_modified(|roots| {
+                    let changed = *roots != found.roots;
+                    roots.clone_from(&found.roots);
+                    changed
+                });
+                *stored = Some(found);
+            }
+            Err(error) => {
+                self.metrics.failed("authority");
+                let next = if stored.is_some() { "the root in memory goes on signing" } else { "no pod is admitted" };
+                tracing::warn!(%error, next, "can't read the root certificate");
+            }
+        }
+        let Some(stored) = stored.as_ref() else { return };
+        if self.is_due(current.as_ref(), stored.authority.root()) {
+            match self.issue(stored) {
+                Ok(issued) => *current = Some(issued),
+                Err(error) => {
+                    self.metrics.renewed("failure");
+                    tracing::error!(%error, "can't issue the webhook's certificate");
+                }
+            }
+        }
+    }
+
+    fn is_due(&self, current: Option<&Current>, root: &Root) -> bool {
+        let Some(current) = current else { return true };
+        let now = SystemTime::now();
+        if current.root == *root {
+            return now >= current.renew_at;
+        }
+        // Served too early, the new root is one that API servers don't know; served too late, nobody is any worse off.
+        let settled = |confirmed: &watch::Receiver<Confirmed>| confirmed.borrow().holds(root, self.timing.settle);
+        self.confirmed.as_ref().is_none_or(settled) || now >= current.not_after
+    }
+
+    fn issue(&self, stored: &Stored) -> anyhow::Result<Current> {
+        let issued = stored.authority.serving(&self.names, self.timing.lifetime)?;
+        let credentials = FrontCredentials::from_pem(issued.chain_pem.as_bytes(), issued.key_pem.as_bytes())?;
+        self.served.send_replace(Some(Arc::new(Serving::new(&credentials)?)));
+        self.metrics.expires(SERVING, issued.not_after);
+        self.metrics.renewed("success");
+        tracing::info!(names = ?self.names, "issued the webhook's certificate");
+        Ok(Current {
+            root: stored.authority.root().clone(),
+            not_after: issued.not_after,
+            renew_at: SystemTime::now() + renewal(self.timing.lifetime, fastrand::f64()),
+        })
+    }
+}
+
+/// At about half of the lifetime: replicas that started together don't renew together.
+fn renewal(lifetime: Duration, random: f64) -> Duration {
+    lifetime.mul_f64(0.45 + 0.1 * random)
+}

@@ -1,0 +1,227 @@
+//! The gate's parts in a pod: containers, volumes, label, annotation; and whether parts that are there already are they.
+
+use crate::names::{
+    CONTAINER, HEALTH_PORT_NAME, LOCKDOWN_ARGUMENT, LOCKDOWN_CONTAINER, MESH_PORT_NAME, PROGRAM, STATE_PATH,
+    STATE_VOLUME, TOKEN_AUDIENCE, TOKEN_PATH, TOKEN_VOLUME, UID,
+};
+use crate::overrides::Overrides;
+use crate::pod::items;
+use crate::probes;
+use crate::settings::{Resources, Settings};
+use sandgate_mesh::contract::{HEALTH_PORT, MESH_PORT};
+use sandgate_mesh::probe::VARIABLE;
+use sandgate_mesh::probe::model::Declaration;
+use serde_json::{Map, Value, json};
+
+/// Lifetime of the gate's token in seconds; the kubelet renews it in time.
+const TOKEN_SECONDS: u64 = 3600;
+/// The shortest lifetime that the API server allows.
+const TOKEN_SECONDS_MIN: u64 = 600;
+/// Mode of projected files, the API server's default: 0644.
+const FILE_MODE: u32 = 0o644;
+
+/// The gate's containers in the order in which they come first in the pod.
+pub(crate) fn containers(settings: &Settings, overrides: &Overrides, app_probes: &[Declaration]) -> Vec<Value> {
+    let mut containers = Vec::new();
+    if settings.lockdown.is_some() {
+        containers.push(lockdown(settings, overrides));
+    }
+    containers.push(gate(settings, overrides, app_probes));
+    containers
+}
+
+/// The gate: a native sidecar, first of all, so that no process of the app can bind its ports before it.
+fn gate(settings: &Settings, overrides: &Overrides, app_probes: &[Declaration]) -> Value {
+    let mut environment = vec![
+        from_field("SANDGATE_NAMESPACE", "metadata.namespace"),
+        from_field("SANDGATE_SANDBOX", "metadata.name"),
+        from_field("SANDGATE_POD_UID", "metadata.uid"),
+    ];
+    environment.extend(probes::text(app_probes).map(|text| json!({"name": VARIABLE, "value": text})));
+    json!({
+        "name": CONTAINER,
+        "image": settings.image.as_str(),
+        "imagePullPolicy": settings.image_pull_policy.as_str(),
+        "command": [PROGRAM],
+        "args": arguments(settings, overrides),
+        "env": environment,
+        "ports": [
+            {"name": MESH_PORT_NAME, "containerPort": MESH_PORT, "protocol": "TCP"},
+            {"name": HEALTH_PORT_NAME, "containerPort": HEALTH_PORT, "protocol": "TCP"},
+        ],
+        "resources": resources(&overrides.resources),
+        "restartPolicy": "Always",
+        "securityContext": {
+            "allowPrivilegeEscalation": false,
+            "capabilities": {"drop": ["ALL"]},
+            "privileged": false,
+            "readOnlyRootFilesystem": true,
+            "runAsGroup": UID,
+            "runAsNonRoot": true,
+            "runAsUser": UID,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        // Bound ports let the next container start; an identity and a policy make the pod ready.
+        "startupProbe": probe("/healthz", 1, 60),
+        "readinessProbe": probe("/readyz", 2, 2),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            token_mount(),
+            {"name": STATE_VOLUME, "mountPath": STATE_PATH},
+        ],
+    })
+}
+
+fn arguments(settings: &Settings, overrides: &Overrides) -> Vec<String> {
+    let routers = settings.router_identities.iter();
+    let mut arguments: Vec<_> = routers.map(|router| format!("--router-identity={router}")).collect();
+    arguments.extend([
+        format!("--trust-domain={}", settings.trust_domain),
+        format!("--tls-cert-file={STATE_PATH}/tls.crt"),
+        format!("--tls-key-file={STATE_PATH}/tls.key"),
+        format!("--trust-bundle-file={STATE_PATH}/bundle.pem"),
+        format!("--policy-file={STATE_PATH}/policy.json"),
+        format!("--log-level={}", overrides.log_level),
+    ]);
+    arguments
+}
+
+/// Closes the pod's network and exits. Added capabilities take effect for UID 0 only.
+fn lockdown(settings: &Settings, overrides: &Overrides) -> Value {
+    json!({
+        "name": LOCKDOWN_CONTAINER,
+        "image": settings.image.as_str(),
+        "imagePullPolicy": settings.image_pull_policy.as_str(),
+        "command": [PROGRAM],
+        "args": [LOCKDOWN_ARGUMENT, format!("--mesh-port={MESH_PORT}"), format!("--health-port={HEALTH_PORT}")],
+        "resources": resources(&overrides.resources),
+        "securityContext": {
+            "allowPrivilegeEscalation": false,
+            "capabilities": {"add": ["NET_ADMIN"], "drop": ["ALL"]},
+            "privileged": false,
+            "readOnlyRootFilesystem": true,
+            "runAsGroup": 0,
+            "runAsNonRoot": false,
+            "runAsUser": 0,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        // Only so that the API server adds no token of its own here.
+        "volumeMounts": [token_mount()],
+    })
+}
+
+/// At the path where the API server would otherwise mount a token that opens its API.
+fn token_mount() -> Value {
+    json!({"name": TOKEN_VOLUME, "mountPath": TOKEN_PATH, "readOnly": true})
+}
+
+fn from_field(name: &str, field: &str) -> Value {
+    json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": field}}})
+}
+
+fn probe(path: &str, period: u32, failures: u32) -> Value {
+    json!({
+        "httpGet": {"path": path, "port": HEALTH_PORT, "scheme": "HTTP"},
+        "timeoutSeconds": 1,
+        "periodSeconds": period,
+        "successThreshold": 1,
+        "failureThreshold": failures,
+    })
+}
+
+fn resources(resources: &Resources) -> Value {
+    let mut limits = Map::new();
+    if let Some(cpu) = resources.cpu_limit {
+        limits.insert("cpu".to_owned(), cpu.to_string().into());
+    }
+    limits.insert("memory".to_owned(), resources.memory_limit.to_string().into());
+    let (cpu, memory) = (resources.cpu_request.to_string(), resources.memory_request.to_string());
+    json!({"requests": {"cpu": cpu, "memory": memory}, "limits": limits})
+}
+
+/// The gate's volumes.
+pub(crate) fn volumes() -> Vec<Value> {
+    let token = json!({"audience": TOKEN_AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": "token"});
+    vec![
+        json!({
+            "name": TOKEN_VOLUME,
+            "projected": {"defaultMode": FILE_MODE, "sources": [{"serviceAccountToken": token}]},
+        }),
+        json!({"name": STATE_VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": "4Mi"}}),
+    ]
+}
+
+/// The first field in which a part that is there differs from the expected one, as its path within the part.
+///
+/// The API server fills in defaults, and other admission may set resources and pull policy: those don't count.
+pub(crate) fn difference(expected: &Value, actual: &Value) -> Option<String> {
+    compare(expected, actual, "", "")
+}
+
+/// `field` is for messages; `pattern` is the same without places in lists.
+fn compare(expected: &Value, actual: &Value, field: &str, pattern: &str) -> Option<String> {
+    match (expected, actual) {
+        (Value::Object(expected), Value::Object(actual)) => {
+            let names = expected
+                .keys()
+                .chain(actual.keys().filter(|name| !expected.contains_key(*name)));
+            names.into_iter().find_map(|name| {
+                let (field, pattern) = (member(field, name), member(pattern, name));
+                match (expected.get(name), actual.get(name).filter(|value| !value.is_null())) {
+                    (_, Some(actual)) if may_be(&pattern, actual) => None,
+                    (_, None) if may_be_absent(&pattern) => None,
+                    (Some(expected), Some(actual)) => compare(expected, actual, &field, &pattern),
+                    (None, None) => None,
+                    (Some(_), None) | (None, Some(_)) => Some(field),
+                }
+            })
+        }
+        (Value::Array(expected), Value::Array(actual)) => {
+            let pattern = format!("{pattern}[]");
+            let pairs = expected.iter().zip(actual).enumerate();
+            let differs = |(index, (expected, actual)): (usize, (&Value, &Value))| {
+                compare(expected, actual, &format!("{field}[{index}]"), &pattern)
+            };
+            let longer = || (expected.len() != actual.len()).then(|| field.to_owned());
+            pairs.into_iter().find_map(differs).or_else(longer)
+        }
+        _ => (expected != actual).then(|| field.to_owned()),
+    }
+}
+
+fn member(path: &str, name: &str) -> String {
+    if path.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{path}.{name}")
+    }
+}
+
+/// Whether a field may hold this value whatever was injected.
+fn may_be(pattern: &str, value: &Value) -> bool {
+    let one_of = |words: &[&str]| value.as_str().is_some_and(|word| words.contains(&word));
+    match pattern {
+        "imagePullPolicy" => one_of(&["IfNotPresent", "Always", "Never"]),
+        "terminationMessagePath" => one_of(&["/dev/termination-log"]),
+        "terminationMessagePolicy" => one_of(&["File", "FallbackToLogsOnError"]),
+        "resources" => value
+            .as_object()
+            .is_some_and(|map| map.keys().all(|name| matches!(name.as_str(), "requests" | "limits"))),
+        // Some releases fill it in with what it means when it is absent.
+        "resizePolicy" => {
+            items(Some(value)).all(|(_, policy)| policy.get("restartPolicy") == Some(&json!("NotRequired")))
+        }
+        "securityContext.procMount" => one_of(&["Default"]),
+        "startupProbe.httpGet.protocol" | "readinessProbe.httpGet.protocol" => one_of(&["HTTP1"]),
+        "projected.sources[].serviceAccountToken.expirationSeconds" => value
+            .as_u64()
+            .is_some_and(|seconds| (TOKEN_SECONDS_MIN..=TOKEN_SECONDS + 60).contains(&seconds)),
+        _ => false,
+    }
+}
+
+/// Whether a field may be missing although it was injected.
+fn may_be_absent(pattern: &str) -> bool {
+    matches!(pattern, "imagePullPolicy" | "terminationMessagePolicy" | "resources")
+}

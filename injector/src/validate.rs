@@ -1,0 +1,199 @@
+//! The validating webhook's decision, pure: whether a pod came out of admission with its gate, and whether a request
+//! would change a gate or get into it.
+//!
+//! On Kubernetes 1.29, which has no `ValidatingAdmissionPolicy`, nothing else has the last word; elsewhere it stands
+//! beside the policy.
+
+use crate::decide::{Decision, Operation, decide};
+use crate::deny::{self, Denial, DenyReason};
+use crate::existing;
+use crate::names::{
+    CONTAINER, EXCLUDED_NAMESPACES, INJECT_LABEL, LOCKDOWN_CONTAINER, OWN_PREFIX, STATE_VOLUME, TENANT_ANNOTATIONS,
+    TOKEN_VOLUME,
+};
+use crate::patch::{NET_RAW, patch};
+use crate::pod::{Malformed, Pod, items, text_at};
+use crate::review::{Review, ReviewError, message};
+use crate::settings::Settings;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// What the validating webhook says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may happen, for this reason.
+    Allow(&'static str),
+    /// It may not.
+    Deny {
+        /// The word for the reason in metrics and logs.
+        reason: &'static str,
+        /// What to tell whoever asked.
+        message: String,
+    },
+}
+
+impl Verdict {
+    fn deny(reason: &'static str, message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self::Deny { reason, message }
+    }
+
+    fn denials(denials: &[Denial]) -> Self {
+        let reason = denials.first().map_or("none", |denial| denial.reason.as_str());
+        Self::deny(reason, message(denials))
+    }
+}
+
+/// Judges one request. With `restrict_connect`, nobody gets into a pod of an opted-in namespace past its gate.
+///
+/// # Errors
+/// A request that the webhook's rules shouldn't send here.
+pub fn validate(settings: &Settings, restrict_connect: bool, review: &Review) -> Result<Verdict, ReviewError> {
+    let namespace = review.namespace.as_str();
+    if namespace == settings.own_namespace.as_str() || EXCLUDED_NAMESPACES.contains(&namespace) {
+        return Ok(Verdict::Allow("excluded_namespace"));
+    }
+    let core = review.resource.group.is_empty();
+    let (resource, sub_resource) = (review.resource.resource.as_str(), review.sub_resource.as_str());
+    match (core, resource, sub_resource, review.operation) {
+        (true, "pods", "", Operation::Create) => created(settings, review),
+        (true, "pods", "" | "resize", Operation::Update) => {
+            let (old, new) = pods(review)?;
+            Ok(changed(old, new).unwrap_or(Verdict::Allow("gate_unchanged")))
+        }
+        (true, "pods", "ephemeralcontainers", Operation::Update) => {
+            let (old, new) = pods(review)?;
+            let verdict = changed(old, new).or_else(|| debugged(settings, old, new));
+            Ok(verdict.unwrap_or(Verdict::Allow("gate_unchanged")))
+        }
+        (true, "pods", "exec" | "attach" | "portforward" | "proxy", Operation::Connect)
+        | (true, "services", "proxy", Operation::Connect) => Ok(connected(restrict_connect, review)),
+        _ => Err(ReviewError::NotAPod(format!("{resource:.64}/{sub_resource:.64}"))),
+    }
+}
+
+/// A pod at the end of admission, with the API server's defaults and everybody's changes.
+fn created(settings: &Settings, review: &Review) -> Result<Verdict, ReviewError> {
+    let request = review.pod()?;
+    Ok(match decide(settings, &request) {
+        Decision::Skip(reason) => Verdict::Allow(reason.as_str()),
+        Decision::Deny(denials) => Verdict::denials(&denials),
+        Decision::Inject(plan) if patch(&plan, request.pod).0.is_empty() => Verdict::Allow("gate_present"),
+        Decision::Inject(_) => Verdict::deny(
+            "gate_missing",
+            "this pod must have a gate, and has none or not the whole of it, first among its init containers: the mutating \
+             webhook inject.sandgate.dev wasn't called, or another webhook changed the pod after it; look at the order \
+             and the reinvocationPolicy of mutating webhooks",
+        ),
+    })
+}
+
+/// The pod before and after a change.
+fn pods(review: &Review) -> Result<(Pod<'_>, Pod<'_>), ReviewError> {
+    Ok((pod(review.old_object.as_ref())?, pod(review.object.as_ref())?))
+}
+
+fn pod(object: Option<&Value>) -> Result<Pod<'_>, ReviewError> {
+    let wrong = |malformed: Malformed| ReviewError::NotAReview(format!("{} must be {}", malformed.field, malformed.expected));
+    Pod::read(object.ok_or(ReviewError::NoObject)?).map_err(wrong)
+}
+
+/// Refuses a change of anything that is the gate's. Everything else is none of our business: whatever the pod was
+/// admitted as, its labels, owners and finalizers must stay free to change.
+fn changed(old: Pod<'_>, new: Pod<'_>) -> Option<Verdict> {
+    if old.at(&["metadata", "deletionTimestamp"]).is_some() {
+        return Some(Verdict::Allow("deleting"));
+    }
+    let (old, new) = (parts(old), parts(new));
+    let fields = old.keys().chain(new.keys());
+    let field = fields.into_iter().find(|field| old.get(*field) != new.get(*field))?;
+    Some(Verdict::deny(
+        "gate_changed",
+        format!("{field}: it is the gate's and can't be changed in a running pod; delete the pod, and a new one gets its gate anew"),
+    ))
+}
+
+/// Everything in a pod that is the gate's, by its field.
+fn parts(pod: Pod<'_>) -> BTreeMap<String, Value> {
+    let mut parts = BTreeMap::new();
+    for container in pod.containers().filter(|container| is_gate(container.name())) {
+        let field = format!("spec.{}[{}]", container.list.name(), container.name());
+        parts.insert(field, container.fields().clone());
+    }
+    for (_, volume) in pod.volumes() {
+        if let Some(name @ (TOKEN_VOLUME | STATE_VOLUME)) = text_at(volume, &["name"]) {
+            parts.insert(format!("spec.volumes[{name}]"), volume.clone());
+        }
+    }
+    for map in ["labels", "annotations"] {
+        // What a pod's author may write has had its effect when the pod was created.
+        let free = |name: &str| name == INJECT_LABEL || TENANT_ANNOTATIONS.contains(&name);
+        for (name, value) in pod.texts(map).filter(|(name, _)| name.starts_with(OWN_PREFIX) && !free(name)) {
+            parts.insert(format!("metadata.{map}[{name}]"), value.into());
+        }
+    }
+    parts
+}
+
+fn is_gate(container: &str) -> bool {
+    matches!(container, CONTAINER | LOCKDOWN_CONTAINER)
+}
+
+/// Judges the ephemeral containers that are added to a pod with a gate as if the pod were created with them.
+fn debugged(settings: &Settings, old: Pod<'_>, new: Pod<'_>) -> Option<Verdict> {
+    if !existing::any(old) {
+        return None;
+    }
+    let known: Vec<_> = items(old.at(&["spec", "ephemeralContainers"])).map(|(_, known)| known.get("name")).collect();
+    // Those that were there are left out, and leave their places.
+    let added = items(new.at(&["spec", "ephemeralContainers"]))
+        .map(|(_, container)| if known.contains(&container.get("name")) { json!({"name": ""}) } else { container.clone() });
+    let added = json!({"spec": {"ephemeralContainers": added.collect::<Vec<_>>()}});
+    let added = Pod::read(&added).ok()?;
+    let mut denials = deny::denials(settings, added);
+    if old.containers().any(|container| container.name() == LOCKDOWN_CONTAINER) {
+        denials.extend(packet_sockets(added));
+    }
+    (!denials.is_empty()).then(|| Verdict::denials(&denials))
+}
+
+/// Containers that could go around the rules of a locked-down network. The mutating webhook takes the capability away
+/// from containers that a pod is created with; it isn't called for these.
+fn packet_sockets(pod: Pod<'_>) -> impl Iterator<Item = Denial> {
+    pod.containers().filter(|container| !container.name().is_empty()).filter_map(|container| {
+        let dropped = container.at(&["securityContext", "capabilities", "drop"]);
+        let drops = items(dropped).any(|(_, dropped)| matches!(dropped.as_str(), Some("ALL" | NET_RAW)));
+        (!drops).then(|| Denial {
+            reason: DenyReason::Capability,
+            field: container.field("securityContext.capabilities.drop"),
+            why: format!("with {NET_RAW} it could go around the pod's closed network"),
+            fix: format!("drop {NET_RAW} or ALL (kubectl debug --profile=restricted does)"),
+        })
+    })
+}
+
+/// A connection that the kubelet makes into a pod, whatever the pod's network lets in.
+fn connected(restrict_connect: bool, review: &Review) -> Verdict {
+    let kind = match review.sub_resource.as_str() {
+        sub_resource if review.resource.resource == "pods" => sub_resource.to_owned(),
+        sub_resource => format!("{} {sub_resource}", review.resource.resource),
+    };
+    let container = review.object.as_ref().and_then(|options| text_at(options, &["container"])).unwrap_or_default();
+    if is_gate(container) {
+        return Verdict::deny(
+            "connect_gate",
+            format!("{kind}: nobody gets into the gate's container; its log says what it does (kubectl logs -c {container})"),
+        );
+    }
+    if restrict_connect {
+        return Verdict::deny(
+            "connect_restricted",
+            format!("{kind} leads past the gate and is closed in this namespace (--restrict-connect); call the sandbox through the router"),
+        );
+    }
+    Verdict::Allow("connect")
+}
+
+#[cfg(test)]
+#[path = "validate_tests.rs"]
+mod tests;

@@ -1,0 +1,266 @@
+"""Checks the chart as an operator would use it; see `run`."""
+
+import argparse
+import itertools
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import generate
+import jsonschema
+import kubernetes_validate
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CHART = REPOSITORY / "charts" / "sandgate"
+MANIFESTS = REPOSITORY / "deploy" / "manifests" / "sandgate.yaml"
+VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
+DECIDED = ["--set", "router.auth.mode=allow-all"]
+NAMESPACE = "agent-sandbox-system"
+
+
+class Chart:
+    def __init__(self, helm):
+        self.helm = helm
+        self.folder = tempfile.TemporaryDirectory()
+
+    def run(self, *arguments):
+        home = self.folder.name
+        environment = {"HOME": home, "HELM_CACHE_HOME": home, "HELM_CONFIG_HOME": home, "HELM_DATA_HOME": home}
+        return subprocess.run([self.helm, *map(str, arguments)], capture_output=True, text=True, env=environment, check=False)
+
+    def render(self, *arguments, version="1.37"):
+        done = self.run("template", "sandgate", CHART, "-n", NAMESPACE, "--kube-version", version, *arguments)
+        if done.returncode != 0:
+            raise AssertionError(f"helm template {' '.join(map(str, arguments))}: {done.stderr}")
+        return done.stdout
+
+    def objects(self, *arguments, version="1.37"):
+        text = self.render(*arguments, version=version)
+        return [found for found in yaml.safe_load_all(text) if found is not None]
+
+    def refusal(self, *arguments):
+        done = self.run("template", "sandgate", CHART, "-n", NAMESPACE, *arguments)
+        assert done.returncode != 0, f"{arguments} is rendered"
+        return done.stderr
+
+
+def sets(*pairs):
+    return [argument for pair in pairs for argument in ("--set", pair)]
+
+
+MATRIX = {
+    "router": [[], sets("router.enabled=false"), sets("router.autoscaling.enabled=true", "router.mesh.mode=off")],
+    "auth": [DECIDED, sets("router.auth.mode=token", "router.auth.existingSecret=token")],
+    "injection": [
+        [],
+        sets("injection.lockdown=enabled", "injection.lockdownRuntimeClasses={runc}", "injection.restrictConnect=true"),
+        sets("injection.allowOptOut=true", "injection.networkPolicy=false", "injection.image.digest=sha256:" + "0" * 64),
+    ],
+    "certificate": [
+        [],
+        sets("injector.webhook.certificate.source=secret", "injector.webhook.certificate.caBundle=Zm9v"),
+    ],
+    "policy": [[], sets("admissionPolicy.enabled=false", "admissionPolicy.networkPolicies.enabled=false")],
+}
+
+
+def combinations():
+    for choice in itertools.product(*MATRIX.values()):
+        yield list(itertools.chain(*choice))
+
+
+def lint(chart):
+    for arguments in (DECIDED, [*DECIDED, "-f", CHART / "values-ha.yaml"]):
+        done = chart.run("lint", "--strict", CHART, *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def a_misspelt_key_and_a_bad_value_are_refused(chart):
+    for bad in ("router.replica=3", "injection.lockdwon=enabled", "nosuch=1", "injection.lockdown=on", "router.replicas=-1"):
+        text = chart.refusal(*DECIDED, "--set", bad)
+        assert "values don't meet the specifications of the schema" in text or "schema" in text, text
+
+
+def nothing_is_rendered_without_a_decision_about_callers(chart):
+    assert "decide who may call" in chart.refusal()
+    assert "existingSecret" in chart.refusal("--set", "router.auth.mode=token")
+
+
+def every_combination_fits_strict_schemas(chart):
+    number = 0
+    for arguments in combinations():
+        for found in chart.objects(*arguments):
+            strict(found, "1.37")
+        number += 1
+    for version in VERSIONS:
+        for found in chart.objects(*DECIDED, "-f", CHART / "values-ha.yaml", version=f"{version}.0"):
+            strict(found, version)
+            number += 1
+    print(f"    {number} renderings and objects")
+
+
+def strict(found, version):
+    name = f"{found['kind']} {found['metadata']['name']}"
+    try:
+        kubernetes_validate.validate(found, version, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        raise AssertionError(f"{name} for {version}: {error.message}") from error
+    except kubernetes_validate.SchemaNotFoundError as error:
+        group = found["apiVersion"].split("/")[0]
+        known = {"monitoring.coreos.com", "gateway.networking.k8s.io", "cert-manager.io"}
+        old_policy = found["kind"].startswith("ValidatingAdmissionPolicy") and version == "1.29"
+        assert group in known or old_policy, f"{name} for {version}: {error}"
+
+
+def on_1_29_there_is_no_admission_policy(chart):
+    kinds = {found["kind"] for found in chart.objects(*DECIDED, version="1.29.0")}
+    assert not any(kind.startswith("ValidatingAdmissionPolicy") for kind in kinds), kinds
+    assert "ValidatingWebhookConfiguration" in kinds
+
+
+def optional_objects_are_there_when_asked_for(chart):
+    arguments = sets(
+        "monitoring.podMonitor.enabled=true",
+        "router.httpRoute.enabled=true",
+        "router.httpRoute.parentRefs[0].name=gateway",
+        "injector.webhook.certificate.source=cert-manager",
+        "injector.webhook.certificate.issuerRef.name=issuer",
+        "extraObjects[0].apiVersion=v1",
+        "extraObjects[0].kind=ConfigMap",
+        "extraObjects[0].metadata.name=more",
+    )
+    kinds = [found["kind"] for found in chart.objects(*DECIDED, *arguments)]
+    for kind, count in {"PodMonitor": 3, "HTTPRoute": 1, "Certificate": 1, "ConfigMap": 1}.items():
+        assert kinds.count(kind) == count, (kind, kinds)
+    plain = {found["kind"] for found in chart.objects(*DECIDED)}
+    assert not plain & {"PodMonitor", "HTTPRoute", "Certificate", "ConfigMap", "HorizontalPodAutoscaler"}, plain
+
+
+def our_own_pods_meet_the_restricted_level(chart):
+    for found in chart.objects(*DECIDED):
+        spec = found.get("spec", {})
+        pod = spec if found["kind"] == "Pod" else spec.get("template", {}).get("spec")
+        if not pod or "containers" not in pod:
+            continue
+        context = pod["securityContext"]
+        assert context["runAsNonRoot"] and context["seccompProfile"]["type"] == "RuntimeDefault", found["metadata"]
+        for container in pod["containers"]:
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False and context["capabilities"]["drop"] == ["ALL"]
+            assert context["readOnlyRootFilesystem"] is True and container["resources"]["limits"]["memory"]
+
+
+def only_router_pods_have_upstreams_label_and_the_service_name_is_upstreams(chart):
+    objects = chart.objects(*DECIDED)
+    labelled = [o["metadata"]["name"] for o in objects if o["kind"] == "Deployment" and o["spec"]["template"]["metadata"]["labels"].get("app")]
+    assert labelled == ["sandbox-router"], labelled
+    services = {o["metadata"]["name"]: o for o in objects if o["kind"] == "Service"}
+    port = services["sandbox-router-svc"]["spec"]["ports"][0]
+    assert port["port"] == 8080 and port["targetPort"] == "http"
+    for service in services.values():
+        assert "app.kubernetes.io/component" in service["spec"]["selector"]
+
+
+def no_image_is_pulled_from_elsewhere_when_a_registry_is_given(chart):
+    text = chart.render(*DECIDED, "--set", "imageRegistry=mirror.example:5000/x")
+    images = [line.split("image:")[1].strip() for line in text.splitlines() if line.strip().startswith("image:")]
+    assert images and all(image.startswith("mirror.example:5000/x/sandgate/") for image in images), images
+
+
+def every_value_has_a_description_and_a_place_in_the_schema(chart):
+    text = (CHART / "values.yaml").read_text()
+    values = yaml.safe_load(text)
+    described = {path for path, _ in generate.described(text)}
+    missing = [path for path in leaves(values) if path not in described]
+    assert not missing, missing
+    schema = generate.schema(values)
+    jsonschema.Draft7Validator.check_schema(schema)
+    # An empty choice is how the default says that none was made.
+    jsonschema.Draft7Validator(schema).validate(values)
+
+
+def every_value_changes_something(chart):
+    """A value that no template reads is a promise that nobody keeps."""
+    templates = "\n".join(path.read_text() for path in (CHART / "templates").rglob("*") if path.is_file())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    unread = [path for path in leaves(values) if f".{path.split('.')[-1]}" not in templates]
+    assert not unread, unread
+
+
+def leaves(value, path=""):
+    if isinstance(value, dict) and value and path not in generate.FREE_MAPS:
+        for key, entry in value.items():
+            yield from leaves(entry, f"{path}.{key}".lstrip("."))
+    else:
+        yield path
+
+
+def generated(chart):
+    text = (CHART / "values.yaml").read_text()
+    header = "# Made from the chart by `tests/chart/run --write`, for those who do without Helm. Callers need the Secret `sandbox-router-token`.\n"
+    arguments = sets("router.auth.mode=token", "router.auth.existingSecret=sandbox-router-token")
+    plain = chart.render(*arguments, "--skip-tests")
+    plain = "\n".join(line for line in plain.splitlines() if not line.startswith("# Source:") and "managed-by" not in line and "helm.sh/" not in line)
+    return {
+        CHART / "values.schema.json": generate.schema_text(yaml.safe_load(text)),
+        CHART / "README.md": generate.readme_text(yaml.safe_load((CHART / "Chart.yaml").read_text()), text),
+        MANIFESTS: header + plain.lstrip("-\n") + "\n",
+    }
+
+
+def generated_files_are_current(chart):
+    for path, text in generated(chart).items():
+        current = path.exists() and path.read_text() == text
+        assert current, f"{path.relative_to(REPOSITORY)} is not current: run tests/chart/run --write"
+
+
+TESTS = [
+    lint,
+    every_value_has_a_description_and_a_place_in_the_schema,
+    every_value_changes_something,
+    a_misspelt_key_and_a_bad_value_are_refused,
+    nothing_is_rendered_without_a_decision_about_callers,
+    every_combination_fits_strict_schemas,
+    on_1_29_there_is_no_admission_policy,
+    optional_objects_are_there_when_asked_for,
+    our_own_pods_meet_the_restricted_level,
+    only_router_pods_have_upstreams_label_and_the_service_name_is_upstreams,
+    no_image_is_pulled_from_elsewhere_when_a_registry_is_given,
+    generated_files_are_current,
+]
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="tests/chart/run", description=__doc__)
+    parser.add_argument("--helm", required=True, help=argparse.SUPPRESS)
+    parser.add_argument("--write", action="store_true", help="renew the generated files")
+    parser.add_argument("tests", nargs="*", help="names of tests; all if none is given")
+    options = parser.parse_args()
+    chart = Chart(options.helm)
+    if options.write:
+        # The schema first: it is part of what renders the rest.
+        (CHART / "values.schema.json").write_text(generate.schema_text(yaml.safe_load((CHART / "values.yaml").read_text())))
+        for path, text in generated(chart).items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+            print(f"written: {path.relative_to(REPOSITORY)}")
+    unknown = set(options.tests) - {test.__name__ for test in TESTS}
+    if unknown:
+        parser.error(f"no such test: {', '.join(sorted(unknown))}")
+    chosen = [test for test in TESTS if not options.tests or test.__name__ in options.tests]
+    failed = 0
+    for test in chosen:
+        try:
+            test(chart)
+            print(f"ok      {test.__name__}")
+        except AssertionError as error:
+            failed += 1
+            print(f"FAILED  {test.__name__}: {error}")
+    print(f"{len(chosen) - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

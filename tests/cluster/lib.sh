@@ -1,0 +1,24 @@
+# Shared by run and exec: where things are. Sourced.
+# shellcheck shell=bash
+
+here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd -- "$here/../.." && pwd)
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/sandgate/kube
+kept=$cache/kept
+
+die() {
+    echo "tests/cluster: $*" >&2
+    exit 1
+}
+
+# The version of a module that modules/NAME/go.mod requires.
+pinned() { # pinned NAME MODULE
+    sed -n "s|^require $2 ||p" "$here/modules/$1/go.mod"
+}
+
+kubernetes_version=$(pinned kubernetes k8s.io/kubernetes)
+etcd_version=$(pinned etcd go.etcd.io/etcd/server/v3)
+agent_sandbox_version=$(pinned agent-sandbox sigs.k8s.io/agent-sandbox)
+kubernetes=$cache/kubernetes-$kubernetes_version
+etcd=$cache/etcd-$etcd_version
+agent_sandbox=$cache/agent-sandbox-$agent_sandbox_version

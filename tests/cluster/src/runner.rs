@@ -1,0 +1,152 @@
+//! Runs tests that share one cluster. They are no cargo tests: without a cluster there is nothing to run, and a test
+//! that passes because it did nothing is worse than none.
+
+// The runner's output is what a developer at a terminal reads.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+use crate::Cluster;
+use std::collections::VecDeque;
+use std::panic::PanicHookInfo;
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::{JoinSet, LocalSet, spawn_local};
+
+/// A test that takes longer has failed.
+const TIME_LIMIT: Duration = Duration::from_secs(120);
+/// So many tests run at a time: mostly they wait for the API server.
+const AT_A_TIME: usize = 4;
+
+/// One test. [`tests!`](crate::tests) makes them.
+#[derive(Clone, Copy)]
+pub struct Test {
+    /// Module and function.
+    pub name: &'static str,
+    /// Whether no other test runs at the same time.
+    pub alone: bool,
+    /// The test itself: it fails by panicking.
+    pub run: fn(Cluster) -> Pin<Box<dyn Future<Output = ()>>>,
+}
+
+/// A list of [`Test`]s from async functions that take a [`Cluster`]. `@alone` before a name is for a test that changes
+/// what others see, such as the chart as it is installed by default.
+#[macro_export]
+macro_rules! tests {
+    (%is_alone alone) => { true };
+    (%is_alone) => { false };
+    ($($(@$alone:ident)? $name:ident),* $(,)?) => {
+        &[$($crate::runner::Test {
+            name: concat!(module_path!(), "::", stringify!($name)),
+            alone: $crate::tests!(%is_alone $($alone)?),
+            run: |cluster| Box::pin($name(cluster)),
+        }),*]
+    };
+}
+
+tokio::task_local! {
+    static RUNNING: &'static str;
+}
+
+/// Runs the tests whose names hold one of the command line's arguments, or all, and ends with `N passed, N failed`.
+pub fn main(lists: &[&[Test]]) -> ExitCode {
+    let names: Vec<String> = std::env::args().skip(1).collect();
+    let tests = match select(lists, &names) {
+        Ok(tests) => tests,
+        Err(name) => {
+            eprintln!("no test's name holds {name:?}; there are:");
+            lists
+                .iter()
+                .copied()
+                .flatten()
+                .for_each(|test| eprintln!("  {}", shown(test)));
+            return ExitCode::from(2);
+        }
+    };
+    std::panic::set_hook(Box::new(tell_panic));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    let runtime = runtime.expect("the system gives threads");
+    // Tests stay on this thread, so they needn't be `Send`; servers that they spawn have the others.
+    let failed = LocalSet::new().block_on(&runtime, async {
+        let (mut interrupt, mut terminate) = (
+            signal(SignalKind::interrupt()).expect("signals can be handled"),
+            signal(SignalKind::terminate()).expect("signals can be handled"),
+        );
+        tokio::select! {
+            failed = run_all(&tests) => Some(failed),
+            _ = interrupt.recv() => None,
+            _ = terminate.recv() => None,
+        }
+    });
+    match failed {
+        Some(0) => ExitCode::SUCCESS,
+        Some(_) => ExitCode::FAILURE,
+        None => ExitCode::from(130),
+    }
+}
+
+fn select(lists: &[&[Test]], names: &[String]) -> Result<Vec<Test>, String> {
+    let all: Vec<Test> = lists.iter().copied().flatten().copied().collect();
+    for name in names {
+        if !all.iter().any(|test| shown(test).contains(name.as_str())) {
+            return Err(name.clone());
+        }
+    }
+    let chosen = |test: &Test| names.is_empty() || names.iter().any(|name| shown(test).contains(name.as_str()));
+    Ok(all.into_iter().filter(chosen).collect())
+}
+
+/// The name without that of the program.
+fn shown(test: &Test) -> &'static str {
+    test.name.split_once("::").map_or(test.name, |(_, name)| name)
+}
+
+async fn run_all(tests: &[Test]) -> usize {
+    let cluster = Cluster::connect().await;
+    let (alone, together): (VecDeque<_>, VecDeque<_>) = tests.iter().copied().partition(|test| test.alone);
+    let failed = run_list(&cluster, together, AT_A_TIME).await + run_list(&cluster, alone, 1).await;
+    println!("\n{} passed, {failed} failed", tests.len() - failed);
+    failed
+}
+
+async fn run_list(cluster: &Cluster, mut waiting: VecDeque<Test>, at_a_time: usize) -> usize {
+    let (mut running, mut failed) = (JoinSet::new(), 0);
+    loop {
+        while running.len() < at_a_time
+            && let Some(test) = waiting.pop_front()
+        {
+            running.spawn_local(run_one(test, cluster.for_test(shown(&test))));
+        }
+        match running.join_next().await {
+            None => return failed,
+            Some(passed) => failed += usize::from(!passed.unwrap_or(false)),
+        }
+    }
+}
+
+async fn run_one(test: Test, cluster: Cluster) -> bool {
+    let started = Instant::now();
+    let mut task = spawn_local(RUNNING.scope(shown(&test), (test.run)(cluster.clone())));
+    let result = tokio::time::timeout(TIME_LIMIT, &mut task).await;
+    if result.is_err() {
+        task.abort();
+        let _ = task.await;
+    }
+    let verdict = match result {
+        Ok(Ok(())) => "ok    ",
+        Ok(Err(_)) => "FAILED",
+        Err(_) => "FAILED (time limit)",
+    };
+    println!("{verdict} {} ({:.1} s)", shown(&test), started.elapsed().as_secs_f64());
+    cluster.tidy().await;
+    matches!(result, Ok(Ok(())))
+}
+
+/// Says which test panicked: several run at a time.
+fn tell_panic(info: &PanicHookInfo<'_>) {
+    let test = RUNNING.try_with(|test| *test).unwrap_or("a task of a test");
+    eprintln!("{test}: {info}");
+}

@@ -1,0 +1,162 @@
+//! What the harness promises to the tests that use it.
+
+use sandgate_cluster_tests::admission::at_address;
+use sandgate_cluster_tests::webhook::StubWebhook;
+use sandgate_cluster_tests::{Cluster, documents, runner::Test, tests};
+use serde_json::{Value, json};
+
+pub(crate) const TESTS: &[Test] = tests![
+    a_webhook_on_loopback_decides_for_its_namespace_alone,
+    a_webhook_that_is_down_refuses_where_it_must_be_asked,
+    a_policy_decides_in_the_api_server_for_its_namespace_alone,
+    a_service_account_may_do_what_it_was_granted_and_no_more,
+    a_node_may_create_a_mirror_pod_of_its_own_and_of_no_other,
+    yaml_documents_are_applied_by_discovery,
+];
+
+/// A webhook configuration as a chart renders it.
+const CONFIGURATION: &str = r"
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingWebhookConfiguration
+metadata: {name: stub}
+webhooks:
+  - name: stub.sandgate.dev
+    clientConfig: {service: {name: stub, namespace: default, path: /validate}}
+    rules: [{apiGroups: [''], apiVersions: [v1], operations: [CREATE], resources: [pods]}]
+    failurePolicy: Fail
+    sideEffects: None
+    admissionReviewVersions: [v1]
+    timeoutSeconds: 5
+";
+
+const POLICY: &str = r#"
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {name: short-names}
+spec:
+  failurePolicy: Fail
+  matchConstraints:
+    resourceRules: [{apiGroups: [''], apiVersions: [v1], operations: [CREATE], resources: [pods]}]
+  validations: [{expression: "object.metadata.name.size() < 8", message: the name is too long for this test}]
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {name: short-names}
+spec: {policyName: short-names, validationActions: [Deny]}
+"#;
+
+fn pod(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name},
+        "spec": {"containers": [{"name": "app", "image": "app.example/app:1"}]},
+    })
+}
+
+/// Refuses pods called `bad`.
+async fn stub() -> StubWebhook {
+    StubWebhook::start(|request| {
+        let allowed = request["name"] != "bad";
+        json!({"allowed": allowed, "status": {"message": "the stub refuses this"}})
+    })
+    .await
+}
+
+async fn a_webhook_on_loopback_decides_for_its_namespace_alone(cluster: Cluster) {
+    let (here, elsewhere) = (cluster.namespace(&[]).await, cluster.namespace(&[]).await);
+    let webhook = stub().await;
+    let configuration = at_address(&documents(CONFIGURATION)[0], webhook.address(), webhook.ca_pem());
+    here.configure(&[configuration]).await;
+    here.until_refused(&pod("bad"), "the stub refuses this").await;
+    assert!(here.refused(&pod("bad")).await.contains("the stub refuses this"));
+    here.admitted(&pod("good")).await;
+    elsewhere.admitted(&pod("bad")).await;
+    let seen = webhook.seen();
+    assert!(
+        seen.iter().all(|request| request["namespace"] == here.name()),
+        "{seen:?}"
+    );
+    assert!(seen.iter().any(|request| request["name"] == "good"), "{seen:?}");
+}
+
+async fn a_webhook_that_is_down_refuses_where_it_must_be_asked(cluster: Cluster) {
+    let (here, elsewhere) = (cluster.namespace(&[]).await, cluster.namespace(&[]).await);
+    let webhook = stub().await;
+    let configuration = at_address(&documents(CONFIGURATION)[0], webhook.address(), webhook.ca_pem());
+    here.configure(&[configuration]).await;
+    here.until_refused(&pod("bad"), "the stub refuses this").await;
+    webhook.stop().await;
+    let reason = here.refused(&pod("good")).await;
+    assert!(
+        reason.contains("failed calling webhook \"stub.sandgate.dev\""),
+        "{reason}"
+    );
+    elsewhere.admitted(&pod("good")).await;
+}
+
+async fn a_policy_decides_in_the_api_server_for_its_namespace_alone(cluster: Cluster) {
+    let (here, elsewhere) = (cluster.namespace(&[]).await, cluster.namespace(&[]).await);
+    here.configure(&documents(POLICY)).await;
+    here.until_refused(&pod("much-too-long"), "the name is too long for this test")
+        .await;
+    here.admitted(&pod("short")).await;
+    elsewhere.admitted(&pod("much-too-long")).await;
+}
+
+async fn a_service_account_may_do_what_it_was_granted_and_no_more(cluster: Cluster) {
+    let namespace = cluster.namespace(&[]).await;
+    let as_account = namespace.as_new_service_account("worker", &["create"], &["pods"]).await;
+    as_account.admitted(&pod("mine")).await;
+    let config_map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "mine"}});
+    let reason = as_account.refused(&config_map).await;
+    let user = format!(
+        "User \"system:serviceaccount:{}:worker\" cannot create",
+        namespace.name()
+    );
+    assert!(reason.contains(&user), "{reason}");
+    let elsewhere = cluster.namespace(&[]).await.seen_by(as_account.cluster());
+    assert!(elsewhere.refused(&pod("mine")).await.contains("cannot create"));
+}
+
+async fn a_node_may_create_a_mirror_pod_of_its_own_and_of_no_other(cluster: Cluster) {
+    let namespace = cluster.namespace(&[]).await;
+    let node = cluster.node("node-of-mirror-pods").await;
+    let mirror = |name: &str, node_name: &str| {
+        let mut pod = pod(name);
+        pod["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "hash"});
+        pod["metadata"]["ownerReferences"] = json!([{
+            "apiVersion": "v1", "kind": "Node", "name": node_name, "uid": node["metadata"]["uid"], "controller": true,
+        }]);
+        pod["spec"]["nodeName"] = json!(node_name);
+        pod
+    };
+    let as_node = namespace.seen_by(&cluster.as_node("node-of-mirror-pods"));
+    as_node.admitted(&mirror("own", "node-of-mirror-pods")).await;
+    let reason = as_node.refused(&mirror("foreign", "another-node")).await;
+    assert!(
+        reason.contains("can only create pods with spec.nodeName set to itself"),
+        "{reason}"
+    );
+}
+
+async fn yaml_documents_are_applied_by_discovery(cluster: Cluster) {
+    let namespace = cluster.namespace(&[]).await;
+    let yaml = format!(
+        "# A comment and an empty document are no object.\n---\n---\napiVersion: v1\nkind: ConfigMap\n\
+         metadata: {{name: first, namespace: {name}}}\ndata: {{key: \"on\"}}\n---\napiVersion: apps/v1\n\
+         kind: Deployment\nmetadata: {{name: second, namespace: {name}}}\nspec:\n  \
+         selector: {{matchLabels: {{app: second}}}}\n  template:\n    metadata: {{labels: {{app: second}}}}\n    \
+         spec: {{containers: [{{name: app, image: app.example/app:1}}]}}\n",
+        name = namespace.name()
+    );
+    let objects = documents(&yaml);
+    let applied = cluster.apply_all(&objects).await;
+    assert_eq!(applied.len(), 2);
+    assert_eq!(cluster.get(&objects[0]).await.unwrap()["data"]["key"], "on");
+    assert_eq!(cluster.get(&objects[1]).await.unwrap()["spec"]["replicas"], 1);
+    // Twice is as good as once.
+    cluster.apply_all(&objects).await;
+    cluster.delete(&objects[0]).await.unwrap();
+    assert!(cluster.get(&objects[0]).await.unwrap_err().is_not_found());
+}

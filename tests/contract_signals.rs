@@ -1,0 +1,198 @@
+//! CONTRACT section 7: what logs and metrics say of a request, and what they must never say.
+
+// Tests fail by panicking.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use sandgate_tests::processes::{ProcessMesh, Programs, get, json_lines};
+use sandgate_tests::{Mesh, POD_UID, RecordingApp, TOKEN, programs, send, status};
+use serde_json::{Value, json};
+
+const PROGRAMS: Programs = programs!();
+
+/// The fields of an access line, and the two that tell it from the other lines of the same stream.
+const FIELDS: [&str; 17] = [
+    "bytes_in",
+    "bytes_out",
+    "caller",
+    "client_ip",
+    "duration_ms",
+    "log",
+    "method",
+    "path",
+    "request_id",
+    "sandbox_id",
+    "sandbox_namespace",
+    "span_id",
+    "status",
+    "time",
+    "trace_id",
+    "upstream",
+    "user_agent",
+];
+
+/// A domain in which no resolver asks a server for names: a label has at most 63 bytes.
+fn no_domain() -> String {
+    format!("--cluster-domain={}", "x".repeat(64))
+}
+
+fn access_lines(log: &str) -> Vec<Value> {
+    let mut lines = json_lines(log);
+    lines.retain(|line| line["log"] == "access");
+    lines
+}
+
+/// Sends requests to a mesh of processes and returns each one's access line.
+async fn logged(mesh: &mut ProcessMesh, requests: &[(String, u16)]) -> Vec<Value> {
+    for (number, (request, code)) in (1..).zip(requests) {
+        let response = send(mesh.http, request).await;
+        assert_eq!(status(&response), *code, "{request}: {response}");
+        mesh.router.logs("\"log\":\"access\"", number).await;
+    }
+    let lines = access_lines(&mesh.router.stderr());
+    assert_eq!(lines.len(), requests.len(), "{lines:?}");
+    lines
+}
+
+#[tokio::test]
+async fn an_access_line_holds_exactly_the_fields_of_the_contract() {
+    let app = RecordingApp::polite().await;
+    let mut mesh = ProcessMesh::start(PROGRAMS, app.port(), &[]).await;
+    let fields = "Connection: close\r\nContent-Length: 4\r\nUser-Agent: curl/8\r\nX-Request-ID: id-1\r\n\
+                  traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n";
+    let allowed = mesh.head("POST /a%2Fb;c?q=1", fields) + "body";
+    let bare = "CUSTOM http://a/p?q HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".to_owned();
+    let lines = logged(&mut mesh, &[(allowed, 200), (bare, 401)]).await;
+    for line in &lines {
+        let mut names: Vec<&str> = line.as_object().unwrap().keys().map(String::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, FIELDS, "{line}");
+        assert!(line["duration_ms"].as_f64().is_some_and(|took| took >= 0.0), "{line}");
+        assert!(line["time"].as_str().unwrap().ends_with('Z'), "{line}");
+    }
+    let expect = |line: &Value, expected: Value| {
+        for (name, value) in expected.as_object().unwrap() {
+            assert_eq!(&line[name], value, "{name} of {line}");
+        }
+    };
+    expect(
+        &lines[0],
+        json!({
+            "method": "POST", "path": "/a%2Fb;c", "status": 200, "client_ip": "127.0.0.1", "sandbox_id": "alpha",
+            "sandbox_namespace": "default", "bytes_in": 4, "bytes_out": 5, "user_agent": "curl/8", "request_id": "id-1",
+            "caller": "static:default", "upstream": mesh.mesh.to_string(),
+            "trace_id": "0af7651916cd43dd8448eb211c80319c", "span_id": "b7ad6b7169203331",
+        }),
+    );
+    let refused = r#"{"detail":"Missing or invalid Authorization header."}"#;
+    expect(
+        &lines[1],
+        json!({
+            "method": "CUSTOM", "path": "/p", "status": 401, "client_ip": "127.0.0.1", "sandbox_id": null,
+            "sandbox_namespace": null, "bytes_in": 0, "bytes_out": refused.len(), "user_agent": null, "caller": null,
+            "upstream": null, "trace_id": null, "span_id": null,
+        }),
+    );
+    app.only_request();
+}
+
+/// What a client may say that nobody who reads logs or metrics must learn.
+const SECRETS: [&str; 5] = [TOKEN, "guessed-token", "query-secret", "crumb-secret", "proxy-secret"];
+
+/// Requests that say all of that, of which each ends in another way.
+fn telling(mesh: &ProcessMesh) -> Vec<(String, u16)> {
+    let fields = "Connection: close\r\nCookie: session=crumb-secret\r\nProxy-Authorization: Basic proxy-secret\r\n";
+    let good = mesh.head("GET /path?access_token=query-secret&other=1", fields);
+    let head = |from: &str, to: &str| good.replace(from, to);
+    vec![
+        (good.clone(), 200),
+        (head("GET /path?", "GET http://user:query-secret@a/path?"), 200),
+        (head("GET /path?", "GET /path/../path?"), 200),
+        (head(&format!("Bearer {TOKEN}"), "Bearer guessed-token"), 401),
+        (head("Authorization: Bearer", "Authorization: Basic"), 401),
+        (head("ID: alpha", "ID: Alpha"), 400),
+        (head("ID: alpha", "ID: nobody"), 502),
+        (head("X-Sandbox-Port: ", "X-Sandbox-Port: 1\r\nX-Sandbox-Port: "), 400),
+        (head("X-Sandbox-Port: ", "X-Sandbox-Port: 1\r\nX-Not-The-Port: "), 403),
+        (head("GET /path", "CONNECT /path"), 405),
+    ]
+}
+
+#[tokio::test]
+async fn no_log_line_holds_a_token_a_query_or_a_cookie() {
+    let app = RecordingApp::polite().await;
+    let mut mesh = ProcessMesh::start(PROGRAMS, app.port(), &["--log-level=trace", &no_domain()]).await;
+    let requests = telling(&mesh);
+    logged(&mut mesh, &requests).await;
+    // What can't be read as a request has no access line.
+    let unreadable = requests[0].0.replace("GET ", "GET? ");
+    assert_eq!(status(&send(mesh.http, unreadable).await), 400);
+    assert_eq!(app.requests().len(), 3);
+    mesh.sidecar.logs("\"log\":\"audit\"", 4).await;
+    for log in [
+        mesh.router.stderr(),
+        mesh.sidecar.stderr(),
+        mesh.router.stdout(),
+        mesh.sidecar.stdout(),
+    ] {
+        for secret in SECRETS {
+            let line = log.lines().find(|line| line.contains(secret));
+            assert_eq!(line, None, "{secret}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn probes_have_no_access_line() {
+    let app = RecordingApp::polite().await;
+    let mut mesh = ProcessMesh::start(PROGRAMS, app.port(), &[]).await;
+    for (address, path) in [
+        (mesh.http, "/healthz"),
+        (mesh.http, "/healthz?full"),
+        (mesh.router_health, "/healthz"),
+        (mesh.router_health, "/readyz"),
+        (mesh.metrics, "/metrics"),
+    ] {
+        assert_eq!(get(address, path).await.0, 200, "{path}");
+    }
+    // Lines are written in the order of the requests' ends: those of the probes would stand before this one.
+    let request = mesh.head("POST /healthz", "Connection: close\r\n");
+    let lines = logged(&mut mesh, &[(request, 200)]).await;
+    assert_eq!(lines[0]["method"], "POST");
+}
+
+#[tokio::test]
+async fn metrics_hold_no_token_no_query_and_no_name_that_a_caller_chose() {
+    let mesh = Mesh::open(RecordingApp::polite().await).await;
+    for gate in ["--mesh=required", "--mesh=off"] {
+        let router = mesh.bind_router("default/alpha", POD_UID, &[gate, &no_domain()]);
+        let (http, metrics) = (router.http_address(), router.metrics_address());
+        tokio::spawn(router.run(std::future::pending()));
+        let fields = "Cookie: crumb\r\nUser-Agent: agent007\r\nX-Request-ID: id4711\r\n";
+        let head = mesh.head("CHOSEN /path?query=secret HTTP/1.1", fields);
+        assert_eq!(status(&send(http, &head).await), 200);
+        assert_eq!(status(&send(http, head.replace(TOKEN, "guessed")).await), 401);
+        let elsewhere = head.replace("Connection: close", "Connection: close\r\nX-Sandbox-Namespace: chosen");
+        assert_eq!(status(&send(http, elsewhere).await), 502);
+        let (code, text) = get(metrics, "/metrics").await;
+        assert_eq!(code, 200);
+        for counted in [
+            r#"requests_total{code="200",method="other",sandbox_namespace="default"} 1"#,
+            r#"requests_total{code="401",method="other",sandbox_namespace="other"} 1"#,
+            r#"requests_total{code="502",method="other",sandbox_namespace="other"} 1"#,
+            r#"upstream_errors_total{reason="dial",sandbox_namespace="other"} 1"#,
+            r#"authz_decisions_total{decision="deny",sandbox_namespace="other"} 1"#,
+            "inflight_requests 0",
+        ] {
+            assert!(
+                text.contains(&format!("\nsandbox_router_{counted}\n")),
+                "{counted}: {text}"
+            );
+        }
+        let lower = text.to_ascii_lowercase();
+        for said in [
+            TOKEN, "guessed", "secret", "query", "path", "crumb", "agent007", "id4711", "chosen", "alpha",
+        ] {
+            assert!(!lower.contains(said), "{said} in {text}");
+        }
+    }
+}
