@@ -109,6 +109,10 @@ async fn what_an_untrusted_client_says_of_those_before_it_is_overwritten() {
             assert_eq!(field(&head, "x-forwarded-host"), ["sandbox.example"], "{fields:?}");
             assert_eq!(field(&head, "x-forwarded-proto"), ["http"], "{fields:?}");
         }
+        let more = "Forwarded: for=203.0.113.9\r\nX-Real-IP: 203.0.113.9\r\nX-Forwarded-Port: 443\r\nX-Forwarded-Prefix: /a\r\n";
+        let head = seen(&mesh, routers, more).await;
+        assert!(!head.contains("203.0.113.9") && !head.contains("-port: 443"), "{head}");
+        assert!(!head.to_ascii_lowercase().contains("prefix"), "{head}");
     }
 }
 

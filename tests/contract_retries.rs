@@ -48,6 +48,22 @@ async fn a_connection_that_breaks_before_a_head_is_502_and_nothing_is_sent_twice
     }
 }
 
+#[tokio::test]
+async fn an_upload_that_the_app_breaks_off_at_its_head_is_502_and_not_begun_again() {
+    let app = RecordingApp::start(|bytes| {
+        let headed = bytes.windows(4).any(|end| end == b"\r\n\r\n");
+        if headed { Step::Close(Vec::new()) } else { Step::Wait }
+    });
+    let mesh = Mesh::open(app.await).await;
+    let body = "b".repeat(1_000_000);
+    for router in mesh.run_both(&[]) {
+        let head = mesh.head("PUT /page HTTP/1.1", "Content-Length: 1000000\r\n");
+        assert_detail(&send(router, head + &body).await, 502, UNREACHABLE, "PUT");
+        let request = mesh.app.take_only_request();
+        assert!(!request.complete && request.head.starts_with("PUT /page HTTP/1.1\r\n"));
+    }
+}
+
 /// An app that answers the first request of each connection and closes on the second without an answer.
 async fn once_per_connection() -> RecordingApp {
     RecordingApp::start(|bytes| match bytes {

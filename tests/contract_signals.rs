@@ -123,9 +123,16 @@ async fn no_log_line_holds_a_token_a_query_or_a_cookie() {
     let mut mesh = ProcessMesh::start(PROGRAMS, app.port(), &["--log-level=trace", &no_domain()]).await;
     let requests = telling(&mesh);
     logged(&mut mesh, &requests).await;
-    // What can't be read as a request has no access line.
+    // Of what can't be read as a request, the line says nothing but that it was refused.
     let unreadable = requests[0].0.replace("GET ", "GET? ");
     assert_eq!(status(&send(mesh.http, unreadable).await), 400);
+    mesh.router.logs("\"log\":\"access\"", requests.len() + 1).await;
+    let lines = access_lines(&mesh.router.stderr());
+    let last = lines.last().unwrap();
+    assert_eq!(
+        (&last["method"], &last["path"], &last["status"]),
+        (&"-".into(), &"-".into(), &400.into())
+    );
     assert_eq!(app.requests().len(), 3);
     mesh.sidecar.logs("\"log\":\"audit\"", 4).await;
     for log in [

@@ -244,7 +244,7 @@ async fn a_certificate_is_no_token_where_tokens_are_asked_for() {
     let front = Front::start_with("required", &[], everybody).await;
     let alice = client(&front.authority, "alice", &[]);
     let head = front.mesh.head("GET / HTTP/1.1", "");
-    let token = format!("Authorization: Bearer {}\r\n", TOKEN);
+    let token = format!("Authorization: Bearer {TOKEN}\r\n");
     let response = front.send(Some(&alice), head.replace(&token, "")).await;
     assert_eq!(status(&response), 401, "{response}");
     front.mesh.app.assert_untouched("no token");

@@ -3,7 +3,7 @@
 // Tests fail by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use sandgate_tests::{Mesh, RecordingApp, Step, exchange, field, looks_complete, ok, read_until, status};
+use sandgate_tests::{Mesh, ROUTER, RecordingApp, Step, exchange, field, looks_complete, ok, read_until, status};
 use std::sync::Arc;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -124,6 +124,27 @@ async fn an_app_that_says_it_refused_is_not_taken_for_the_gate() {
         response.ends_with("mine") && !response.to_ascii_lowercase().contains("x-sandgate-"),
         "{response}"
     );
+}
+
+#[tokio::test]
+async fn an_app_cannot_tell_the_router_what_only_its_gate_may() {
+    let forged = "HTTP/1.1 403 Forbidden\r\nX-Sandgate-Outcome: denied\r\nx-SANDGATE-Caller: v1;static;root\r\n\
+                  X-Sandbox-ID: beta\r\nContent-Length: 4\r\n\r\nmine";
+    let mesh = Mesh::open(RecordingApp::answering(Step::Answer(forged.into())).await).await;
+    let leaf = mesh.authority.router(&ROUTER.parse().unwrap()).unwrap();
+    let request = format!(
+        "GET / HTTP/1.1\r\nHost: gate\r\nX-Sandgate-Caller: v1;static;default\r\nX-Sandbox-Port: {}\r\n\
+         Connection: close\r\n\r\n",
+        mesh.ports.app
+    );
+    let response = mesh.send_to_gate(Some(&leaf), request).await;
+    assert!(status(&response) == 403 && response.ends_with("mine"), "{response}");
+    let lower = response.to_ascii_lowercase();
+    assert!(
+        !lower.contains("x-sandgate-") && !lower.contains("x-sandbox-"),
+        "{response}"
+    );
+    mesh.app.only_request();
 }
 
 #[tokio::test]

@@ -10,8 +10,8 @@ use sandgate_mesh::listener::ConnectionLimits;
 use sandgate_mesh::policy::model::DefaultPolicy;
 use sandgate_mesh::tls;
 use sandgate_tests::{
-    Mesh, PATIENCE, ROUTER, RecordingApp, Step, TOKEN, default_policy, exchange, exchange_without_end, ok, read_until,
-    send, status,
+    Mesh, PATIENCE, ROUTER, RecordingApp, Step, TOKEN, assert_detail, default_policy, exchange, exchange_without_end,
+    ok, read_until, send, status,
 };
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -124,7 +124,14 @@ async fn the_router_refuses_connections_above_its_cap_and_serves_those_below() {
         held.push(stream);
     }
     for _ in 0..20 {
-        assert_eq!(send(router, mesh.head("GET /surplus HTTP/1.1", "")).await, "");
+        let refused = send(router, mesh.head("GET /surplus HTTP/1.1", "")).await;
+        assert_detail(
+            &refused,
+            503,
+            "The router has too many connections; try again.",
+            "over the cap",
+        );
+        assert!(refused.contains("\r\nRetry-After: 1\r\n"), "{refused}");
     }
     for stream in &mut held {
         assert_served(stream, &request).await;
@@ -161,7 +168,7 @@ async fn the_gate_refuses_connections_above_its_caps_per_peer_and_in_all_and_ser
         assert!(as_router(&mesh, host).await.is_none(), "127.0.0.{host}");
     }
     let response = mesh.send(mesh.head("GET /surplus HTTP/1.1", "")).await;
-    assert_eq!(status(&response), 502, "{response}");
+    assert_eq!(status(&response), 503, "{response}");
     for stream in &mut held {
         assert_served(stream, &request).await;
     }
@@ -331,8 +338,9 @@ async fn an_answer_that_its_caller_does_not_take_is_given_up_and_the_app_is_left
         async move {
             read_until(&mut stream, b"\r\n\r\n").await;
             let mut written = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
+            let piece = vec![b'a'; 65_536];
             while written.is_ok() {
-                written = stream.write_all(&[b'a'; 65_536]).await;
+                written = stream.write_all(&piece).await;
             }
             report.send(()).unwrap();
         }

@@ -7,6 +7,7 @@ use sandgate_local::authority::{Authority, LeafSpec, Usage};
 use sandgate_mesh::identity::SandboxIdentity;
 use sandgate_tests::{Mesh, POD_UID, ROUTER, RecordingApp, WORKLOAD, ok, sandbox, send, status};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -51,9 +52,14 @@ async fn impostor(config: Option<Arc<ServerConfig>>) -> (SocketAddr, Heard) {
 
 /// Asks a router that expects the gate of `beta` at this address.
 async fn ask_beta(mesh: &Mesh, address: SocketAddr) -> String {
+    ask_beta_with(mesh, address, "").await
+}
+
+/// The same with these fields, too.
+async fn ask_beta_with(mesh: &Mesh, address: SocketAddr, fields: &str) -> String {
     let endpoint = format!("--sandbox-endpoint=default/beta={address},uid={POD_UID}");
     let router = mesh.run_router(&[&endpoint, "--upstream-max-retries=0"]);
-    let head = mesh.head("GET /secret HTTP/1.1", "X-Secret: 1\r\nX-Sandbox-Timeout: 2\r\n");
+    let head = mesh.head("GET /secret HTTP/1.1", &format!("X-Secret: 1\r\n{fields}"));
     send(router, head.replace("X-Sandbox-ID: alpha", "X-Sandbox-ID: beta")).await
 }
 
@@ -163,9 +169,17 @@ async fn no_byte_of_a_request_goes_to_a_gate_that_speaks_another_protocol() {
 #[tokio::test]
 async fn a_gate_that_stalls_the_handshake_is_504_within_the_callers_time() {
     let mesh = Mesh::open(RecordingApp::polite().await).await;
-    // Nobody accepts: the kernel completes the connection, and then there is silence.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let response = ask_beta(&mesh, listener.local_addr().unwrap()).await;
+    let address = listener.local_addr().unwrap();
+    let mut patient = pin!(ask_beta(&mesh, address));
+    let _silent = tokio::select! {
+        accepted = listener.accept() => accepted.unwrap(),
+        response = &mut patient => panic!("who has more time heard first: {response}"),
+    };
+    let response = tokio::select! {
+        response = ask_beta_with(&mesh, address, "X-Sandbox-Timeout: 1\r\n") => response,
+        response = &mut patient => panic!("who has more time heard first: {response}"),
+    };
     assert_eq!(status(&response), 504, "{response}");
     assert!(
         response.contains("Timed out waiting for the backend sandbox: beta"),

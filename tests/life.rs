@@ -332,7 +332,9 @@ async fn a_gate_whose_identity_has_expired_is_not_ready_and_serves_no_new_connec
     let identity = sandbox("alpha", POD_UID);
     expire(&mesh, "sidecar", &identity.to_string(), Usage::Server, 3);
     until_ready(mesh.sidecar_health, (503, "no valid identity")).await;
-    assert_detail(&ask(&mesh, "GET /").await, 502, UNREACHABLE, "expired");
+    let refused = ask(&mesh, "GET /").await;
+    assert_detail(&refused, 503, NOT_READY, "expired");
+    assert!(refused.contains("\r\nretry-after: 1\r\n"), "{refused}");
     app.assert_untouched("expired");
     let issued = mesh.authority.sidecar(&identity).unwrap();
     put(
@@ -373,7 +375,13 @@ async fn a_router_whose_identity_has_expired_is_not_ready_and_says_so_to_callers
 async fn an_expired_certificate_does_not_take_the_place_of_one_that_serves() {
     let app = RecordingApp::polite().await;
     let mut mesh = ProcessMesh::start(PROGRAMS, app.port(), &[NO_KEEPALIVE]).await;
-    expire(&mesh, "sidecar", &sandbox("alpha", POD_UID).to_string(), Usage::Server, 0);
+    expire(
+        &mesh,
+        "sidecar",
+        &sandbox("alpha", POD_UID).to_string(),
+        Usage::Server,
+        0,
+    );
     mesh.sidecar.logs("the new leaf has expired", 1).await;
     assert_eq!(get(mesh.sidecar_health, "/readyz").await, (200, "ok".to_owned()));
     assert_eq!(status(&ask(&mesh, "GET /").await), 200);

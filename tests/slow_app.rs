@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 async fn impatient(app: RecordingApp) -> Mesh {
     let policy = |ports: Ports| default_policy(DefaultPolicy::Authenticated, vec![ports.app]);
     Mesh::start_with(app, policy, |settings| {
-        settings.proxy_timeout = Duration::from_millis(500)
+        settings.proxy_timeout = Duration::from_millis(500);
     })
     .await
 }

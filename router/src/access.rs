@@ -102,6 +102,17 @@ impl Record {
         }
     }
 
+    /// Begins the record of a request whose head can't be read in one way, and so not said.
+    pub(crate) fn unreadable(metrics: &Arc<Metrics>, log: Option<&LineLog>, client_ip: IpAddr) -> Self {
+        let mut request = http::Request::new(());
+        *request.method_mut() = Method::from_bytes(b"-").unwrap_or_default();
+        let mut record = Self::begin(metrics, log, &request, client_ip);
+        if let Some(line) = &mut record.line {
+            "-".clone_into(&mut line.path);
+        }
+        record
+    }
+
     /// When the request began.
     pub(crate) fn started(&self) -> Instant {
         self.started

@@ -2,6 +2,7 @@
 
 use crate::Router;
 use crate::config::Config;
+use sandgate_mesh::listener::fit_open_files;
 use sandgate_mesh::polled::PollError;
 use sandgate_mesh::telemetry::{LogFormat, init};
 use std::io::Write;
@@ -47,7 +48,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(config: Config) -> anyhow::Result<()> {
+fn run(mut config: Config) -> anyhow::Result<()> {
+    config.max_connections = fit_open_files(config.max_connections);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         let router = Router::bind(config, None)?;

@@ -192,6 +192,8 @@ impl Forwarder {
             DialError::TimedOut | DialError::Handshake(HandshakeError::TimedOut) => {
                 ("timeout", RouterError::TimedOut(name))
             }
+            // Without an identity a gate has nothing to say that could be believed, and closes.
+            DialError::Handshake(HandshakeError::Io(_)) => ("tls", RouterError::NotReady(name)),
             DialError::Handshake(_) => ("tls", RouterError::Unreachable(name)),
             DialError::NoIdentity => ("tls", RouterError::NotReady(name)),
         };

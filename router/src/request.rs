@@ -10,16 +10,17 @@ use crate::resolve::Resolver;
 use crate::routing::{Destination, LastDestination};
 use http::header::{EXPECT, HOST, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use sandgate_mesh::body::{Answer, Upload, discard};
+use sandgate_mesh::body::{Answer, BodyError, Upload, discard};
 use sandgate_mesh::contract::{
     TRACEPARENT, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, X_SANDBOX_PORT, X_SANDGATE_CALLER,
     X_SANDGATE_OUTCOME,
 };
 use sandgate_mesh::drain::Draining;
 use sandgate_mesh::framing::{Limits, PassThrough, refusal};
-use sandgate_mesh::headers::{cross_hop, only, requested_upgrade, sanitise_request, strip_ours};
+use sandgate_mesh::headers::{cross_hop, only, requested_upgrade, sanitise_request, strip_forwarded, strip_ours};
 use sandgate_mesh::outcome::Outcome;
 use sandgate_mesh::sandbox::Namespace;
 use sandgate_mesh::telemetry::LineLog;
@@ -87,7 +88,8 @@ pub(crate) async fn handle(
     switch: PassThrough,
 ) -> Response<Answer<End>> {
     if let Some(violation) = refusal(&request) {
-        return RouterError::Framing(violation).response().map(Answer::Own);
+        let record = Record::unreadable(&worker.metrics, worker.access.as_ref(), client.ip);
+        return answer_error(&RouterError::Framing(violation), record);
     }
     if request.uri().path() == "/healthz" && matches!(*request.method(), Method::GET | Method::HEAD) {
         return admin::healthy().map(Answer::Own);
@@ -117,7 +119,7 @@ pub(crate) async fn handle(
 fn answer_error(error: &RouterError, mut record: Record) -> Response<Answer<End>> {
     let response = error.response();
     record.status(response.status());
-    let length = http_body::Body::size_hint(response.body()).lower();
+    let length = response.body().size_hint().lower();
     record.bytes_out(length);
     response.map(Answer::Own)
 }
@@ -140,6 +142,10 @@ fn admit(
     let allow_loopback = worker.config.allow_loopback_pod_ip;
     let to = client.last.parse(request.headers(), allow_loopback)?;
     record.destination(&to);
+    let declared = request.body().size_hint().lower();
+    if worker.config.max_request_body.is_some_and(|limit| declared > limit) {
+        return Err(RouterError::Upload(BodyError::TooLarge));
+    }
     Ok((caller, to))
 }
 
@@ -182,7 +188,7 @@ async fn pass(
     sanitise(worker, client, caller, to, &mut request, upgrade.clone())?;
     let downstream = upgrade.is_some().then(|| hyper::upgrade::on(&mut *request));
     let (head, body) = request.into_parts();
-    let body = Upload::new(body, worker.config.max_request_body, record.started()).map_err(RouterError::Upload)?;
+    let body = Upload::new(body, worker.config.max_request_body, record.started());
     let watch = body.watch();
     record.upload(watch.clone());
 
@@ -297,12 +303,12 @@ fn forwarded(client: &Client, host: Option<HeaderValue>, headers: &mut HeaderMap
         forwarded_by_proxy(client, host, headers);
         return;
     }
+    strip_forwarded(headers);
     headers.insert(X_FORWARDED_FOR, client.ip_text.clone());
     headers.insert(X_FORWARDED_PROTO, client.scheme.clone());
-    match host {
-        Some(host) => headers.insert(X_FORWARDED_HOST, host),
-        None => headers.remove(X_FORWARDED_HOST),
-    };
+    if let Some(host) = host {
+        headers.insert(X_FORWARDED_HOST, host);
+    }
 }
 
 /// Adds the proxy to the chain, and keeps what it says of its own client.

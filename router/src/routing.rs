@@ -233,7 +233,11 @@ mod tests {
             let destination = last.parse(&headers(pairs), false)?;
             Ok::<_, RouterError>((destination.route.clone(), destination.host.clone()))
         };
-        let (id, namespace, port) = (("x-sandbox-id", "a"), ("x-sandbox-namespace", "b"), ("x-sandbox-port", "80"));
+        let (id, namespace, port) = (
+            ("x-sandbox-id", "a"),
+            ("x-sandbox-namespace", "b"),
+            ("x-sandbox-port", "80"),
+        );
         for _ in 0..2 {
             let (route, host) = of(&[id, namespace, port]).unwrap();
             assert_eq!(route, Route::parse(&headers(&[id, namespace, port]), false).unwrap());
@@ -241,7 +245,10 @@ mod tests {
             assert_eq!(of(&[id]).unwrap().0, Route::parse(&headers(&[id]), false).unwrap());
             assert_eq!(of(&[id]).unwrap().1, "127.0.0.1:8888");
             let elsewhere = [("x-sandbox-id", "ab"), namespace, port];
-            assert_eq!(of(&elsewhere).unwrap().0, Route::parse(&headers(&elsewhere), false).unwrap());
+            assert_eq!(
+                of(&elsewhere).unwrap().0,
+                Route::parse(&headers(&elsewhere), false).unwrap()
+            );
             assert!(of(&[id, id, namespace, port]).is_err());
             assert!(of(&[id, namespace, ("x-sandbox-port", "0")]).is_err());
             assert!(of(&[namespace, port]).is_err());

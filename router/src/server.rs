@@ -10,7 +10,7 @@ use anyhow::Context;
 use sandgate_mesh::admin::{Admin, Readiness};
 use sandgate_mesh::credentials::{FrontCredentials, MeshFiles, Role, poll_mesh, roots_from_pem};
 use sandgate_mesh::drain::{self, Draining};
-use sandgate_mesh::listener::{self, ConnectionCount, ConnectionLimits, ConnectionSlot};
+use sandgate_mesh::listener::{self, ConnectionCount, ConnectionLimits, ConnectionSlot, Overflow};
 use sandgate_mesh::polled::Poller;
 use sandgate_mesh::pool::LINGER;
 use sandgate_mesh::telemetry::LineLog;
@@ -25,6 +25,9 @@ use tokio_rustls::rustls::ServerConfig;
 
 /// How often certificate files are looked at.
 const POLL_PERIOD: Duration = Duration::from_secs(1);
+/// What a client hears that is one too many.
+const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 60\r\n\
+    Retry-After: 1\r\nConnection: close\r\n\r\n{\"detail\":\"The router has too many connections; try again.\"}";
 /// Accepted connections that may wait for a worker.
 const HANDOVER: usize = 1024;
 
@@ -158,6 +161,7 @@ impl Router {
             workers: Arc::from(workers),
             next: Arc::default(),
             count: ConnectionCount::new(limits),
+            overflow: Overflow::default(),
             metrics: Arc::clone(&self.metrics),
         };
         tokio::spawn(acceptor.clone().accept(self.http, None, draining.clone()));
@@ -207,6 +211,7 @@ struct Acceptor {
     workers: Arc<[mpsc::Sender<Accepted>]>,
     next: Arc<AtomicUsize>,
     count: ConnectionCount,
+    overflow: Overflow,
     metrics: Arc<Metrics>,
 }
 
@@ -215,6 +220,9 @@ impl Acceptor {
         while let Some((stream, peer)) = listener::accept(&listener, &mut draining).await {
             let Some(slot) = self.count.enter(peer.ip()) else {
                 self.metrics.refused_connections.inc();
+                if tls.is_none() {
+                    self.overflow.answer(stream, TOO_MANY);
+                }
                 continue;
             };
             let tls = match &tls {

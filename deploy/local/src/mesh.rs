@@ -12,6 +12,7 @@ use sandgate_mesh::contract::{DEFAULT_APP_PORT, DEFAULT_PROXY_TIMEOUT, DEFAULT_T
 use sandgate_mesh::credentials::{MeshCredentials, Role};
 use sandgate_mesh::drain::{self, Drain};
 use sandgate_mesh::identity::{SandboxIdentity, TrustDomain, WorkloadIdentity};
+use sandgate_mesh::listener::fit_open_files;
 use sandgate_mesh::policy::{PolicySnapshot, model};
 use sandgate_mesh::polled::Poller;
 use sandgate_mesh::sandbox::{AppPort, PodUid, SandboxKey, SandboxName};
@@ -74,8 +75,9 @@ async fn run(options: &Options) -> Result<(), Failure> {
         MeshMode::Off => None,
     };
     let flags = router_flags(options, &apps, gates.as_ref(), token.as_deref());
-    let config = Config::from_args(flags)
+    let mut config = Config::from_args(flags)
         .map_err(|error| Failure::Configuration(anyhow!("the router's configuration: {error}")))?;
+    config.max_connections = fit_open_files(config.max_connections);
     let router_credentials = gates.as_ref().map(|gates| gates.router_credentials.clone());
     let router = Router::bind(config, router_credentials).map_err(|error| explain_bind_error(error, options.listen))?;
     announce(options, &apps, gates.as_ref(), token.as_deref(), router.http_address())?;

@@ -10,11 +10,13 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use prometheus::{Encoder, Registry, TextEncoder};
 use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 
 /// Says why the process is not ready, or `Ok` when it is.
 pub type Readiness = Arc<dyn Fn() -> Result<(), Cow<'static, str>> + Send + Sync>;
@@ -36,11 +38,10 @@ pub enum ProbeAnswer {
     NoAnswer,
 }
 
-/// Connections that the admin port serves at once.
-const CONNECTIONS: listener::ConnectionLimits = listener::ConnectionLimits {
-    total: 64,
-    per_peer: 32,
-};
+/// Connections that the admin port serves at once. The oldest makes room for one more.
+const CONNECTIONS: usize = 64;
+/// Connections from one address. No more are taken.
+const CONNECTIONS_PER_PEER: usize = 32;
 
 /// What the admin port answers. Each part is there only where it is set.
 #[derive(Clone, Default)]
@@ -60,11 +61,20 @@ impl Admin {
             idle_time: Duration::from_secs(60),
             ..Limits::default()
         });
-        let count = listener::ConnectionCount::new(CONNECTIONS);
+        let count = listener::ConnectionCount::new(listener::ConnectionLimits {
+            total: usize::MAX,
+            per_peer: CONNECTIONS_PER_PEER,
+        });
+        let mut open: VecDeque<AbortHandle> = VecDeque::new();
         while let Some((stream, peer)) = listener::accept(&listener, &mut draining).await {
             let Some(slot) = count.enter(peer.ip()) else { continue };
+            // A probe takes moments. So those who hold all places can't keep the kubelet out.
+            open.retain(|connection| !connection.is_finished());
+            if open.len() >= CONNECTIONS {
+                open.pop_front().iter().for_each(AbortHandle::abort);
+            }
             let (admin, limits, draining) = (self.clone(), Arc::clone(&limits), draining.clone());
-            tokio::spawn(async move {
+            let connection = tokio::spawn(async move {
                 let hang_up = Notify::new();
                 let answer = |request: Request<_>, _| admin.respond(request, &hang_up);
                 tokio::select! {
@@ -73,6 +83,7 @@ impl Admin {
                 }
                 drop(slot);
             });
+            open.push_back(connection.abort_handle());
         }
     }
 
@@ -163,6 +174,51 @@ fn metrics(registry: &Registry) -> Response<Full<Bytes>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::drain;
+    use std::net::SocketAddr;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpSocket, TcpStream};
+
+    /// A connection to `address` from an address of its own on loopback.
+    async fn connect_from(own: [u8; 4], address: SocketAddr) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((own, 0).into()).unwrap();
+        socket.connect(address).await.unwrap()
+    }
+
+    /// What comes of a request on a connection; nothing if it is closed.
+    async fn ask(mut stream: TcpStream) -> String {
+        let mut answer = String::new();
+        let request = b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        // A reset is a close, too.
+        let _ = stream.write_all(request).await;
+        let _ = stream.read_to_string(&mut answer).await;
+        answer
+    }
+
+    #[tokio::test]
+    async fn idle_neighbours_cannot_keep_the_kubelets_probes_out() {
+        let admin = Admin {
+            readiness: Some(Arc::new(|| Ok(()))),
+            ..Admin::default()
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (_drain, draining) = drain::channel();
+        tokio::spawn(admin.serve(listener, draining));
+        let mut idle = Vec::new();
+        for neighbour in 2..8 {
+            for _ in 0..CONNECTIONS_PER_PEER {
+                idle.push(connect_from([127, 0, 0, neighbour], address).await);
+            }
+        }
+        let answer = ask(connect_from([127, 0, 0, 1], address).await).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        // The oldest went, the youngest are served, and one address has no more than its share.
+        assert_eq!(ask(idle.remove(0)).await, "");
+        assert_eq!(ask(connect_from([127, 0, 0, 7], address).await).await, "");
+        assert!(ask(idle.pop().unwrap()).await.starts_with("HTTP/1.1 200"));
+    }
 
     #[test]
     fn probes_see_health_and_the_reason_for_not_being_ready() {

@@ -99,16 +99,9 @@ pub struct Upload {
 }
 
 impl Upload {
-    /// Wraps the body of a request that began at `started`, which may hold at most `limit` bytes. Fails at once when its
-    /// declared length is more.
-    ///
-    /// # Errors
-    /// [`BodyError::TooLarge`].
-    pub fn new(incoming: Incoming, limit: Option<u64>, started: Instant) -> Result<Self, BodyError> {
-        let limit = limit.unwrap_or(u64::MAX);
-        if incoming.size_hint().lower() > limit {
-            return Err(BodyError::TooLarge);
-        }
+    /// Wraps the body of a request that began at `started`, which may hold at most `limit` bytes. It breaks where it turns
+    /// out to be longer.
+    pub fn new(incoming: Incoming, limit: Option<u64>, started: Instant) -> Self {
         let watch = || UploadWatch {
             started,
             bytes: AtomicU64::new(0),
@@ -116,12 +109,12 @@ impl Upload {
             awaits_client: AtomicBool::new(false),
             failure: OnceLock::new(),
         };
-        Ok(Self {
-            limit,
+        Self {
+            limit: limit.unwrap_or(u64::MAX),
             started,
             watch: (!incoming.is_end_stream()).then(|| Arc::new(watch())),
             incoming: Some(incoming),
-        })
+        }
     }
 
     /// No body, of a request that begins at `started`.

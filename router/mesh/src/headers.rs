@@ -6,8 +6,8 @@ use crate::contract::{
     X_SANDBOX_TIMEOUT, X_SANDBOX_UID, X_SANDGATE_CALLER, X_SANDGATE_OUTCOME,
 };
 use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, ORIGIN, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRAILER, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, ORIGIN, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Version};
 
@@ -226,6 +226,13 @@ fn is_ours(name: &HeaderName) -> bool {
 /// Removes every routing header and every header of our own.
 pub fn strip_ours(headers: &mut HeaderMap) {
     remove_all(headers, is_ours);
+}
+
+/// Removes everything in which a client says how its request got here. Only proxies that are trusted may say that.
+pub fn strip_forwarded(headers: &mut HeaderMap) {
+    remove_all(headers, |name| {
+        *name == FORWARDED || name.as_str().starts_with("x-forwarded-") || name.as_str() == "x-real-ip"
+    });
 }
 
 /// Leaves in a request's head what may go up one hop: nothing of ours, no credential, no expectation (each hop answers

@@ -2,17 +2,47 @@
 //! which never says anything costs a socket and little more.
 
 use crate::drain::Draining;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 
 /// How long to wait after an accept that failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Connections that the kernel may hold before they are accepted.
 const BACKLOG: i32 = 1024;
+
+/// Files that a process has open beside its connections: listeners, logs, probes of its health, what it reads again.
+const OTHER_FILES: u64 = 128;
+
+/// Lets this process open as many files as the system grants, and returns how many of the `wanted` connections that is
+/// enough for, each with another one upstream. Whoever accepts more can't dial for anybody.
+///
+/// Systems grant many, but give only 1,024 to who doesn't ask.
+pub fn fit_open_files(wanted: usize) -> usize {
+    let granted = getrlimit(Resource::Nofile);
+    let all = Rlimit {
+        current: granted.maximum,
+        maximum: granted.maximum,
+    };
+    let raised = setrlimit(Resource::Nofile, all).is_ok();
+    let files = if raised { granted.maximum } else { granted.current };
+    let fitting = files.map_or(u64::MAX, |files| files.saturating_sub(OTHER_FILES) / 2);
+    let fitting = usize::try_from(fitting).unwrap_or(usize::MAX).max(1);
+    if fitting < wanted {
+        tracing::warn!(
+            wanted,
+            fitting,
+            "the limit of open files allows fewer connections than wanted; raise it"
+        );
+    }
+    fitting.min(wanted)
+}
 
 /// Parses `:8080`, `127.0.0.1:8080` or `[::1]:8080`. Without a host, every address of the machine is meant.
 ///
@@ -81,6 +111,42 @@ pub async fn accept(listener: &TcpListener, draining: &mut Draining) -> Option<(
 /// Waits until a fresh connection's first byte has come, without reading it. Says whether one came within `wait`.
 pub async fn first_byte(stream: &TcpStream, wait: Duration) -> bool {
     matches!(tokio::time::timeout(wait, stream.peek(&mut [0])).await, Ok(Ok(1)))
+}
+
+/// Connections over a cap that are told so at the same time; further ones are only closed.
+const TOLD_AT_ONCE: usize = 64;
+/// How long such a connection may take to hear it.
+const TELLING_TIME: Duration = Duration::from_secs(1);
+/// What it may send meanwhile, in bytes. Closing with unread bytes would take the answer back.
+const HEARD_OUT: u64 = 64 * 1024;
+
+/// Tells clients over a cap to come back later, where that costs next to nothing.
+#[derive(Debug, Clone)]
+pub struct Overflow(Arc<Semaphore>);
+
+impl Default for Overflow {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(TOLD_AT_ONCE)))
+    }
+}
+
+impl Overflow {
+    /// Writes a whole response and closes, or only closes when many are being told already.
+    pub fn answer(&self, mut stream: TcpStream, response: &'static [u8]) {
+        let Ok(permit) = Arc::clone(&self.0).try_acquire_owned() else {
+            return;
+        };
+        tokio::spawn(async move {
+            let tell = async {
+                stream.write_all(response).await?;
+                stream.shutdown().await?;
+                tokio::io::copy(&mut stream.take(HEARD_OUT), &mut tokio::io::sink()).await
+            };
+            // A client that is gone, or too slow, isn't told.
+            let _ = tokio::time::timeout(TELLING_TIME, tell).await;
+            drop(permit);
+        });
+    }
 }
 
 /// How many connections may be open at once.

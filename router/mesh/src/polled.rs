@@ -203,7 +203,11 @@ impl<T: Send + Sync + 'static> Poller<T> {
         let in_force = self.value.borrow().clone();
         if let Some(Err(cause)) = in_force.map(|in_force| (self.replace)(&in_force, &value)) {
             self.held_back = true;
-            return if seen_before { Ok(false) } else { Err(self.invalid(cause)) };
+            return if seen_before {
+                Ok(false)
+            } else {
+                Err(self.invalid(cause))
+            };
         }
         self.value.send_replace(Some(Arc::new(value)));
         Ok(true)

@@ -239,7 +239,7 @@ mod tests {
                 break;
             }
         }
-        assert!(taken.starts_with(b"HTTP/1.1 200") && taken.ends_with(&[b'a'; 20_000]));
+        assert!(taken.starts_with(b"HTTP/1.1 200") && taken.ends_with(&vec![b'a'; 20_000]));
         task.await.unwrap();
 
         let (mut deaf, stream) = duplex(4096);

@@ -12,7 +12,7 @@ use sandgate_mesh::contract::{DEFAULT_TRUST_DOMAIN, HEALTH_PORT};
 use sandgate_mesh::credentials::{MeshFiles, Role, poll_mesh};
 use sandgate_mesh::framing::Limits;
 use sandgate_mesh::identity::{TrustDomain, WorkloadIdentity};
-use sandgate_mesh::listener::{ConnectionLimits, bind, parse_address};
+use sandgate_mesh::listener::{ConnectionLimits, bind, fit_open_files, parse_address};
 use sandgate_mesh::policy::PolicySnapshot;
 use sandgate_mesh::polled::Poller;
 use sandgate_mesh::probe::{AppProbes, VARIABLE};
@@ -224,8 +224,9 @@ fn protect_memory() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run(flags: Flags) -> anyhow::Result<()> {
+fn run(mut flags: Flags) -> anyhow::Result<()> {
     protect_memory()?;
+    flags.max_connections = fit_open_files(flags.max_connections);
     let runtime = serve::runtime()?;
     let result = runtime.block_on(serve(flags));
     runtime.shutdown_background();

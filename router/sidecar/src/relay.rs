@@ -4,7 +4,7 @@
 use crate::Gate;
 use crate::authorize::Permit;
 use crate::dial::Key;
-use crate::request::{INTERNAL, Refused, Return, upload};
+use crate::request::{INTERNAL, Refused, Return};
 use http::header::HeaderValue;
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
@@ -21,6 +21,7 @@ use sandgate_mesh::sandbox::SandboxName;
 use sandgate_mesh::tunnel;
 use std::io;
 use std::sync::Arc;
+use tokio::time::Instant;
 
 /// Relays `request`, which has been authorised and sanitised.
 pub(crate) async fn relay(
@@ -34,7 +35,8 @@ pub(crate) async fn relay(
 ) -> Result<Response<Answer<Return>>, Refused> {
     let client = upgrade.is_some().then(|| hyper::upgrade::on(&mut *request));
     let (head, body) = request.into_parts();
-    let body = upload(body)?;
+    // Without a limit of its own: the router's is the one configured.
+    let body = Upload::new(body, None, Instant::now());
     let watch = body.watch();
     let (lease, mut response) = exchange(gate, permit, caller, Box::new(Request::from_parts(head, body))).await?;
 

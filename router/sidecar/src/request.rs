@@ -10,7 +10,7 @@ use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use sandgate_mesh::body::{Answer, BodyEnd, Upload, detail, discard};
+use sandgate_mesh::body::{Answer, BodyEnd, detail, discard};
 use sandgate_mesh::caller::Caller;
 use sandgate_mesh::contract::{X_REQUEST_ID, X_SANDBOX_PORT, X_SANDGATE_CALLER, X_SANDGATE_OUTCOME};
 use sandgate_mesh::drain::Draining;
@@ -24,7 +24,6 @@ use sandgate_mesh::sandbox::AppPort;
 use sandgate_mesh::telemetry::timestamp;
 use serde::Serialize;
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::time::Instant;
 
 /// Whom a mesh connection comes from.
 #[derive(Debug)]
@@ -286,10 +285,4 @@ fn audit<B>(gate: &Gate, peer: &Peer, parsed: &Parsed, request: &Request<B>, dec
         path: parsed.target.path(),
         request_id: request.headers().get(X_REQUEST_ID).and_then(|id| id.to_str().ok()),
     });
-}
-
-/// The body of a request on its way to the app, without a limit of its own: the router's is the one configured.
-pub(crate) fn upload(incoming: Incoming) -> Result<Upload, Refused> {
-    Upload::new(incoming, None, Instant::now())
-        .map_err(|error| Refused::new(StatusCode::PAYLOAD_TOO_LARGE, Outcome::Upload, error.to_string()))
 }

@@ -93,7 +93,13 @@ impl Limits {
         let times = times
             .into_iter()
             .filter(|(_, time)| time.is_zero() || *time > LONGEST)
-            .map(|(flag, time)| format!("{flag} is {}, not above 0 and at most {}", display(time), display(LONGEST)));
+            .map(|(flag, time)| {
+                format!(
+                    "{flag} is {}, not above 0 and at most {}",
+                    display(time),
+                    display(LONGEST)
+                )
+            });
         counts.chain(times).collect()
     }
 

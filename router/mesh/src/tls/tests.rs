@@ -573,7 +573,10 @@ fn the_choices_are_these_whatever_the_defaults_are() {
 
     let mesh = Mesh::new();
     let (front, _) = front(&mesh.authority, MtlsMode::Required);
-    let issued = mesh.authority.issue(&LeafSpec::new("webhook", "https://webhook.test", Usage::Server)).unwrap();
+    let issued = mesh
+        .authority
+        .issue(&LeafSpec::new("webhook", "https://webhook.test", Usage::Server))
+        .unwrap();
     let webhook = FrontCredentials::from_pem(issued.chain_pem.as_bytes(), issued.key_pem.as_bytes()).unwrap();
     let webhook = webhook_server_config(&webhook).unwrap();
     for (config, alpn) in [
