@@ -3,6 +3,9 @@
 //! `UPDATE_GOLDEN=1 cargo test -p sandbox-injector --test admit_golden` writes the results anew; read the difference
 //! before you commit it.
 
+// Tests fail by panicking.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 #[path = "admit_common.rs"]
 mod common;
 
@@ -44,7 +47,8 @@ impl Case {
                 .unwrap()
                 .keys()
                 .all(|key| known.contains(&key.as_str())),
-            "{file:?}"
+            "{}",
+            file.display()
         );
         let or = |value: &Value, default: Value| if value.is_null() { default } else { value.clone() };
         let classes = case["lockdown"]["runtimeClasses"].as_array();

@@ -18,8 +18,8 @@ fn some(rng: &mut Rng, fields: &[(&str, &[Value])]) -> Value {
     Value::Object(map)
 }
 
-fn with(mut map: Value, more: Value) -> Value {
-    json_patch::merge(&mut map, &more);
+fn with(mut map: Value, more: &Value) -> Value {
+    json_patch::merge(&mut map, more);
     map
 }
 
@@ -100,7 +100,7 @@ fn metadata(rng: &mut Rng) -> Value {
         ],
     );
     metadata["labels"] = labels;
-    with(metadata, name)
+    with(metadata, &name)
 }
 
 fn volumes(rng: &mut Rng) -> Vec<Value> {
@@ -115,7 +115,7 @@ fn volumes(rng: &mut Rng) -> Vec<Value> {
     ];
     let mut volumes = Vec::new();
     for index in 0..rng.usize(..4) {
-        volumes.push(with(one(rng, &sources), json!({"name": format!("volume-{index}")})));
+        volumes.push(with(one(rng, &sources), &json!({"name": format!("volume-{index}")})));
     }
     volumes
 }
@@ -194,31 +194,30 @@ fn probes(rng: &mut Rng, mut container: Value) -> Value {
         }
     };
     for place in ["livenessProbe", "readinessProbe", "startupProbe"] {
-        let handler = match rng.u8(..8) {
+        let handler = match rng.u8(..9) {
             0 => json!({"httpGet": {"port": port(rng)}}),
             1 => {
                 json!({"httpGet": {"path": "/ready?a=$(b)", "port": port(rng), "scheme": "HTTP", "httpHeaders": [{"name": "X-A", "value": "b"}]}})
             }
             2 => json!({"tcpSocket": {"port": port(rng)}}),
             3 => json!({"exec": {"command": ["true"]}}),
+            4 => json!({"grpc": {"port": 9090, "service": "a.b"}}),
             _ => continue,
         };
-        container[place] = with(
-            handler,
-            some(
-                rng,
-                &[
-                    ("timeoutSeconds", &[json!(1), json!(9)]),
-                    ("periodSeconds", &[json!(3)]),
-                ],
-            ),
+        let times = some(
+            rng,
+            &[
+                ("timeoutSeconds", &[json!(1), json!(9)]),
+                ("periodSeconds", &[json!(3)]),
+            ],
         );
+        container[place] = with(handler, &times);
     }
     match rng.u8(..6) {
         0 => container["lifecycle"] = json!({"preStop": {"httpGet": {"path": "/stop", "port": port(rng)}}}),
         1 => {
-            container["lifecycle"] =
-                json!({"preStop": {"sleep": {"seconds": 1}}, "postStart": {"exec": {"command": ["true"]}}})
+            let hooks = json!({"preStop": {"sleep": {"seconds": 1}}, "postStart": {"exec": {"command": ["true"]}}});
+            container["lifecycle"] = hooks;
         }
         2 => container["lifecycle"] = json!({}),
         _ => {}

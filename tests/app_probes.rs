@@ -11,10 +11,11 @@ use hyper::{Request, Response, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use sandgate_tests::folder::Folder;
 use sandgate_tests::processes::{Process, Programs, command, get, json_lines, sidecar_flags};
-use sandgate_tests::{RecordingApp, Step, closed_port, exchange, ok, programs, send, status};
+use sandgate_tests::{PATIENCE, RecordingApp, Step, closed_port, exchange, ok, programs, send, status};
 use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 
 const PROGRAMS: Programs = programs!();
@@ -183,23 +184,25 @@ async fn a_hostile_answer_is_a_failure_in_bounded_time() {
 
 #[tokio::test]
 async fn of_a_long_body_no_more_is_read_than_the_kubelet_reads() {
-    let app = RecordingApp::start(|_| {
-        Step::Endless(
-            b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n".to_vec(),
-            vec![b'a'; 1024],
-        )
-    })
-    .await;
+    let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+    let chunk = [&b"400\r\n"[..], &[b'a'; 1024], b"\r\n"].concat();
+    let app = RecordingApp::answering(Step::Endless(head, chunk)).await;
     let gate = Gate::of("httpGet", json!({"port": app.port()})).await;
     assert_eq!(get(gate.health, PATH).await, (200, "ok".into()));
 }
 
 #[tokio::test]
 async fn a_connection_is_enough_for_a_tcp_probe_and_nothing_is_sent_on_it() {
-    let app = RecordingApp::polite().await;
-    let gate = Gate::of("tcpSocket", json!({"port": app.port()})).await;
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let gate = Gate::of("tcpSocket", json!({"port": app.local_addr().unwrap().port()})).await;
     assert_eq!(get(gate.health, PATH).await, (200, "ok".into()));
-    assert_eq!(app.connections(), [b""]);
+    let (mut connection, _) = app.accept().await.unwrap();
+    let mut said = Vec::new();
+    let until_closed = connection.read_to_end(&mut said);
+    let ended = tokio::time::timeout(PATIENCE, until_closed).await;
+    // A reset is an end, too.
+    let _ = ended.expect("the connection stays open");
+    assert_eq!(said, b"");
 
     let (_held, port) = closed_port();
     let gate = Gate::of("tcpSocket", json!({"port": port})).await;
@@ -248,7 +251,7 @@ async fn a_change_is_logged_once_with_its_reason() {
     assert_eq!(get(gate.health, PATH).await.0, 503);
     let _listener = socket.listen(16).unwrap();
     let opened = async { while get(gate.health, PATH).await.0 != 200 {} };
-    tokio::time::timeout(sandgate_tests::PATIENCE, opened).await.unwrap();
+    tokio::time::timeout(PATIENCE, opened).await.unwrap();
     gate.process.logs("the app's probe succeeds again", 1).await;
     let lines = json_lines(&gate.process.stderr());
     let failing: Vec<_> = lines

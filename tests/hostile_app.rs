@@ -3,7 +3,9 @@
 // Tests fail by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use sandgate_tests::{Mesh, ROUTER, RecordingApp, Step, exchange, field, looks_complete, ok, read_until, status};
+use sandgate_tests::{
+    Mesh, ROUTER, RecordingApp, Step, exchange, field, looks_complete, ok, read_until, rule, status, token_holder,
+};
 use std::sync::Arc;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -368,4 +370,25 @@ async fn a_giant_head_that_ends_is_502_like_one_that_does_not() {
         "{} bytes",
         response.len()
     );
+}
+
+#[tokio::test]
+async fn a_101_that_switches_to_nothing_opens_no_way_around_the_policy() {
+    let bare = "HTTP/1.1 101 Switching Protocols\r\n\r\n";
+    let other = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: other\r\n\r\n";
+    for answer in [bare, other] {
+        let app = RecordingApp::answering(Step::Answer(answer.into())).await;
+        let mesh = Mesh::start(app, |ports| rule(token_holder(), ports.app, &["GET"], &["/public/*"])).await;
+        let head = mesh
+            .head("GET /public/status/101 HTTP/1.1", "Upgrade: x\r\n")
+            .replace("Connection: close", "Connection: upgrade");
+        let mut stream = TcpStream::connect(mesh.router).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let hidden = "DELETE /admin HTTP/1.1\r\nHost: a\r\n\r\n";
+        let rest = read_until(&mut stream, b"\r\n\r\n").await;
+        assert_eq!(status(&rest), 502, "{rest}");
+        let _ = stream.write_all(hidden.as_bytes()).await;
+        drop(stream);
+        assert!(!mesh.app.only_request().head.contains("/admin"));
+    }
 }

@@ -7,11 +7,11 @@
 use sandbox_sidecar::Settings;
 use sandgate_mesh::framing::Limits;
 use sandgate_mesh::listener::ConnectionLimits;
-use sandgate_mesh::policy::model::DefaultPolicy;
+use sandgate_mesh::policy::model::{DefaultPolicy, Source};
 use sandgate_mesh::tls;
 use sandgate_tests::{
-    Mesh, PATIENCE, ROUTER, RecordingApp, Step, TOKEN, assert_detail, default_policy, exchange, exchange_without_end,
-    ok, read_until, send, status,
+    Mesh, PATIENCE, ROUTER, RecordingApp, Step, TOKEN, TOKEN_HOLDER, WORKLOAD, assert_detail, default_policy, exchange,
+    exchange_without_end, ok, read_until, rule, send, status,
 };
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -42,13 +42,20 @@ fn to_gate(mesh: &Mesh, request_line: &str, fields: &str) -> String {
     )
 }
 
-/// Connects to the gate as a router that has the address 127.0.0.`host`; nothing if the gate doesn't want to.
-async fn as_router(mesh: &Mesh, host: u8) -> Option<TlsStream<TcpStream>> {
+/// Connects to the gate with a client's certificate of this name, from the address 127.0.0.`host`.
+async fn connect_as(mesh: &Mesh, name: &str, host: u8) -> TlsStream<TcpStream> {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind((Ipv4Addr::new(127, 0, 0, host), 0).into()).unwrap();
     let stream = socket.connect(([127, 0, 0, 1], mesh.ports.mesh).into()).await.unwrap();
-    let leaf = mesh.authority.router(&ROUTER.parse().unwrap()).unwrap();
-    tls::connect_mesh(stream, mesh.client_config(Some(&leaf))).await.ok()
+    let leaf = mesh.authority.router(&name.parse().unwrap()).unwrap();
+    tls::connect_mesh(stream, mesh.client_config(Some(&leaf)))
+        .await
+        .unwrap()
+}
+
+/// Connects to the gate as a router.
+async fn as_router(mesh: &Mesh) -> TlsStream<TcpStream> {
+    connect_as(mesh, ROUTER, 1).await
 }
 
 /// A request over a connection that stays open is answered with 200.
@@ -81,12 +88,12 @@ async fn a_head_that_drips_byte_by_byte_is_408_at_the_router_and_at_the_gate() {
     ] {
         let answer = exchange_without_end(connect(router).await, start, "a", pause).await;
         assert_eq!(status(&answer), 408, "{start:?}: {answer}");
-        let answer = exchange_without_end(as_router(&mesh, 1).await.unwrap(), start, "a", pause).await;
+        let answer = exchange_without_end(as_router(&mesh).await, start, "a", pause).await;
         assert_eq!(status(&answer), 408, "{start:?} at the gate: {answer}");
     }
     mesh.app.assert_untouched("half a head");
     // The time is one head's: it doesn't run while a connection waits for its next request.
-    let (mut front, mut gate) = (connect(router).await, as_router(&mesh, 1).await.unwrap());
+    let (mut front, mut gate) = (connect(router).await, as_router(&mesh).await);
     for _ in 0..2 {
         assert_served(&mut front, &kept(&mesh, "GET / HTTP/1.1", "")).await;
         assert_served(&mut gate, &to_gate(&mesh, "GET / HTTP/1.1", "")).await;
@@ -105,7 +112,7 @@ async fn a_connection_that_says_nothing_is_closed_without_an_answer() {
     let mesh = mesh(impatient).await;
     let router = mesh.run_router(&["--idle-timeout=500ms"]);
     assert_eq!(exchange(connect(router).await, "", false).await, "");
-    assert_eq!(exchange(as_router(&mesh, 1).await.unwrap(), "", false).await, "");
+    assert_eq!(exchange(as_router(&mesh).await, "", false).await, "");
     let mut used = connect(router).await;
     assert_served(&mut used, &kept(&mesh, "GET / HTTP/1.1", "")).await;
     assert_eq!(exchange(used, "", false).await, "");
@@ -151,28 +158,46 @@ async fn the_router_refuses_connections_above_its_cap_and_serves_those_below() {
 
 #[tokio::test]
 async fn the_gate_refuses_connections_above_its_caps_per_peer_and_in_all_and_serves_those_below() {
-    let capped = |settings: &mut Settings| settings.caps.connections = ConnectionLimits { total: 3, per_peer: 2 };
-    let mesh = mesh(capped).await;
-    let request = to_gate(&mesh, "GET / HTTP/1.1", "");
+    let both = Source {
+        users: Some(vec![TOKEN_HOLDER.into()]),
+        spiffe_ids: Some(vec![WORKLOAD.into()]),
+        ..Source::default()
+    };
+    let capped = |settings: &mut Settings| settings.caps.connections = ConnectionLimits { total: 4, per_peer: 2 };
+    let app = RecordingApp::polite().await;
+    let mesh = Mesh::start_with(app, |ports| rule(both, ports.app, &[], &[]), capped).await;
+    let by_router = to_gate(&mesh, "GET / HTTP/1.1", "");
+    let by_itself = by_router.replace("X-Sandgate-Caller: v1;static;default\r\n", "");
     let mut held = Vec::new();
-    for host in [1, 1, 2] {
-        // One peer too many, while there is still a place for others.
-        if host == 2 {
-            assert!(as_router(&mesh, 1).await.is_none());
-        }
-        let mut stream = as_router(&mesh, host).await.unwrap();
-        assert_served(&mut stream, &request).await;
+    for host in [2, 2, 3] {
+        let mut stream = connect_as(&mesh, WORKLOAD, host).await;
+        assert_served(&mut stream, &by_itself).await;
         held.push(stream);
     }
-    for host in [1, 2, 3] {
-        assert!(as_router(&mesh, host).await.is_none(), "127.0.0.{host}");
+    // One too many from that address, while there is still a place for others.
+    let surplus = connect_as(&mesh, WORKLOAD, 2).await;
+    assert_eq!(exchange(surplus, &by_itself, false).await, "");
+    let mut router = as_router(&mesh).await;
+    assert_served(&mut router, &by_router).await;
+    for (name, host, request) in [
+        (WORKLOAD, 3, &by_itself),
+        (WORKLOAD, 4, &by_itself),
+        (ROUTER, 1, &by_router),
+    ] {
+        let surplus = connect_as(&mesh, name, host).await;
+        assert_eq!(
+            exchange(surplus, request, false).await,
+            "",
+            "{name} from 127.0.0.{host}"
+        );
     }
     let response = mesh.send(mesh.head("GET /surplus HTTP/1.1", "")).await;
     assert_eq!(status(&response), 503, "{response}");
     for stream in &mut held {
-        assert_served(stream, &request).await;
+        assert_served(stream, &by_itself).await;
     }
-    assert_eq!(mesh.app.requests().len(), 6);
+    assert_served(&mut router, &by_router).await;
+    assert_eq!(mesh.app.requests().len(), 8);
     held.clear();
     let served = async {
         while status(&mesh.send(mesh.head("GET / HTTP/1.1", "")).await) != 200 {
@@ -210,7 +235,7 @@ async fn a_body_without_end_is_not_waited_for_where_the_request_is_refused() {
             assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{case}, {fields:?}: {answer}");
         }
         let head = to_gate(&mesh, "POST /endless HTTP/1.1", fields);
-        let answer = exchange_without_end(as_router(&mesh, 1).await.unwrap(), head, &piece, Duration::ZERO).await;
+        let answer = exchange_without_end(as_router(&mesh).await, head, &piece, Duration::ZERO).await;
         assert_eq!(status(&answer), 403, "at the gate, {fields:?}: {answer}");
     }
     mesh.app.assert_untouched("refused");
@@ -264,7 +289,7 @@ async fn a_body_that_drips_and_falls_silent_is_408_and_never_whole() {
         cases.spawn(async move {
             let mesh = mesh(|settings| settings.proxy_timeout = Duration::from_secs(1)).await;
             let head = to_gate(&mesh, "POST /slow HTTP/1.1", fields);
-            let answer = drip(as_router(&mesh, 1).await.unwrap(), &head, bytes).await;
+            let answer = drip(as_router(&mesh).await, &head, bytes).await;
             assert_eq!(status(&answer), 408, "{bytes:?} at the gate: {answer}");
             assert!(!mesh.app.only_request().complete, "{bytes:?} at the gate");
         });
@@ -375,7 +400,7 @@ async fn many_connections_with_half_a_head_each_hold_up_nobody_and_end_in_408() 
         halves.spawn(exchange(connect(router).await, to_router.clone(), false));
     }
     for _ in 0..50 {
-        halves.spawn(exchange(as_router(&mesh, 2).await.unwrap(), to_gate_.clone(), false));
+        halves.spawn(exchange(as_router(&mesh).await, to_gate_.clone(), false));
     }
     let response = send(router, mesh.head("GET /whole HTTP/1.1", "")).await;
     assert_eq!(status(&response), 200, "{response}");

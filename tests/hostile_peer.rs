@@ -224,9 +224,9 @@ async fn handshakes_that_stall_or_fail_keep_nobody_else_from_being_served() {
     let hello = hello(&mesh);
     let (half, twice) = (&hello[..hello.len() / 2], [&hello[..], &hello[..]].concat());
     let mut stalled = Vec::new();
-    // Fewer than one address may have open, so that there is a place for the router, which has the same.
+    // More than the gate keeps, and all from the router's own address.
     for bytes in [&b""[..], &hello[..1], half, &hello, b"\x16\x03\x01\xff\xff"] {
-        for _ in 0..40 {
+        for _ in 0..80 {
             let mut stream = TcpStream::connect(("127.0.0.1", mesh.ports.mesh)).await.unwrap();
             stream.write_all(bytes).await.unwrap();
             stalled.push(stream);

@@ -17,7 +17,7 @@ use sandgate_mesh::identity::ExpectedSandbox;
 use sandgate_mesh::pool::{Lease, Pool, PoolLimits};
 use sandgate_mesh::tls::{self, HandshakeError};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -36,6 +36,8 @@ pub(crate) struct Forwarder {
     pool: Arc<Pool<Arc<Target>>>,
     framing: Arc<Limits>,
     credentials: Option<Credentials>,
+    /// Those that kept connections were opened with.
+    opened_with: Mutex<Option<Arc<MeshCredentials>>>,
     metrics: Arc<Metrics>,
     retries: u32,
     initial_delay: Duration,
@@ -71,6 +73,7 @@ impl Forwarder {
         Self {
             pool: Pool::new(limits),
             framing: Arc::clone(framing),
+            opened_with: Mutex::new(credentials.as_ref().and_then(|current| current.borrow().clone())),
             credentials,
             metrics: Arc::clone(metrics),
             retries: config.retries,
@@ -80,8 +83,21 @@ impl Forwarder {
         }
     }
 
-    /// Closes connections that lay idle for too long.
+    /// Closes connections that lay idle for too long, and those that were opened with credentials that have been replaced:
+    /// no connection is used for longer than the leaf and the roots it was opened with.
     pub(crate) fn sweep(&self) {
+        let current = self.credentials.as_ref().and_then(|current| current.borrow().clone());
+        let mut opened_with = self.opened_with.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = match (opened_with.as_ref(), current.as_ref()) {
+            (Some(before), Some(now)) => Arc::ptr_eq(before, now),
+            (None, None) => true,
+            _ => false,
+        };
+        if !same {
+            *opened_with = current;
+            self.pool.renew();
+        }
+        drop(opened_with);
         self.pool.sweep();
     }
 

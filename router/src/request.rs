@@ -15,21 +15,22 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use sandgate_mesh::body::{Answer, BodyError, Upload, discard};
 use sandgate_mesh::contract::{
-    TRACEPARENT, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, X_SANDBOX_PORT, X_SANDGATE_CALLER,
+    TRACEPARENT, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_SANDBOX_PORT, X_SANDGATE_CALLER,
     X_SANDGATE_OUTCOME,
 };
 use sandgate_mesh::drain::Draining;
 use sandgate_mesh::framing::{Limits, PassThrough, refusal};
-use sandgate_mesh::headers::{cross_hop, only, requested_upgrade, sanitise_request, strip_forwarded, strip_ours};
+use sandgate_mesh::headers::{
+    Upgrade, cross_hop, ensure_request_id, names_too_much, requested_upgrade, sanitise_request, strip_forwarded,
+    strip_ours,
+};
+use sandgate_mesh::listener::ConnectionSlot;
 use sandgate_mesh::outcome::Outcome;
 use sandgate_mesh::sandbox::Namespace;
 use sandgate_mesh::telemetry::LineLog;
 use sandgate_mesh::{admin, tunnel};
 use std::net::IpAddr;
 use std::sync::Arc;
-
-/// Longest request ID that is kept, in bytes.
-const MAX_REQUEST_ID: usize = 128;
 
 /// What one worker thread needs to serve requests.
 #[derive(Debug)]
@@ -52,6 +53,8 @@ pub(crate) struct Client {
     scheme: HeaderValue,
     certificate: Option<Authenticated>,
     last: LastDestination,
+    /// Its place among the connections: held for as long as anything of it lasts, tunnels too.
+    _slot: ConnectionSlot,
     /// For tunnels, which outlive the connection's own task.
     draining: Draining,
     /// Whether what it says of those before it counts.
@@ -65,6 +68,7 @@ impl Client {
         ip: IpAddr,
         scheme: &'static str,
         certificate: Option<Authenticated>,
+        slot: ConnectionSlot,
         draining: Draining,
     ) -> Self {
         Self {
@@ -74,6 +78,7 @@ impl Client {
             scheme: HeaderValue::from_static(scheme),
             certificate,
             last: LastDestination::default(),
+            _slot: slot,
             draining,
             trusted_proxy: config.trusted_proxies.iter().any(|network| network.contains(&ip)),
         }
@@ -83,7 +88,7 @@ impl Client {
 /// Handles one request.
 pub(crate) async fn handle(
     worker: &Worker,
-    client: &Client,
+    client: &Arc<Client>,
     mut request: Box<Request<Incoming>>,
     switch: PassThrough,
 ) -> Response<Answer<End>> {
@@ -94,7 +99,7 @@ pub(crate) async fn handle(
     if request.uri().path() == "/healthz" && matches!(*request.method(), Method::GET | Method::HEAD) {
         return admin::healthy().map(Answer::Own);
     }
-    ensure_request_id(&mut request);
+    ensure_request_id(request.headers_mut());
     let mut record = Record::begin(&worker.metrics, worker.access.as_ref(), &request, client.ip);
 
     let (caller, to) = match admit(worker, client, &request, &mut record) {
@@ -134,6 +139,9 @@ fn admit(
     if request.method() == Method::CONNECT {
         return Err(RouterError::Connect);
     }
+    if names_too_much(request.headers()) {
+        return Err(RouterError::BadRoute("Connection or Trailer header is too long."));
+    }
     let caller = worker
         .authenticator
         .authenticate(request.headers(), client.certificate.as_ref())
@@ -163,7 +171,7 @@ enum Passed {
 #[allow(clippy::too_many_arguments)] // each phase of the path needs another of them
 async fn pass(
     worker: &Worker,
-    client: &Client,
+    client: &Arc<Client>,
     caller: &Authenticated,
     to: &Destination,
     mut request: Box<Request<Incoming>>,
@@ -185,7 +193,7 @@ async fn pass(
     record.upstream(target.endpoint);
 
     let upgrade = requested_upgrade(&request);
-    sanitise(worker, client, caller, to, &mut request, upgrade.clone())?;
+    sanitise(worker, client, caller, to, &mut request, upgrade.as_ref())?;
     let downstream = upgrade.is_some().then(|| hyper::upgrade::on(&mut *request));
     let (head, body) = request.into_parts();
     let body = Upload::new(body, worker.config.max_request_body, record.started());
@@ -197,28 +205,37 @@ async fn pass(
         .forwarder
         .forward(&worker.resolver, route, target, request, budget)
         .await?;
-    if to.answers_first() {
-        worker.metrics.learn(&route.sandbox.namespace);
+    // Only a gate's word counts, and only a namespace where one has proven itself is worth a label.
+    if worker.config.mesh == Mesh::Required {
+        if to.answers_first() {
+            worker.metrics.learn(&route.sandbox.namespace);
+        }
+        note_outcome(worker, &route.sandbox.namespace, &response);
     }
-    note_outcome(worker, &route.sandbox.namespace, &response);
 
     strip_ours(response.headers_mut());
     record.status(response.status());
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let downstream = downstream.ok_or_else(|| RouterError::Broken(name.clone()))?;
+        let switches = upgrade
+            .as_ref()
+            .is_some_and(|upgrade| upgrade.is_answered_by(response.headers()));
+        let downstream = downstream
+            .filter(|_| switches)
+            .ok_or_else(|| RouterError::Broken(name.clone()))?;
         if !switch.open() {
             return Err(RouterError::EarlyBytes);
         }
         let upstream = hyper::upgrade::on(&mut response);
-        let (limits, draining) = (worker.config.tunnels, client.draining.clone());
+        let (limits, client) = (worker.config.tunnels, Arc::clone(client));
         tokio::spawn(async move {
-            // Kept until the tunnel ends: the connection's driver needs its sender.
+            // Kept until the tunnel ends: the connection's driver needs its sender, and the client's place is taken.
             let _lease = lease;
+            let draining = client.draining.clone();
             if let Ok((downstream, upstream)) = tokio::try_join!(downstream, upstream) {
                 tunnel::join(TokioIo::new(downstream), TokioIo::new(upstream), limits, draining).await;
             }
         });
-        cross_hop(response.headers_mut(), upgrade);
+        cross_hop(response.headers_mut(), upgrade.as_ref());
         return Ok(Passed::Switched(response.map(|_| ())));
     }
     cross_hop(response.headers_mut(), None);
@@ -242,33 +259,6 @@ fn note_outcome(worker: &Worker, namespace: &Namespace, response: &Response<Inco
     }
 }
 
-/// Keeps a sane request ID of the client's, or makes one.
-fn ensure_request_id(request: &mut Request<Incoming>) {
-    let sane = |value: &HeaderValue| {
-        (1..=MAX_REQUEST_ID).contains(&value.len())
-            && value
-                .as_bytes()
-                .iter()
-                .all(|b| b.is_ascii_alphanumeric() || b"-_.:+/=".contains(b))
-    };
-    // Of two, the app could take another than the log.
-    if matches!(only(request.headers(), &X_REQUEST_ID), Ok(Some(id)) if sane(id)) {
-        return;
-    }
-    let made = HeaderValue::from_bytes(&random_hex()).unwrap_or(HeaderValue::from_static("unknown"));
-    request.headers_mut().insert(X_REQUEST_ID, made);
-}
-
-/// 128 random bits as 32 digits. Without `format!`, which costs as much as all else that is done for an ID.
-fn random_hex() -> [u8; 32] {
-    let mut rest = fastrand::u128(..);
-    [(); 32].map(|()| {
-        let [nibble, ..] = (rest & 15).to_le_bytes();
-        rest >>= 4;
-        nibble + if nibble < 10 { b'0' } else { b'a' - 10 }
-    })
-}
-
 /// Leaves in the head what the next hop may see, and adds what it must.
 fn sanitise(
     worker: &Worker,
@@ -276,7 +266,7 @@ fn sanitise(
     caller: &Authenticated,
     to: &Destination,
     request: &mut Request<Incoming>,
-    upgrade: Option<HeaderValue>,
+    upgrade: Option<&Upgrade>,
 ) -> Result<(), RouterError> {
     let target = request.uri().path_and_query().cloned();
     let target = target.ok_or(RouterError::BadRoute("Invalid request target."))?;

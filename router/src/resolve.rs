@@ -6,9 +6,13 @@ use foldhash::HashMap;
 use sandgate_mesh::contract::MESH_PORT;
 use sandgate_mesh::identity::{ExpectedSandbox, TrustDomain};
 use sandgate_mesh::sandbox::{PodUid, SandboxKey};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Look-ups of names that may be under way at once.
+const LOOK_UPS: usize = 32;
 
 /// Where a request is sent, and who must be there. Decided before anything is dialed.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -26,6 +30,7 @@ pub(crate) struct Resolver {
     cluster_domain: String,
     allow_loopback: bool,
     known: HashMap<SandboxKey, (StaticSandbox, Arc<Target>)>,
+    look_ups: Arc<Semaphore>,
 }
 
 impl Resolver {
@@ -36,6 +41,7 @@ impl Resolver {
             cluster_domain: config.cluster_domain.clone(),
             allow_loopback: config.allow_loopback_pod_ip,
             known: HashMap::default(),
+            look_ups: Arc::new(Semaphore::new(LOOK_UPS)),
         };
         for sandbox in &config.sandboxes {
             let endpoint = SocketAddr::new(sandbox.ip, sandbox.mesh_port);
@@ -82,11 +88,21 @@ impl Resolver {
     async fn look_up(&self, route: &Route, wait: Duration) -> Option<Arc<Target>> {
         let SandboxKey { namespace, name } = &route.sandbox;
         let host = format!("{name}.{namespace}.svc.{}.", self.cluster_domain.trim_end_matches('.'));
-        let found = tokio::time::timeout(wait, tokio::net::lookup_host((host, route.port.get()))).await;
+        let port = route.port.get();
+        let look_up = async {
+            // A look-up that nobody waits for any more goes on, and keeps its place: the system can't end it.
+            let place = Arc::clone(&self.look_ups).acquire_owned().await.ok()?;
+            let found = tokio::task::spawn_blocking(move || {
+                let found = (host, port).to_socket_addrs();
+                drop(place);
+                found
+            });
+            found.await.ok()?.ok()
+        };
         // A name must not lead where a hint may not.
-        let ip = found
-            .ok()?
-            .ok()?
+        let ip = tokio::time::timeout(wait, look_up)
+            .await
+            .ok()??
             .map(|address| address.ip().to_canonical())
             .find(|ip| may_be_a_pod(*ip, self.allow_loopback))?;
         Some(self.at(route, ip))

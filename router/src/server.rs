@@ -8,6 +8,7 @@ use crate::request::{self, Client, Worker};
 use crate::resolve::Resolver;
 use anyhow::Context;
 use sandgate_mesh::admin::{Admin, Readiness};
+use sandgate_mesh::caller::Caller;
 use sandgate_mesh::credentials::{FrontCredentials, MeshFiles, Role, poll_mesh, roots_from_pem};
 use sandgate_mesh::drain::{self, Draining};
 use sandgate_mesh::listener::{self, ConnectionCount, ConnectionLimits, ConnectionSlot, Overflow};
@@ -307,7 +308,7 @@ async fn serve_connection(worker: Arc<Worker>, accepted: Accepted, mut draining:
     }
     match tls {
         None => {
-            let client = Client::new(&worker.config, peer.ip(), "http", None, draining.clone());
+            let client = Client::new(&worker.config, peer.ip(), "http", None, slot, draining.clone());
             Box::pin(serve_stream(worker, stream, client, draining)).await;
         }
         Some(config) => match Box::pin(tls::accept_front(stream, config)).await {
@@ -318,13 +319,26 @@ async fn serve_connection(worker: Arc<Worker>, accepted: Accepted, mut draining:
                     tracing::info!(%peer, "the client certificate's name can't be a caller's");
                     return;
                 }
-                let client = Client::new(&worker.config, peer.ip(), "https", named.flatten(), draining.clone());
+                // Whoever vouches for clients doesn't vouch for the mesh: its own names are the mesh's to give.
+                if let Some(Some(caller)) = &named
+                    && matches!(&*caller.caller, Caller::Spiffe(id) if id.is_in(&worker.config.trust_domain))
+                {
+                    tracing::info!(%peer, "the client certificate claims a name in the mesh's own trust domain");
+                    return;
+                }
+                let client = Client::new(
+                    &worker.config,
+                    peer.ip(),
+                    "https",
+                    named.flatten(),
+                    slot,
+                    draining.clone(),
+                );
                 Box::pin(serve_stream(worker, stream, client, draining)).await;
             }
             Err(error) => tracing::info!(%peer, %error, "handshake refused"),
         },
     }
-    drop(slot);
 }
 
 async fn serve_stream<S>(worker: Arc<Worker>, stream: S, client: Client, draining: Draining)

@@ -95,6 +95,9 @@ impl Front {
 
     /// A connection of a client that trusts `trusted` and presents `certificate`. An error is the client's refusal; a
     /// router's refusal shows only later.
+    ///
+    /// # Errors
+    /// The client doesn't trust the router.
     pub async fn connect(
         &self,
         trusted: &Authority,

@@ -289,7 +289,7 @@ impl ResolvesClientCert for NoCertificate {
     }
 }
 
-/// The first bytes of a client that speaks nothing above TLS 1.2: a whole ClientHello.
+/// The first bytes of a client that speaks nothing above TLS 1.2: a whole `ClientHello`.
 pub fn tls_1_2_hello() -> Vec<u8> {
     let extensions = [
         [0, 0x0a, 0, 4, 0, 2, 0, 0x17].as_slice(), // supported_groups: P-256

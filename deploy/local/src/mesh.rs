@@ -10,7 +10,7 @@ use sandgate_mesh::contract::DEFAULT_TRUST_DOMAIN;
 use sandgate_mesh::listener::fit_open_files;
 use sandgate_mesh::telemetry::{self, LogFormat};
 use std::ffi::OsString;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};

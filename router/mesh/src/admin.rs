@@ -190,9 +190,13 @@ mod tests {
     async fn ask(mut stream: TcpStream) -> String {
         let mut answer = String::new();
         let request = b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
-        // A reset is a close, too.
-        let _ = stream.write_all(request).await;
-        let _ = stream.read_to_string(&mut answer).await;
+        let talk = async {
+            // A reset is a close, too.
+            let _ = stream.write_all(request).await;
+            let _ = stream.read_to_string(&mut answer).await;
+        };
+        let talk = tokio::time::timeout(Duration::from_secs(10), talk).await;
+        talk.expect("neither answered nor closed");
         answer
     }
 

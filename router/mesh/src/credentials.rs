@@ -149,7 +149,11 @@ impl Validity {
         (self.not_before..=self.not_after).contains(&time)
     }
 
-    fn of(leaf: &CertificateDer<'_>) -> Result<Self, CredentialsError> {
+    /// Reads a certificate's.
+    ///
+    /// # Errors
+    /// [`CredentialsError::BadCertificate`].
+    pub fn of(leaf: &CertificateDer<'_>) -> Result<Self, CredentialsError> {
         let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| CredentialsError::BadCertificate(Part::Chain))?;
         let time = |seconds: i64| SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
         let validity = parsed.validity();

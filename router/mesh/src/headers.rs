@@ -2,14 +2,16 @@
 //! directions. Names of ours are stripped always, also when there is nothing to put in their place.
 
 use crate::contract::{
-    OWN_HEADER_PREFIX, ROUTING_HEADER_PREFIX, X_SANDBOX_ID, X_SANDBOX_NAMESPACE, X_SANDBOX_POD_IP, X_SANDBOX_PORT,
-    X_SANDBOX_TIMEOUT, X_SANDBOX_UID, X_SANDGATE_CALLER, X_SANDGATE_OUTCOME,
+    OWN_HEADER_PREFIX, ROUTING_HEADER_PREFIX, TRACEPARENT, X_REQUEST_ID, X_SANDBOX_ID, X_SANDBOX_NAMESPACE,
+    X_SANDBOX_POD_IP, X_SANDBOX_PORT, X_SANDBOX_TIMEOUT, X_SANDBOX_UID, X_SANDGATE_CALLER, X_SANDGATE_OUTCOME,
 };
+use data_encoding::BASE64;
 use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, ORIGIN, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, ORIGIN, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
+    SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Version};
+use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 
 /// Whether a header concerns one hop only (RFC 9110 section 7.6.1, RFC 9113 section 8.2.2).
 pub(crate) fn is_hop_by_hop(name: &HeaderName) -> bool {
@@ -74,16 +76,102 @@ pub fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a 
     }
 }
 
-/// The protocol that a request asks to switch to, where this project would forward the switch: HTTP/1.1, exactly one
-/// `Upgrade` that `Connection` names, a single protocol, and not `h2c` (RFC 9113 section 3.1 retired it).
-pub fn requested_upgrade<B>(request: &Request<B>) -> Option<HeaderValue> {
-    if request.version() != Version::HTTP_11 || !names(request.headers(), "upgrade") {
+/// A switch of protocols that a request asks for, and how an app that really switches must answer.
+#[derive(Debug, Clone)]
+pub struct Upgrade {
+    protocol: HeaderValue,
+    /// For a WebSocket: the `Sec-WebSocket-Accept` that answers its key (RFC 6455 section 4.2.2).
+    accept: Option<String>,
+}
+
+/// What RFC 6455 section 1.3 appends to a WebSocket's key.
+const WEBSOCKET_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// The switch that a request asks for, where this project would forward it: HTTP/1.1, exactly one `Upgrade` that
+/// `Connection` names, a single protocol, and not `h2c` (RFC 9113 section 3.1 retired it); for a WebSocket, one key.
+pub fn requested_upgrade<B>(request: &Request<B>) -> Option<Upgrade> {
+    let headers = request.headers();
+    if request.version() != Version::HTTP_11 || !names(headers, "upgrade") {
         return None;
     }
-    let protocol = only(request.headers(), &UPGRADE).ok().flatten()?;
+    let protocol = only(headers, &UPGRADE).ok().flatten()?;
     let text = protocol.to_str().ok()?.trim();
     let one_token = !text.is_empty() && !text.contains([',', ' ', '\t']);
-    (one_token && !text.eq_ignore_ascii_case("h2c")).then(|| protocol.clone())
+    if !one_token || text.eq_ignore_ascii_case("h2c") {
+        return None;
+    }
+    let accept = if text.eq_ignore_ascii_case("websocket") {
+        let key = only(headers, &SEC_WEBSOCKET_KEY).ok().flatten()?.to_str().ok()?;
+        let answer = digest(
+            &SHA1_FOR_LEGACY_USE_ONLY,
+            format!("{}{WEBSOCKET_GUID}", key.trim()).as_bytes(),
+        );
+        Some(BASE64.encode(answer.as_ref()))
+    } else {
+        None
+    };
+    Some(Upgrade {
+        protocol: protocol.clone(),
+        accept,
+    })
+}
+
+impl Upgrade {
+    /// Whether the head of a 101 switches to this protocol, and not merely has that number: behind it bytes pass without
+    /// being looked at.
+    pub fn is_answered_by(&self, headers: &HeaderMap) -> bool {
+        let is = |name: &HeaderName, expected: &str, same: fn(&str, &str) -> bool| {
+            let value = only(headers, name).ok().flatten().and_then(|value| value.to_str().ok());
+            value.is_some_and(|value| same(value.trim(), expected))
+        };
+        let protocol = self.protocol.to_str().unwrap_or_default().trim();
+        names(headers, "upgrade")
+            && is(&UPGRADE, protocol, |value, expected| {
+                value.eq_ignore_ascii_case(expected)
+            })
+            && self
+                .accept
+                .as_deref()
+                .is_none_or(|accept| is(&SEC_WEBSOCKET_ACCEPT, accept, |value, expected| value == expected))
+    }
+}
+
+/// Longest `Connection` and `Trailer` in bytes, together. Each name in them is looked up in the head.
+const MAX_NAMING: usize = 1024;
+
+/// Whether a head names so many options and trailers that following them would cost more than the message is worth.
+pub fn names_too_much(headers: &HeaderMap) -> bool {
+    let length = |name| headers.get_all(name).iter().map(HeaderValue::len).sum::<usize>();
+    length(CONNECTION) + length(TRAILER) > MAX_NAMING
+}
+
+/// Longest request ID that is kept, in bytes.
+const MAX_REQUEST_ID: usize = 128;
+
+/// Keeps a sane request ID, if there is exactly one, or makes one.
+pub fn ensure_request_id(headers: &mut HeaderMap) {
+    let sane = |value: &&HeaderValue| {
+        (1..=MAX_REQUEST_ID).contains(&value.len())
+            && value
+                .as_bytes()
+                .iter()
+                .all(|b| b.is_ascii_alphanumeric() || b"-_.:+/=".contains(b))
+    };
+    if only(headers, &X_REQUEST_ID).ok().flatten().filter(sane).is_some() {
+        return;
+    }
+    let made = HeaderValue::from_bytes(&random_hex()).unwrap_or(HeaderValue::from_static("unknown"));
+    headers.insert(X_REQUEST_ID, made);
+}
+
+/// 128 random bits as 32 digits. Without `format!`, which costs as much as all else that is done for an ID.
+fn random_hex() -> [u8; 32] {
+    let mut rest = fastrand::u128(..);
+    [(); 32].map(|()| {
+        let [nibble, ..] = (rest & 15).to_le_bytes();
+        rest >>= 4;
+        nibble + if nibble < 10 { b'0' } else { b'a' - 10 }
+    })
 }
 
 /// Whether `Connection` names `option`.
@@ -103,7 +191,16 @@ fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 /// Whether a header that `Connection` names is nevertheless kept: a caller must not be able to make a hop drop what
 /// frames, routes or attributes the request.
 fn outlives_connection(name: &HeaderName) -> bool {
-    [HOST, AUTHORIZATION, CONTENT_LENGTH, TRANSFER_ENCODING].contains(name) || name.as_str().starts_with("x-forwarded-")
+    [
+        HOST,
+        AUTHORIZATION,
+        CONTENT_LENGTH,
+        TRANSFER_ENCODING,
+        X_REQUEST_ID,
+        TRACEPARENT,
+    ]
+    .contains(name)
+        || name.as_str().starts_with("x-forwarded-")
 }
 
 /// What a head has of headers that concern one hop only: which of them need to be read before they go.
@@ -130,12 +227,12 @@ impl HopByHop {
 
 /// Removes from an answer's head what concerns only the hop that it arrived on, and re-makes what this project offers on
 /// the next one: `Trailer` where the sender announced some, and the accepted `upgrade`.
-pub fn cross_hop(headers: &mut HeaderMap, upgrade: Option<HeaderValue>) {
+pub fn cross_hop(headers: &mut HeaderMap, upgrade: Option<&Upgrade>) {
     cross(headers, upgrade, false);
 }
 
 /// The same for both kinds of message. Only a request re-makes `TE: trailers`, where its sender takes trailers.
-fn cross(headers: &mut HeaderMap, upgrade: Option<HeaderValue>, is_request: bool) {
+fn cross(headers: &mut HeaderMap, upgrade: Option<&Upgrade>, is_request: bool) {
     let found = HopByHop::of(headers);
     // Read before anything goes: a sender that takes trailers names `TE` in `Connection` too.
     let takes_trailers = is_request && found.te && te_trailers(headers);
@@ -153,9 +250,9 @@ fn cross(headers: &mut HeaderMap, upgrade: Option<HeaderValue>, is_request: bool
     if let Some(announced) = announced {
         headers.insert(TRAILER, announced);
     }
-    if let Some(protocol) = upgrade {
+    if let Some(upgrade) = upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(UPGRADE, protocol);
+        headers.insert(UPGRADE, upgrade.protocol.clone());
     } else if takes_trailers {
         headers.insert(CONNECTION, HeaderValue::from_static("te"));
         headers.insert(TE, HeaderValue::from_static("trailers"));
@@ -219,8 +316,15 @@ pub fn sanitise_trailers(trailers: &mut HeaderMap) {
 }
 
 fn is_ours(name: &HeaderName) -> bool {
+    let ours = |name: &str| name.starts_with(OWN_HEADER_PREFIX) || name.starts_with(ROUTING_HEADER_PREFIX);
+    either_spelling(name, ours)
+}
+
+/// Whether a name is `wanted` as it stands or with hyphens for its underscores: to apps that get headers as variables
+/// (CGI, WSGI) both are the same one.
+fn either_spelling(name: &HeaderName, wanted: impl Fn(&str) -> bool) -> bool {
     let name = name.as_str();
-    name.starts_with(OWN_HEADER_PREFIX) || name.starts_with(ROUTING_HEADER_PREFIX)
+    wanted(name) || name.contains('_') && wanted(&name.replace('_', "-"))
 }
 
 /// Removes every routing header and every header of our own.
@@ -230,14 +334,13 @@ pub fn strip_ours(headers: &mut HeaderMap) {
 
 /// Removes everything in which a client says how its request got here. Only proxies that are trusted may say that.
 pub fn strip_forwarded(headers: &mut HeaderMap) {
-    remove_all(headers, |name| {
-        *name == FORWARDED || name.as_str().starts_with("x-forwarded-") || name.as_str() == "x-real-ip"
-    });
+    let forwarded = |name: &str| matches!(name, "forwarded" | "x-real-ip") || name.starts_with("x-forwarded-");
+    remove_all(headers, |name| either_spelling(name, forwarded));
 }
 
 /// Leaves in a request's head what may go up one hop: nothing of ours, no credential, no expectation (each hop answers
 /// that itself), and of the hop-by-hop headers only the accepted `upgrade`. The same at both programs.
-pub fn sanitise_request(headers: &mut HeaderMap, upgrade: Option<HeaderValue>) {
+pub fn sanitise_request(headers: &mut HeaderMap, upgrade: Option<&Upgrade>) {
     // Servers of WebSockets compare Origin with Host, which is ours.
     let switches = upgrade.is_some();
     remove_all(headers, |name| {
@@ -310,7 +413,11 @@ mod tests {
         cross_hop(&mut answer, None);
         assert_eq!(answer, map(&[("trailer", "grpc-status")]));
         let mut headers = map(&[("connection", "Upgrade"), ("upgrade", "websocket")]);
-        cross_hop(&mut headers, Some(HeaderValue::from_static("websocket")));
+        let upgrade = Upgrade {
+            protocol: HeaderValue::from_static("websocket"),
+            accept: None,
+        };
+        cross_hop(&mut headers, Some(&upgrade));
         assert_eq!(headers, map(&[("connection", "upgrade"), ("upgrade", "websocket")]));
     }
 
@@ -323,14 +430,51 @@ mod tests {
             requested_upgrade(&request).is_some()
         };
         let (named, websocket) = (("connection", "keep-alive, Upgrade"), ("upgrade", "websocket"));
-        assert!(asks(Version::HTTP_11, &[named, websocket]));
-        assert!(!asks(Version::HTTP_10, &[named, websocket]));
-        assert!(!asks(Version::HTTP_11, &[websocket]));
+        let key = ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
+        assert!(asks(Version::HTTP_11, &[named, websocket, key]));
+        assert!(asks(Version::HTTP_11, &[named, ("upgrade", "x")]));
+        assert!(!asks(Version::HTTP_11, &[named, websocket]));
+        assert!(!asks(Version::HTTP_11, &[named, websocket, key, key]));
+        assert!(!asks(Version::HTTP_10, &[named, websocket, key]));
+        assert!(!asks(Version::HTTP_11, &[websocket, key]));
         assert!(!asks(Version::HTTP_11, &[named]));
         assert!(!asks(Version::HTTP_11, &[named, ("upgrade", "h2c")]));
         assert!(!asks(Version::HTTP_11, &[named, ("upgrade", "H2C")]));
         assert!(!asks(Version::HTTP_11, &[named, ("upgrade", "websocket, h2c")]));
-        assert!(!asks(Version::HTTP_11, &[named, websocket, websocket]));
+        assert!(!asks(Version::HTTP_11, &[named, websocket, websocket, key]));
+    }
+
+    #[test]
+    fn a_101_that_does_not_switch_to_what_was_asked_for_is_no_switch() {
+        let ask = |pairs: &[(&str, &str)]| {
+            let mut request = Request::new(());
+            *request.headers_mut() = map(pairs);
+            requested_upgrade(&request).unwrap()
+        };
+        let (named, websocket) = (("connection", "Upgrade"), ("upgrade", "WebSocket"));
+        // The key and its answer are those of RFC 6455 section 1.3.
+        let asked = ask(&[named, websocket, ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")]);
+        let accept = ("sec-websocket-accept", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        assert!(asked.is_answered_by(&map(&[named, ("upgrade", "websocket"), accept])));
+        for bad in [
+            &[][..],
+            &[named, websocket],
+            &[named, accept],
+            &[websocket, accept],
+            &[named, ("upgrade", "x"), accept],
+            &[named, websocket, websocket, accept],
+            &[named, websocket, accept, accept],
+            &[
+                named,
+                websocket,
+                ("sec-websocket-accept", "s3pPLMBiTxaQ9kYGzzhZRbK+xOO="),
+            ],
+        ] {
+            assert!(!asked.is_answered_by(&map(bad)), "{bad:?}");
+        }
+        let asked = ask(&[named, ("upgrade", "x")]);
+        assert!(asked.is_answered_by(&map(&[named, ("upgrade", "X")])));
+        assert!(!asked.is_answered_by(&map(&[("upgrade", "x")])));
     }
 
     #[test]
@@ -342,6 +486,8 @@ mod tests {
             ("x-sandgate-caller", "d"),
             ("x-sandgate-anything", "e"),
             ("x-sandgate-anything", "f"),
+            ("x_sandgate_caller", "g"),
+            ("x-sandbox_id", "h"),
             ("x-sandboxed", "kept"),
         ]);
         strip_ours(&mut headers);

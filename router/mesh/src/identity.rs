@@ -147,6 +147,11 @@ impl SpiffeId {
         &self.0
     }
 
+    /// Whether it is a name in `domain`.
+    pub fn is_in(&self, domain: &TrustDomain) -> bool {
+        self.trust_domain_and_path().0 == domain.as_str()
+    }
+
     fn trust_domain_and_path(&self) -> (&str, &str) {
         let rest = self.0.get("spiffe://".len()..).unwrap_or_default();
         rest.split_once('/').unwrap_or((rest, ""))

@@ -3,22 +3,23 @@
 
 use crate::drain::Draining;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 /// How long to wait after an accept that failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Connections that the kernel may hold before they are accepted.
 const BACKLOG: i32 = 1024;
 
-/// Files that a process has open beside its connections: listeners, logs, probes of its health, what it reads again.
-const OTHER_FILES: u64 = 128;
+/// Files that a process has open beside its connections: listeners, logs, probes of its health, clients that are told of
+/// a cap, what it reads again.
+const OTHER_FILES: u64 = 256;
 
 /// Lets this process open as many files as the system grants, and returns how many of the `wanted` connections that is
 /// enough for, each with another one upstream. Whoever accepts more can't dial for anybody.
@@ -35,10 +36,10 @@ pub fn fit_open_files(wanted: usize) -> usize {
     let fitting = files.map_or(u64::MAX, |files| files.saturating_sub(OTHER_FILES) / 2);
     let fitting = usize::try_from(fitting).unwrap_or(usize::MAX).max(1);
     if fitting < wanted {
-        tracing::warn!(
+        tracing::info!(
             wanted,
             fitting,
-            "the limit of open files allows fewer connections than wanted; raise it"
+            "the limit of open files allows fewer connections than --max-connections"
         );
     }
     fitting.min(wanted)
@@ -111,6 +112,69 @@ pub async fn accept(listener: &TcpListener, draining: &mut Draining) -> Option<(
 /// Waits until a fresh connection's first byte has come, without reading it. Says whether one came within `wait`.
 pub async fn first_byte(stream: &TcpStream, wait: Duration) -> bool {
     matches!(tokio::time::timeout(wait, stream.peek(&mut [0])).await, Ok(Ok(1)))
+}
+
+/// Connections whose peers have not proven anything yet. When there are too many, the oldest makes room: a peer that
+/// stalls can't keep out one that doesn't.
+#[derive(Debug, Clone)]
+pub struct Newcomers {
+    most: usize,
+    waiting: Arc<Mutex<Waiting>>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    next: u64,
+    by_age: BTreeMap<u64, oneshot::Sender<()>>,
+}
+
+/// A place among the newcomers, free again when dropped.
+#[derive(Debug)]
+pub struct Newcomer {
+    number: u64,
+    waiting: Arc<Mutex<Waiting>>,
+    displaced: oneshot::Receiver<()>,
+}
+
+impl Newcomers {
+    /// Room for so many.
+    pub fn new(most: usize) -> Self {
+        Self {
+            most,
+            waiting: Arc::default(),
+        }
+    }
+
+    /// A place for one more. The oldest loses its own if need be.
+    pub fn enter(&self) -> Newcomer {
+        let (keep, displaced) = oneshot::channel();
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = waiting.next;
+        waiting.next += 1;
+        waiting.by_age.insert(number, keep);
+        if waiting.by_age.len() > self.most {
+            waiting.by_age.pop_first();
+        }
+        Newcomer {
+            number,
+            waiting: Arc::clone(&self.waiting),
+            displaced,
+        }
+    }
+}
+
+impl Newcomer {
+    /// Completes when a newer connection needs the place.
+    pub async fn displaced(&mut self) {
+        let _ = (&mut self.displaced).await;
+    }
+}
+
+impl Drop for Newcomer {
+    fn drop(&mut self) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.by_age.remove(&self.number);
+    }
 }
 
 /// Connections over a cap that are told so at the same time; further ones are only closed.
@@ -189,9 +253,18 @@ impl ConnectionCount {
 
     /// A place for one more connection from `peer`, or `None` when a limit is met.
     pub fn enter(&self, peer: IpAddr) -> Option<ConnectionSlot> {
+        self.enter_within(peer, self.limits.per_peer)
+    }
+
+    /// A place for a peer that may have them all: one that has proven who it is, and speaks for many.
+    pub fn enter_trusted(&self, peer: IpAddr) -> Option<ConnectionSlot> {
+        self.enter_within(peer, self.limits.total)
+    }
+
+    fn enter_within(&self, peer: IpAddr, per_peer: usize) -> Option<ConnectionSlot> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let of_peer = counts.by_peer.get(&peer).copied().unwrap_or(0);
-        if counts.total >= self.limits.total || of_peer >= self.limits.per_peer {
+        if counts.total >= self.limits.total || of_peer >= per_peer {
             return None;
         }
         counts.total += 1;
@@ -234,6 +307,22 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn the_oldest_newcomer_makes_room_for_the_newest() {
+        let newcomers = Newcomers::new(2);
+        let (mut first, mut second) = (newcomers.enter(), newcomers.enter());
+        drop(newcomers.enter());
+        tokio::time::timeout(Duration::from_secs(5), first.displaced())
+            .await
+            .unwrap();
+        let _third = newcomers.enter();
+        assert!(
+            tokio::time::timeout(Duration::from_millis(1), second.displaced())
+                .await
+                .is_err()
+        );
+    }
+
     #[test]
     fn connections_are_capped_per_process_and_per_peer() {
         let count = ConnectionCount::new(ConnectionLimits { total: 3, per_peer: 2 });
@@ -246,5 +335,7 @@ mod tests {
         drop(first);
         assert!(count.enter(b).is_some());
         assert_eq!(count.open(), 2);
+        let trusted = count.enter_trusted(b);
+        assert!(trusted.is_some() && count.enter_trusted(b).is_none());
     }
 }

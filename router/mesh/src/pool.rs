@@ -36,6 +36,8 @@ struct Kept<K> {
     total: usize,
     /// Sweeps so far: the pool's clock, one tick per [`LINGER`]. Fine enough here, and free to read.
     sweeps: u64,
+    /// Renewals so far. A connection of an earlier one doesn't come back.
+    era: u64,
 }
 
 /// Idle connections by key.
@@ -52,6 +54,7 @@ pub struct Pool<K> {
 pub struct Lease<K: Hash + Eq> {
     pool: Arc<Pool<K>>,
     key: K,
+    era: u64,
     /// The connection.
     pub upstream: Upstream,
 }
@@ -64,6 +67,7 @@ impl<K: Hash + Eq> Pool<K> {
                 by_key: HashMap::default(),
                 total: 0,
                 sweeps: 0,
+                era: 0,
             }),
             idle_sweeps: u64::try_from(limits.idle_time.as_nanos().div_ceil(LINGER.as_nanos())).unwrap_or(u64::MAX),
             limits,
@@ -91,6 +95,7 @@ impl<K: Hash + Eq> Pool<K> {
         Some(Lease {
             pool: Arc::clone(self),
             key: key.clone(),
+            era: kept.era,
             upstream: found.upstream,
         })
     }
@@ -100,16 +105,17 @@ impl<K: Hash + Eq> Pool<K> {
         Lease {
             pool: Arc::clone(self),
             key,
+            era: self.lock().era,
             upstream,
         }
     }
 
-    fn put(&self, key: K, upstream: Upstream) {
+    fn put(&self, key: K, upstream: Upstream, era: u64) {
         if upstream.is_closed() || self.limits.per_key == 0 {
             return;
         }
         let mut kept = self.lock();
-        if kept.total >= self.limits.total {
+        if kept.total >= self.limits.total || era != kept.era {
             return;
         }
         let since = kept.sweeps;
@@ -123,6 +129,15 @@ impl<K: Hash + Eq> Pool<K> {
         if let Some(idle) = kept.by_key.remove(key) {
             kept.total -= idle.len();
         }
+    }
+
+    /// Closes every idle connection, and those in use when they would come back: what they were opened with is no longer
+    /// what connections are opened with.
+    pub fn renew(&self) {
+        let mut kept = self.lock();
+        kept.era += 1;
+        kept.by_key.clear();
+        kept.total = 0;
     }
 
     /// Closes the connections that lay idle for too long or that their peers closed. To be called every [`LINGER`].
@@ -146,6 +161,6 @@ impl<K: Hash + Eq> Pool<K> {
 impl<K: Hash + Eq> Lease<K> {
     /// Keeps the connection for the next request.
     pub fn give_back(self) {
-        self.pool.put(self.key, self.upstream);
+        self.pool.put(self.key, self.upstream, self.era);
     }
 }

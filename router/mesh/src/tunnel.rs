@@ -28,6 +28,23 @@ impl Default for TunnelLimits {
     }
 }
 
+impl TunnelLimits {
+    /// The same limits, with a lifetime of at most `remaining`.
+    #[must_use]
+    pub fn within(self, remaining: Duration) -> Self {
+        let lifetime = if self.lifetime.is_zero() {
+            remaining
+        } else {
+            self.lifetime.min(remaining)
+        };
+        Self {
+            // None at all would mean without limit.
+            lifetime: lifetime.max(Duration::from_millis(1)),
+            ..self
+        }
+    }
+}
+
 /// Why a tunnel ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TunnelEnd {

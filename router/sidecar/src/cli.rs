@@ -184,7 +184,7 @@ impl Task {
 
 fn lockdown(flags: LockdownFlags) -> anyhow::Result<()> {
     let (mesh, health) = (flags.mesh_port, flags.health_port);
-    lock_down(&OpenPorts { mesh, health })?;
+    lock_down(OpenPorts { mesh, health })?;
     tracing::info!(
         mesh = mesh.get(),
         health = health.get(),

@@ -3,6 +3,7 @@
 //! [`request`] is the way of a request, top to bottom; [`authorize`] decides; [`dial`] is the only door out. Beside it,
 //! [`lockdown`] closes the ways around the gate, and [`probe`] keeps the kubelet's one open.
 
+mod audit;
 pub mod authorize;
 pub mod cli;
 pub mod dial;
@@ -22,7 +23,7 @@ use sandgate_mesh::credentials::MeshCredentials;
 use sandgate_mesh::drain::{DrainState, Draining};
 use sandgate_mesh::framing::Limits;
 use sandgate_mesh::identity::{PeerId, WorkloadIdentity};
-use sandgate_mesh::listener::{self, ConnectionCount, ConnectionLimits};
+use sandgate_mesh::listener::{self, ConnectionCount, ConnectionLimits, Newcomer, Newcomers};
 use sandgate_mesh::memory::MemoryBudget;
 use sandgate_mesh::policy::PolicySnapshot;
 use sandgate_mesh::pool::LINGER;
@@ -39,7 +40,9 @@ use tokio::sync::watch;
 /// How much peers may make the gate hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Caps {
-    /// Open mesh connections, in all and from one address.
+    /// Connections in the handshake; one more ends the oldest.
+    pub handshakes: usize,
+    /// Open mesh connections behind the handshake, in all and from one address. Routers may have them all.
     pub connections: ConnectionLimits,
     /// Idle connections to the app, in all.
     pub idle_upstream: usize,
@@ -50,6 +53,7 @@ pub struct Caps {
 impl Default for Caps {
     fn default() -> Self {
         Self {
+            handshakes: 256,
             connections: ConnectionLimits {
                 total: 1024,
                 per_peer: 256,
@@ -91,6 +95,7 @@ pub struct Gate {
     pub(crate) audit: Option<LineLog>,
     pub(crate) metrics: Metrics,
     memory: MemoryBudget,
+    newcomers: Newcomers,
     connections: ConnectionCount,
     tls: Mutex<Option<ServerTls>>,
 }
@@ -117,6 +122,7 @@ impl Gate {
             audit: settings.audit.then(LineLog::stderr).transpose()?,
             metrics: Metrics::new()?,
             memory: MemoryBudget::default(),
+            newcomers: Newcomers::new(settings.caps.handshakes),
             connections: ConnectionCount::new(settings.caps.connections),
             tls: Mutex::new(None),
             settings,
@@ -190,15 +196,8 @@ impl Gate {
     pub async fn serve(self: Arc<Self>, listener: TcpListener, mut draining: Draining) {
         let sweeper = tokio::spawn(Arc::clone(&self).sweep());
         while let Some((stream, address)) = listener::accept(&listener, &mut draining).await {
-            let Some(slot) = self.connections.enter(address.ip()) else {
-                self.metrics.refused_connections.inc();
-                continue;
-            };
-            let (gate, draining) = (Arc::clone(&self), draining.clone());
-            tokio::spawn(async move {
-                Box::pin(gate.serve_connection(stream, address, draining)).await;
-                drop(slot);
-            });
+            let (gate, draining, newcomer) = (Arc::clone(&self), draining.clone(), self.newcomers.enter());
+            tokio::spawn(async move { Box::pin(gate.serve_connection(stream, address, newcomer, draining)).await });
         }
         sweeper.abort();
     }
@@ -210,11 +209,21 @@ impl Gate {
         }
     }
 
-    async fn serve_connection(self: Arc<Self>, stream: TcpStream, address: SocketAddr, mut draining: Draining) {
+    async fn serve_connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        address: SocketAddr,
+        mut newcomer: Newcomer,
+        mut draining: Draining,
+    ) {
         // Without an identity nothing can be said that a peer could believe.
         let Some(config) = self.server_tls() else { return };
         let accepted = tokio::select! {
             accepted = tls::accept_mesh(stream, config) => accepted,
+            () = newcomer.displaced() => {
+                self.metrics.refused_connections.inc();
+                return;
+            }
             () = draining.started() => return,
         };
         let (stream, peer) = match accepted {
@@ -226,8 +235,19 @@ impl Gate {
             }
         };
         self.metrics.handshakes.inc();
-        let is_router = matches!(&peer, PeerId::Workload(id) if self.settings.routers.contains(id));
-        let peer = Arc::new(request::Peer::new(peer, is_router));
+        drop(newcomer);
+        let is_router = matches!(&peer.id, PeerId::Workload(id) if self.settings.routers.contains(id));
+        // A router speaks for many callers, and comes from one address.
+        let slot = if is_router {
+            self.connections.enter_trusted(address.ip())
+        } else {
+            self.connections.enter(address.ip())
+        };
+        let Some(slot) = slot else {
+            self.metrics.refused_connections.inc();
+            return;
+        };
+        let peer = Arc::new(request::Peer::new(peer, is_router, address.ip(), slot));
         let (gate, framing) = (Arc::clone(&self), Arc::clone(&self.settings.framing));
         let tunnels = draining.clone();
         serve::http1(stream, &framing, draining, move |request, switch| {

@@ -42,13 +42,13 @@ pub enum LockdownError {
          container runtime must allow"
     )]
     NotAllowed,
-    /// No nf_tables.
+    /// No `nf_tables`.
     #[error(
         "the kernel of this pod has no nf_tables ({0}); a sandboxed runtime such as gVisor brings a kernel of its own \
          without them. Use a node or runtime class that has nf_tables for IPv4 and IPv6, or switch lockdown off"
     )]
     NoNfTables(Errno),
-    /// nf_tables lacks something, or refuses.
+    /// It lacks something, or refuses.
     #[error(
         "the kernel refused {what}: {errno}. Nothing was changed; check that the node's kernel has the modules nf_tables, \
          nft_ct and nf_conntrack"
@@ -71,11 +71,11 @@ pub enum LockdownError {
 ///
 /// # Errors
 /// See [`LockdownError`]; then the rules are not known to be in force, and the pod must not start.
-pub fn lock_down(ports: &OpenPorts) -> Result<(), LockdownError> {
+pub fn lock_down(ports: OpenPorts) -> Result<(), LockdownError> {
     let rules = rules(ports);
-    let (parts, messages): (Vec<_>, Vec<_>) = batch(&rules).into_iter().unzip();
-    let mut netfilter = Netfilter::open().map_err(|error| explain(error, &parts))?;
-    netfilter.transact(&messages).map_err(|error| explain(error, &parts))?;
+    let (about, messages): (Vec<_>, Vec<_>) = batch(&rules).into_iter().unzip();
+    let mut netfilter = Netfilter::open().map_err(|error| explain(error, &about))?;
+    netfilter.transact(&messages).map_err(|error| explain(error, &about))?;
     for (part, kind, wanted) in in_force(&rules) {
         let question = message(kind, 0, Vec::new());
         let mut found = netfilter.dump(&question).map_err(|error| explain(error, &[part]))?;
@@ -89,7 +89,7 @@ pub fn lock_down(ports: &OpenPorts) -> Result<(), LockdownError> {
     Ok(())
 }
 
-fn explain(error: NetlinkError, parts: &[&'static str]) -> LockdownError {
+fn explain(error: NetlinkError, about: &[&'static str]) -> LockdownError {
     match error {
         NetlinkError::Refused(_, Errno::PERM) | NetlinkError::Socket(Errno::PERM | Errno::ACCESS) => {
             LockdownError::NotAllowed
@@ -98,7 +98,7 @@ fn explain(error: NetlinkError, parts: &[&'static str]) -> LockdownError {
         // Without the subsystem even the beginning of a batch is refused so.
         NetlinkError::Refused(0, errno @ (Errno::OPNOTSUPP | Errno::AFNOSUPPORT)) => LockdownError::NoNfTables(errno),
         NetlinkError::Refused(place, errno) => LockdownError::Refused {
-            what: parts.get(place).copied().unwrap_or("the rules"),
+            what: about.get(place).copied().unwrap_or("the rules"),
             errno,
         },
         NetlinkError::Socket(_) | NetlinkError::Unreadable => LockdownError::NoAnswer,
@@ -228,7 +228,7 @@ impl Rule {
     }
 }
 
-fn rules(ports: &OpenPorts) -> Vec<Rule> {
+fn rules(ports: OpenPorts) -> Vec<Rule> {
     let rule = |about, tests: Vec<Vec<Attribute>>| Rule {
         about,
         tests: tests.concat(),
@@ -321,7 +321,7 @@ mod tests {
             mesh: port(14443),
             health: port(14480),
         };
-        batch(&rules(&ports)).into_iter().map(|(part, _)| part).collect()
+        batch(&rules(ports)).into_iter().map(|(part, _)| part).collect()
     }
 
     #[test]

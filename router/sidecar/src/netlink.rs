@@ -1,4 +1,4 @@
-//! Speaks to the kernel's nf_tables over a netlink socket: how its messages are written, sent as one batch, and read back.
+//! Speaks to the kernel's `nf_tables` over a netlink socket: how its messages are written, sent as one batch, and read back.
 //!
 //! Written here because no crate fits. `nftnl` and `mnl` bind C libraries, `nftables` runs the program `nft`, `rustables`
 //! is under the GPL, and the others written in Rust are young and hold a hundred times what is used here: three kinds of
@@ -77,7 +77,7 @@ impl Attribute {
         }
     }
 
-    /// A number, which nf_tables has in network order.
+    /// A number, which `nf_tables` has in network order.
     pub(crate) fn number(kind: u16, number: u32) -> Self {
         Self::bytes(kind, &number.to_be_bytes())
     }
@@ -103,7 +103,9 @@ impl Attribute {
                 0
             }
             Value::Nested(attributes) => {
-                attributes.iter().for_each(|attribute| attribute.write(&mut value));
+                for attribute in attributes {
+                    attribute.write(&mut value);
+                }
                 NLA_F_NESTED
             }
         };
@@ -167,7 +169,9 @@ impl Message {
         let kind = NFNL_SUBSYS_NFTABLES << 8 | self.kind;
         write_header(kind, NLM_F_REQUEST | flags | self.flags, sequence, out);
         out.extend_from_slice(&[self.family, 0, 0, 0]);
-        self.attributes.iter().for_each(|attribute| attribute.write(out));
+        for attribute in &self.attributes {
+            attribute.write(out);
+        }
         end(start, out);
     }
 }
@@ -236,7 +240,7 @@ fn errno(payload: &[u8]) -> Result<Option<Errno>, NetlinkError> {
     Ok((code != 0).then(|| Errno::from_raw_os_error(code.saturating_neg())))
 }
 
-/// A conversation with the nf_tables of the network namespace that this process is in.
+/// A conversation with the `nf_tables` of the network namespace that this process is in.
 #[derive(Debug)]
 pub(crate) struct Netfilter {
     socket: OwnedFd,
@@ -359,7 +363,9 @@ mod tests {
     fn more_than_was_asked_for_is_held_and_less_or_other_is_not() {
         let written = |attributes: &[Attribute]| {
             let mut bytes = Vec::new();
-            attributes.iter().for_each(|attribute| attribute.write(&mut bytes));
+            for attribute in attributes {
+                attribute.write(&mut bytes);
+            }
             bytes
         };
         let item = |number| Attribute::nested(1, vec![Attribute::number(5, number)]);

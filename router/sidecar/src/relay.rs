@@ -4,24 +4,35 @@
 use crate::Gate;
 use crate::authorize::Permit;
 use crate::dial::Key;
-use crate::request::{INTERNAL, Refused, Return};
-use http::header::HeaderValue;
+use crate::request::{INTERNAL, Peer, Refused, Return};
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use sandgate_mesh::body::{Answer, BodyError, Upload, UploadWatch};
 use sandgate_mesh::caller::Caller;
 use sandgate_mesh::drain::Draining;
 use sandgate_mesh::exchange::ExchangeError;
 use sandgate_mesh::framing::PassThrough;
-use sandgate_mesh::headers::{cross_hop, strip_ours};
+use sandgate_mesh::headers::{Upgrade, cross_hop, names_too_much, strip_ours};
 use sandgate_mesh::outcome::Outcome;
 use sandgate_mesh::pool::Lease;
 use sandgate_mesh::sandbox::SandboxName;
 use sandgate_mesh::tunnel;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
+
+/// What it takes to switch protocols for a request that asks for it.
+pub(crate) struct Switch {
+    pub(crate) upgrade: Upgrade,
+    pub(crate) pass_through: PassThrough,
+    /// Whose tunnel it is: it takes a place among that peer's connections, and lasts no longer than its certificate.
+    pub(crate) peer: Arc<Peer>,
+    pub(crate) remaining: Duration,
+    pub(crate) draining: Draining,
+}
 
 /// Relays `request`, which has been authorised and sanitised.
 pub(crate) async fn relay(
@@ -29,39 +40,60 @@ pub(crate) async fn relay(
     permit: &Permit,
     caller: &Arc<Caller>,
     mut request: Box<Request<Incoming>>,
-    upgrade: Option<HeaderValue>,
-    switch: PassThrough,
-    draining: Draining,
+    switch: Option<Switch>,
 ) -> Result<Response<Answer<Return>>, Refused> {
-    let client = upgrade.is_some().then(|| hyper::upgrade::on(&mut *request));
+    let client = switch.is_some().then(|| hyper::upgrade::on(&mut *request));
     let (head, body) = request.into_parts();
     // Without a limit of its own: the router's is the one configured.
     let body = Upload::new(body, None, Instant::now());
     let watch = body.watch();
     let (lease, mut response) = exchange(gate, permit, caller, Box::new(Request::from_parts(head, body))).await?;
 
+    if names_too_much(response.headers()) {
+        tracing::warn!("the app's Connection or Trailer header is too long; its answer was dropped");
+        return Err(could_not_connect(&gate.settings.sandbox.name, Outcome::BadAnswer));
+    }
     strip_ours(response.headers_mut());
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let Some(client) = client else {
+        let answered = |switch: &Switch| switch.upgrade.is_answered_by(response.headers());
+        let (Some(switch), Some(client)) = (switch.filter(answered), client) else {
             return Err(unasked_upgrade(gate));
         };
-        if !switch.open() {
-            let text = "Bytes followed the upgrade request too early.";
-            return Err(Refused::new(StatusCode::BAD_REQUEST, Outcome::Malformed, text));
-        }
-        let app = hyper::upgrade::on(&mut response);
-        let limits = gate.settings.caps.tunnels;
-        tokio::spawn(async move {
-            // Kept until the tunnel ends: the connection's driver needs its sender.
-            let _lease = lease;
-            if let Ok((client, app)) = tokio::try_join!(client, app) {
-                tunnel::join(TokioIo::new(client), TokioIo::new(app), limits, draining).await;
-            }
-        });
-        cross_hop(response.headers_mut(), upgrade);
-        return Ok(response.map(|_| Answer::empty()));
+        return tunnel_through(gate, switch, client, response, lease);
     }
     Ok(finish(gate, lease, response, watch))
+}
+
+/// Joins client and app once both have switched.
+fn tunnel_through(
+    gate: &Gate,
+    switch: Switch,
+    client: OnUpgrade,
+    mut response: Response<Incoming>,
+    lease: Lease<Key>,
+) -> Result<Response<Answer<Return>>, Refused> {
+    let Switch {
+        upgrade,
+        pass_through,
+        peer,
+        remaining,
+        draining,
+    } = switch;
+    if !pass_through.open() {
+        let text = "Bytes followed the upgrade request too early.";
+        return Err(Refused::new(StatusCode::BAD_REQUEST, Outcome::Malformed, text));
+    }
+    let app = hyper::upgrade::on(&mut response);
+    let limits = gate.settings.caps.tunnels.within(remaining);
+    tokio::spawn(async move {
+        // Kept until the tunnel ends: the connection's driver needs its sender, and the peer's place is taken.
+        let _kept = (lease, peer);
+        if let Ok((client, app)) = tokio::try_join!(client, app) {
+            tunnel::join(TokioIo::new(client), TokioIo::new(app), limits, draining).await;
+        }
+    });
+    cross_hop(response.headers_mut(), Some(&upgrade));
+    Ok(response.map(|_| Answer::empty()))
 }
 
 fn finish(
@@ -134,7 +166,7 @@ fn timed_out(name: &SandboxName) -> Refused {
 }
 
 fn unasked_upgrade(gate: &Gate) -> Refused {
-    tracing::warn!("the app switched protocols although nobody asked; its answer was dropped");
+    tracing::warn!("the app switched protocols as nobody asked; its answer was dropped");
     could_not_connect(&gate.settings.sandbox.name, Outcome::BadAnswer)
 }
 

@@ -1,36 +1,48 @@
 //! THE PATH of a request through the gate: identify the peer, parse, authorise, sanitise, dial, relay.
 
 use crate::Gate;
-use crate::authorize::{Denied, Permit, RequestFacts, authorize};
+use crate::audit;
+use crate::authorize::{Denied, RequestFacts, authorize};
 use crate::dial::Key;
-use crate::relay;
+use crate::relay::{self, Switch};
 use bytes::Bytes;
 use http::header::{HOST, HeaderValue, RETRY_AFTER};
 use http::uri::PathAndQuery;
-use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use sandgate_mesh::body::{Answer, BodyEnd, detail, discard};
 use sandgate_mesh::caller::Caller;
-use sandgate_mesh::contract::{X_REQUEST_ID, X_SANDBOX_PORT, X_SANDGATE_CALLER, X_SANDGATE_OUTCOME};
+use sandgate_mesh::contract::{
+    TRACEPARENT, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_SANDBOX_PORT, X_SANDGATE_CALLER,
+    X_SANDGATE_OUTCOME,
+};
 use sandgate_mesh::drain::Draining;
 use sandgate_mesh::framing::{PassThrough, refusal};
-use sandgate_mesh::headers::{only, requested_upgrade, sanitise_request};
+use sandgate_mesh::headers::{
+    Upgrade, ensure_request_id, names_too_much, only, requested_upgrade, sanitise_request, strip_forwarded,
+};
 use sandgate_mesh::identity::PeerId;
+use sandgate_mesh::listener::ConnectionSlot;
 use sandgate_mesh::outcome::Outcome;
-use sandgate_mesh::policy::Basis;
 use sandgate_mesh::pool::Lease;
 use sandgate_mesh::sandbox::AppPort;
-use sandgate_mesh::telemetry::timestamp;
-use serde::Serialize;
+use sandgate_mesh::tls::MeshPeer;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 /// Whom a mesh connection comes from.
 #[derive(Debug)]
 pub struct Peer {
-    id: PeerId,
+    pub(crate) id: PeerId,
+    ip: IpAddr,
+    /// Until when its leaf proves that it is who it is.
+    until: SystemTime,
+    /// Its place among the connections: held for as long as anything of it lasts, tunnels too.
+    _slot: ConnectionSlot,
     /// The peer as a caller, unless it is a router, which speaks for others.
-    direct: Option<Arc<Caller>>,
+    pub(crate) direct: Option<Arc<Caller>>,
     last: Mutex<Option<(HeaderValue, Arc<Caller>)>>,
 }
 
@@ -78,20 +90,28 @@ impl Refused {
 }
 
 /// A request that names a caller, a port and a path.
-struct Parsed {
-    caller: Arc<Caller>,
-    port: AppPort,
-    target: PathAndQuery,
+pub(crate) struct Parsed {
+    pub(crate) caller: Arc<Caller>,
+    pub(crate) port: AppPort,
+    pub(crate) target: PathAndQuery,
 }
 
 impl Peer {
-    pub(crate) fn new(id: PeerId, is_router: bool) -> Self {
-        let direct = (!is_router).then(|| Arc::new(Caller::Spiffe(id.to_spiffe_id())));
+    pub(crate) fn new(peer: MeshPeer, is_router: bool, ip: IpAddr, slot: ConnectionSlot) -> Self {
+        let direct = (!is_router).then(|| Arc::new(Caller::Spiffe(peer.id.to_spiffe_id())));
         Self {
-            id,
+            id: peer.id,
+            ip,
+            until: peer.until,
+            _slot: slot,
             direct,
             last: Mutex::new(None),
         }
+    }
+
+    /// How long what it proved still holds; `None` if it no longer does.
+    pub(crate) fn remaining(&self) -> Option<Duration> {
+        self.until.duration_since(SystemTime::now()).ok()
     }
 
     /// Who calls: whom a router asserts, or the peer itself. An assertion by anybody but a router is an attack.
@@ -123,7 +143,7 @@ impl Peer {
 /// Handles one request of `peer`.
 pub async fn handle(
     gate: &Gate,
-    peer: &Peer,
+    peer: &Arc<Peer>,
     request: Box<Request<Incoming>>,
     switch: PassThrough,
     draining: Draining,
@@ -139,23 +159,38 @@ pub async fn handle(
 
 async fn pass(
     gate: &Gate,
-    peer: &Peer,
+    peer: &Arc<Peer>,
     mut request: Box<Request<Incoming>>,
     switch: PassThrough,
     draining: Draining,
 ) -> Result<Response<Answer<Return>>, Refused> {
     if let Some(violation) = refusal(&request) {
+        audit::unread::<()>(gate, peer, None, violation.detail());
         return Err(Refused::new(violation.status(), Outcome::Malformed, violation.detail()));
     }
+    // Connections outlive certificates, and a stolen key must not outlive its own.
+    let Some(remaining) = peer.remaining() else {
+        let text = "The certificate of this connection has expired; open another.";
+        audit::unread(gate, peer, Some(&request), text);
+        return Err(reject(
+            request,
+            Refused::new(StatusCode::SERVICE_UNAVAILABLE, Outcome::NotReady, text),
+        )
+        .await);
+    };
     // Shed before the kernel ends everybody's requests.
     if gate.memory.is_exhausted() {
         let text = "The sandbox gate is short of memory; try again.";
+        audit::unread(gate, peer, Some(&request), text);
         return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, Outcome::Overloaded, text));
     }
 
     let parsed = match parse(peer, &request) {
         Ok(parsed) => parsed,
-        Err(refused) => return Err(reject(request, refused).await),
+        Err(refused) => {
+            audit::unread(gate, peer, Some(&request), &refused.detail);
+            return Err(reject(request, refused).await);
+        }
     };
 
     // On every request: connections outlive policies.
@@ -167,7 +202,7 @@ async fn pass(
     };
     let snapshot = gate.policy.borrow().clone();
     let decision = authorize(&parsed.caller, &facts, snapshot.as_deref(), &gate.settings.own_ports);
-    audit(gate, peer, &parsed, &request, decision.as_ref());
+    audit::decided(gate, peer, &parsed, &request, decision.as_ref());
     let permit = match decision {
         Ok(permit) => permit,
         Err(denied) => {
@@ -183,8 +218,18 @@ async fn pass(
     gate.metrics.allowed.inc();
 
     let upgrade = requested_upgrade(&request);
-    sanitise(&mut request, parsed.target, parsed.port, upgrade.clone())?;
-    relay::relay(gate, &permit, &parsed.caller, request, upgrade, switch, draining).await
+    if peer.direct.is_some() {
+        attribute(peer, request.headers_mut());
+    }
+    sanitise(&mut request, parsed.target, parsed.port, upgrade.as_ref())?;
+    let upgrade = upgrade.map(|upgrade| Switch {
+        upgrade,
+        pass_through: switch,
+        peer: Arc::clone(peer),
+        remaining,
+        draining,
+    });
+    relay::relay(gate, &permit, &parsed.caller, request, upgrade).await
 }
 
 /// Takes a bounded rest of the body first, or closing the connection could overtake the answer.
@@ -197,6 +242,9 @@ async fn reject(request: Box<Request<Incoming>>, refused: Refused) -> Refused {
 
 fn parse<B>(peer: &Peer, request: &Request<B>) -> Result<Parsed, Refused> {
     let bad = |text: &str| Refused::new(StatusCode::BAD_REQUEST, Outcome::Malformed, text);
+    if names_too_much(request.headers()) {
+        return Err(bad("Connection or Trailer header is too long."));
+    }
     let caller = peer.caller(request)?;
     let port = match only(request.headers(), &X_SANDBOX_PORT) {
         Err(_) => return Err(bad("Duplicate X-Sandbox-Port header.")),
@@ -223,12 +271,29 @@ fn parse<B>(peer: &Peer, request: &Request<B>) -> Result<Parsed, Refused> {
     Ok(Parsed { caller, port, target })
 }
 
+/// Says where a request came from that no router brought: what the peer says of that itself counts for nothing.
+fn attribute(peer: &Peer, headers: &mut HeaderMap) {
+    let host = headers.get(HOST).cloned();
+    strip_forwarded(headers);
+    ensure_request_id(headers);
+    if let Ok(ip) = HeaderValue::try_from(peer.ip.to_string()) {
+        headers.insert(X_FORWARDED_FOR, ip);
+    }
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("https"));
+    if let Some(host) = host {
+        headers.insert(X_FORWARDED_HOST, host);
+    }
+    if headers.get_all(TRACEPARENT).iter().nth(1).is_some() {
+        headers.remove(TRACEPARENT);
+    }
+}
+
 /// Leaves in the head what the app may see.
 fn sanitise<B>(
     request: &mut Request<B>,
     target: PathAndQuery,
     port: AppPort,
-    upgrade: Option<HeaderValue>,
+    upgrade: Option<&Upgrade>,
 ) -> Result<(), Refused> {
     let headers = request.headers_mut();
     sanitise_request(headers, upgrade);
@@ -243,46 +308,3 @@ fn sanitise<B>(
 
 /// What a caller is told of a fault of ours.
 pub(crate) const INTERNAL: &str = "An internal error occurred in the proxy.";
-
-#[derive(Serialize)]
-struct AuditLine<'a> {
-    time: String,
-    log: &'static str,
-    decision: &'static str,
-    layer: &'static str,
-    policy: Option<&'a str>,
-    rule: Option<usize>,
-    reason: Option<String>,
-    caller: String,
-    router: Option<String>,
-    pod_uid: &'a str,
-    port: u16,
-    method: &'a str,
-    path: &'a str,
-    request_id: Option<&'a str>,
-}
-
-fn audit<B>(gate: &Gate, peer: &Peer, parsed: &Parsed, request: &Request<B>, decision: Result<&Permit, &Denied>) {
-    let Some(log) = &gate.audit else { return };
-    let (policy, rule) = match decision.map(Permit::basis) {
-        Ok(Basis::Rule { policy, rule }) => (Some(policy.as_ref()), Some(*rule)),
-        Ok(Basis::Default) => (Some("default"), None),
-        Err(_) => (None, None),
-    };
-    log.write(&AuditLine {
-        time: timestamp(),
-        log: "audit",
-        decision: if decision.is_ok() { "allow" } else { "deny" },
-        layer: "sandbox policy",
-        policy,
-        rule,
-        reason: decision.err().map(ToString::to_string),
-        caller: parsed.caller.to_string(),
-        router: peer.direct.is_none().then(|| peer.id.to_string()),
-        pod_uid: gate.settings.pod_uid.as_str(),
-        port: parsed.port.get(),
-        method: request.method().as_str(),
-        path: parsed.target.path(),
-        request_id: request.headers().get(X_REQUEST_ID).and_then(|id| id.to_str().ok()),
-    });
-}

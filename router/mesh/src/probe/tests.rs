@@ -2,7 +2,7 @@ use super::*;
 use serde_json::{Value, json};
 
 /// What one declaration means, or the field that is wrong and how.
-fn checked(declaration: Value) -> Result<AppProbe, String> {
+fn checked(declaration: &Value) -> Result<AppProbe, String> {
     let document = json!({"version": 1, "probes": [declaration]}).to_string();
     match document.parse::<AppProbes>() {
         Ok(AppProbes(mut probes)) => Ok(probes.remove(0)),
@@ -11,11 +11,11 @@ fn checked(declaration: Value) -> Result<AppProbe, String> {
     }
 }
 
-fn http(get: Value) -> Result<AppProbe, String> {
-    checked(json!({"container": "app", "kind": "readinessProbe", "timeoutSeconds": 1, "httpGet": get}))
+fn http(get: &Value) -> Result<AppProbe, String> {
+    checked(&json!({"container": "app", "kind": "readinessProbe", "timeoutSeconds": 1, "httpGet": get}))
 }
 
-fn target(get: Value) -> String {
+fn target(get: &Value) -> String {
     match http(get).unwrap().action {
         Action::HttpGet { target, .. } => target.to_string(),
         other => panic!("{other:?}"),
@@ -99,24 +99,24 @@ fn nothing_unknown_doubled_or_null_is_skipped() {
 
 #[test]
 fn a_path_is_sent_as_the_kubelet_would_send_it_or_refused() {
-    assert_eq!(target(json!({"port": 1})), "/");
-    assert_eq!(target(json!({"port": 1, "path": ""})), "/");
-    assert_eq!(target(json!({"port": 1, "path": "healthz"})), "/healthz");
+    assert_eq!(target(&json!({"port": 1})), "/");
+    assert_eq!(target(&json!({"port": 1, "path": ""})), "/");
+    assert_eq!(target(&json!({"port": 1, "path": "healthz"})), "/healthz");
     assert_eq!(
-        target(json!({"port": 1, "path": "/a%20b/../?x=1&y=//"})),
+        target(&json!({"port": 1, "path": "/a%20b/../?x=1&y=//"})),
         "/a%20b/../?x=1&y=//"
     );
     let long = format!("/{}", "a".repeat(MAX_PATH));
     for bad in ["/a b", "/a#b", "/a\r\nHost: b", "/\u{7f}", "/ä", "/a\t", &long] {
-        let error = http(json!({"port": 1, "path": bad})).unwrap_err();
+        let error = http(&json!({"port": 1, "path": bad})).unwrap_err();
         assert!(error.starts_with("httpGet.path: must be a path"), "{bad:?}: {error}");
     }
     // Never another authority: what looks like one is a path.
     assert_eq!(
-        target(json!({"port": 1, "path": "http://10.0.0.1/"})),
+        target(&json!({"port": 1, "path": "http://10.0.0.1/"})),
         "/http://10.0.0.1/"
     );
-    assert_eq!(target(json!({"port": 1, "path": "//10.0.0.1/"})), "//10.0.0.1/");
+    assert_eq!(target(&json!({"port": 1, "path": "//10.0.0.1/"})), "//10.0.0.1/");
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn the_gates_own_ports_are_never_probed() {
         for handler in ["httpGet", "tcpSocket"] {
             let mut declaration = json!({"container": "app", "kind": "livenessProbe", "timeoutSeconds": 1});
             declaration[handler] = json!({"port": port});
-            let error = checked(declaration).unwrap_err();
+            let error = checked(&declaration).unwrap_err();
             assert!(error.starts_with(&format!("{handler}.port: ")), "{error}");
             assert!(error.contains(wanted), "{error}");
         }
@@ -134,7 +134,7 @@ fn the_gates_own_ports_are_never_probed() {
 
 #[test]
 fn declared_headers_are_kept_but_for_those_that_frame_carry_or_are_ours() {
-    let with = |headers: Value| http(json!({"port": 1, "httpHeaders": headers}));
+    let with = |headers: Value| http(&json!({"port": 1, "httpHeaders": headers}));
     let good =
         json!([{"name": "Host", "value": "app.example"}, {"name": "X-A", "value": "1"}, {"name": "x-a", "value": "2"}]);
     let Action::HttpGet { headers, .. } = with(good).unwrap().action else {
@@ -176,7 +176,7 @@ fn a_declaration_does_one_thing_in_a_bounded_time() {
         let mut declaration =
             json!({"container": "app", "kind": "livenessProbe", "timeoutSeconds": 1, "tcpSocket": {"port": 80}});
         change(&mut declaration);
-        checked(declaration).map(|_| ())
+        checked(&declaration).map(|_| ())
     };
     assert_eq!(declaration(&|_| ()), Ok(()));
     for (change, wanted) in [

@@ -24,7 +24,7 @@ mod tests;
 pub use verify::{FrontPeer, FrontPeerError, PeerRejected};
 
 use crate::contract::{ALPN_HTTP1, ALPN_HTTP2, ALPN_MESH_HTTP1, HANDSHAKE_TIMEOUT};
-use crate::credentials::{FrontCredentials, MeshCredentials, Role};
+use crate::credentials::{FrontCredentials, MeshCredentials, Role, Validity};
 use crate::identity::{ExpectedSandbox, ExtendedKeyUsage, PeerId};
 use rustls::client::Resumption;
 use rustls::compress::CompressionCache;
@@ -40,6 +40,7 @@ use rustls::{
 use rustls_pki_types::ServerName;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, LazyLock};
+use std::time::SystemTime;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use verify::{FrontCallerVerifier, MeshCallerVerifier, SandboxVerifier, reason};
@@ -300,6 +301,15 @@ pub fn peer_alert(error: &std::io::Error) -> Option<AlertDescription> {
     }
 }
 
+/// Who a peer of the mesh has proven to be, and how long that holds. A connection can outlive it.
+#[derive(Debug, Clone)]
+pub struct MeshPeer {
+    /// Who it is.
+    pub id: PeerId,
+    /// The end of its leaf's validity.
+    pub until: SystemTime,
+}
+
 /// The gate's half of a mesh handshake. The peer is who it says when this returns, and nobody else's bytes follow.
 ///
 /// # Errors
@@ -307,7 +317,7 @@ pub fn peer_alert(error: &std::io::Error) -> Option<AlertDescription> {
 pub async fn accept_mesh<S>(
     stream: S,
     config: Arc<ServerConfig>,
-) -> Result<(server::TlsStream<S>, PeerId), HandshakeError>
+) -> Result<(server::TlsStream<S>, MeshPeer), HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -321,7 +331,8 @@ where
     // The verifier has read the same leaf in the same way: this only gets at what it found.
     let peer = PeerId::from_leaf(leaf, ExtendedKeyUsage::ClientAuth)
         .map_err(|error| HandshakeError::PeerIdentity(error.into()))?;
-    Ok((stream, peer))
+    let until = Validity::of(leaf).map_or(SystemTime::UNIX_EPOCH, |validity| validity.not_after);
+    Ok((stream, MeshPeer { id: peer, until }))
 }
 
 /// The router's half of a mesh handshake. The peer is the sandbox that `config` was made for when this returns; whether

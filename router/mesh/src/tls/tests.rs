@@ -101,7 +101,7 @@ async fn meet(gate: &Arc<ServerConfig>, router: &Arc<ClientConfig>) -> Halves {
         let (mut stream, peer) = accept_mesh(far, Arc::clone(gate)).await?;
         stream.write_u8(7).await.unwrap();
         stream.shutdown().await.unwrap();
-        Ok(peer)
+        Ok(peer.id)
     };
     let connected = async { Ok(connect_mesh(near, Arc::clone(router)).await?.read_u8().await) };
     tokio::join!(accepted, connected)

@@ -1,0 +1,85 @@
+//! One line for each decision about a request, whoever made it.
+
+use crate::Gate;
+use crate::authorize::{Denied, Permit};
+use crate::request::{Parsed, Peer};
+use http::Request;
+use sandgate_mesh::contract::X_REQUEST_ID;
+use sandgate_mesh::policy::Basis;
+use sandgate_mesh::telemetry::timestamp;
+use serde::Serialize;
+
+#[derive(Serialize)]
+struct AuditLine<'a> {
+    time: String,
+    log: &'static str,
+    decision: &'static str,
+    layer: &'static str,
+    policy: Option<&'a str>,
+    rule: Option<usize>,
+    reason: Option<String>,
+    caller: Option<String>,
+    router: Option<String>,
+    peer: Option<String>,
+    pod_uid: &'a str,
+    port: Option<u16>,
+    method: Option<&'a str>,
+    path: Option<&'a str>,
+    request_id: Option<&'a str>,
+}
+
+/// A decision about a request.
+pub(crate) fn decided<B>(
+    gate: &Gate,
+    peer: &Peer,
+    parsed: &Parsed,
+    request: &Request<B>,
+    decision: Result<&Permit, &Denied>,
+) {
+    let Some(log) = &gate.audit else { return };
+    let (policy, rule) = match decision.map(Permit::basis) {
+        Ok(Basis::Rule { policy, rule }) => (Some(policy.as_ref()), Some(*rule)),
+        Ok(Basis::Default) => (Some("default"), None),
+        Err(_) => (None, None),
+    };
+    log.write(&AuditLine {
+        time: timestamp(),
+        log: "audit",
+        decision: if decision.is_ok() { "allow" } else { "deny" },
+        layer: "sandbox policy",
+        policy,
+        rule,
+        reason: decision.err().map(ToString::to_string),
+        caller: Some(parsed.caller.to_string()),
+        router: peer.direct.is_none().then(|| peer.id.to_string()),
+        peer: None,
+        pod_uid: gate.settings.pod_uid.as_str(),
+        port: Some(parsed.port.get()),
+        method: Some(request.method().as_str()),
+        path: Some(parsed.target.path()),
+        request_id: request.headers().get(X_REQUEST_ID).and_then(|id| id.to_str().ok()),
+    });
+}
+
+/// A request that was refused before anybody could be said to have made it: an attack, a fault of the peer's, or a gate
+/// that is short of something. `request` is absent where not even its head could be read.
+pub(crate) fn unread<B>(gate: &Gate, peer: &Peer, request: Option<&Request<B>>, reason: &str) {
+    let Some(log) = &gate.audit else { return };
+    log.write(&AuditLine {
+        time: timestamp(),
+        log: "audit",
+        decision: "deny",
+        layer: "gate",
+        policy: None,
+        rule: None,
+        reason: Some(reason.to_owned()),
+        caller: None,
+        router: None,
+        peer: Some(peer.id.to_string()),
+        pod_uid: gate.settings.pod_uid.as_str(),
+        port: None,
+        method: request.map(|request| request.method().as_str()),
+        path: request.map(|request| request.uri().path()),
+        request_id: request.and_then(|request| request.headers().get(X_REQUEST_ID)?.to_str().ok()),
+    });
+}
