@@ -203,7 +203,7 @@ async fn a_gate_or_a_router_that_is_not_ready_is_503_and_says_when_to_come_again
     mesh.app.assert_untouched("no identity");
 
     let mesh = polite().await;
-    tokio::spawn(mesh.gate_memory.clone().watch(0));
+    tokio::spawn(mesh.gate_memory.clone().watch(0, || 1));
     while !mesh.gate_memory.is_exhausted() {
         tokio::task::yield_now().await;
     }

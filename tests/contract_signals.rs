@@ -95,6 +95,37 @@ async fn an_access_line_holds_exactly_the_fields_of_the_contract() {
     app.only_request();
 }
 
+#[tokio::test]
+async fn what_a_client_makes_long_is_cut_in_its_access_line_and_in_the_gates() {
+    let app = RecordingApp::polite().await;
+    let mut mesh = ProcessMesh::start(PROGRAMS, app.port(), &[]).await;
+    let long = "a".repeat(4000);
+    let fields = format!("Connection: close\r\nUser-Agent: {long}\r\ntraceparent: 00-{long}-{long}-01\r\n");
+    let request = mesh.head(&format!("{} /{long}", "M".repeat(40)), &fields);
+    let lines = logged(&mut mesh, &[(request, 200)]).await;
+    mesh.sidecar.logs("\"log\":\"audit\"", 1).await;
+    let audit = json_lines(&mesh.sidecar.stderr());
+    let audit = audit.iter().find(|line| line["log"] == "audit").unwrap();
+    let length = |line: &Value, name: &str| {
+        let text = line[name].as_str().unwrap();
+        text.strip_suffix('…')
+            .unwrap_or_else(|| panic!("{name} of {line}"))
+            .len()
+    };
+    for (name, longest) in [("method", 32), ("path", 2048)] {
+        assert_eq!(
+            (length(&lines[0], name), length(audit, name)),
+            (longest, longest),
+            "{name}"
+        );
+    }
+    for (name, longest) in [("user_agent", 256), ("trace_id", 256 - "00-".len())] {
+        assert_eq!(length(&lines[0], name), longest, "{name}");
+    }
+    let seen = app.only_request();
+    assert!(seen.head.contains(&long), "the app got less: {}", seen.head);
+}
+
 /// What a client may say that nobody who reads logs or metrics must learn.
 const SECRETS: [&str; 5] = [TOKEN, "guessed-token", "query-secret", "crumb-secret", "proxy-secret"];
 

@@ -95,7 +95,11 @@ impl Root {
         if !parsed.is_ca() || usage.is_some_and(|usage| !usage.value.key_cert_sign()) {
             return Err(AuthorityError::NotAnAuthority);
         }
-        let names: Vec<_> = parsed.subject().iter_common_name().map(|name| name.as_str().ok()).collect();
+        let names: Vec<_> = parsed
+            .subject()
+            .iter_common_name()
+            .map(|name| name.as_str().ok())
+            .collect();
         if names != [Some(ROOT_NAME)] {
             return Err(AuthorityError::NotOurs);
         }

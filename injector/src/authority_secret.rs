@@ -1,4 +1,4 @@
-//! The Secret that holds the root. Whichever replica makes it first has made it for all.
+//! The Secret that holds the root. Whichever replica makes or fills it first has done so for all.
 
 use crate::authority::{Authority, AuthorityError, NewRoot, Root};
 use crate::kubernetes::{RequestError, bounded};
@@ -70,21 +70,39 @@ impl AuthoritySecret {
         }
     }
 
-    /// Reads the Secret. Where there is none it is made: again as it was, if it was read before, since everything that
-    /// trusts the root would have to learn a new one; with a new root otherwise.
+    /// Reads the Secret. Where there is none it is made, and where it is empty, as the chart makes it, it is filled: again
+    /// as it was, if it was read before, since everything that trusts the root would have to learn a new one; with a new
+    /// root otherwise.
     ///
     /// # Errors
     /// The API server can't be asked, or the Secret holds no usable root.
     pub(crate) async fn read_or_create(&self, before: Option<&Stored>) -> Result<Stored, SecretError> {
-        if let Some(secret) = self.requested(bounded(self.api.get_opt(&self.name)).await)? {
-            return self.stored(secret);
-        }
+        let found = self.requested(bounded(self.api.get_opt(&self.name)).await)?;
+        let empty = match found {
+            Some(secret) if secret.data.as_ref().is_none_or(BTreeMap::is_empty) => Some(secret),
+            Some(secret) => return self.stored(secret),
+            None => None,
+        };
         let content = match before {
             Some(before) => before.content.clone(),
             None => new_content()?,
         };
-        let secret = self.requested(self.create_or_read(content).await)?;
-        self.stored(secret)
+        let secret = match empty {
+            Some(secret) => self.fill_or_read(secret, content).await,
+            None => self.create_or_read(content).await,
+        };
+        self.stored(self.requested(secret)?)
+    }
+
+    /// With the version that was found, so that only one replica fills it.
+    async fn fill_or_read(&self, mut secret: Secret, content: Content) -> Result<Secret, RequestError> {
+        secret.data = Some(content);
+        match bounded(self.api.replace(&self.name, &params(), &secret)).await {
+            Ok(filled) => Ok(self.told(filled)),
+            // Another replica was first, and its root is the one.
+            Err(error) if error.is_conflict() => bounded(self.api.get(&self.name)).await,
+            Err(error) => Err(error),
+        }
     }
 
     async fn create_or_read(&self, content: Content) -> Result<Secret, RequestError> {
@@ -98,20 +116,18 @@ impl AuthoritySecret {
             data: Some(content),
             ..Secret::default()
         };
-        let params = PostParams {
-            field_manager: Some(FIELD_MANAGER.into()),
-            ..PostParams::default()
-        };
-        match bounded(self.api.create(&params, &secret)).await {
-            Ok(created) => {
-                let (namespace, name) = (&self.namespace, created.name_any());
-                tracing::info!(namespace, name, "stored the root certificate in a new Secret");
-                Ok(created)
-            }
+        match bounded(self.api.create(&params(), &secret)).await {
+            Ok(created) => Ok(self.told(created)),
             // Another replica was first, and its root is the one.
             Err(error) if error.is_already_exists() => bounded(self.api.get(&self.name)).await,
             Err(error) => Err(error),
         }
+    }
+
+    fn told(&self, secret: Secret) -> Secret {
+        let (namespace, name) = (&self.namespace, secret.name_any());
+        tracing::info!(namespace, name, "stored the root certificate in the Secret");
+        secret
     }
 
     fn requested<T>(&self, answer: Result<T, RequestError>) -> Result<T, SecretError> {
@@ -132,6 +148,13 @@ impl AuthoritySecret {
     }
 }
 
+fn params() -> PostParams {
+    PostParams {
+        field_manager: Some(FIELD_MANAGER.into()),
+        ..PostParams::default()
+    }
+}
+
 fn new_content() -> Result<Content, rcgen::Error> {
     let root = NewRoot::generate()?;
     let part = |key: &str, pem: String| (key.to_owned(), ByteString(pem.into_bytes()));
@@ -139,6 +162,14 @@ fn new_content() -> Result<Content, rcgen::Error> {
         part(CERTIFICATE, root.certificate_pem),
         part(KEY, root.key_pem),
     ]))
+}
+
+impl Stored {
+    /// What a Secret holds after it was made.
+    #[cfg(test)]
+    pub(crate) fn new() -> Self {
+        read(new_content().unwrap()).map_err(|(_, cause)| cause).unwrap()
+    }
 }
 
 fn read(content: Content) -> Result<Stored, (&'static str, AuthorityError)> {

@@ -9,29 +9,28 @@ use crate::metrics::Metrics;
 use crate::names::FIELD_MANAGER;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::StreamExt;
 use json_patch::jsonptr::PointerBuf;
 use json_patch::{AddOperation, Patch as JsonPatch, PatchOperation, ReplaceOperation};
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
 };
-use kube::api::{Api, PartialObjectMeta, Patch, PatchParams};
+use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use sandgate_mesh::drain::Draining;
 use serde::de::DeserializeOwned;
-use std::fmt::{Debug, Write};
+use std::fmt::{Debug, Display, Write};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// How often both configurations are looked at although no event came.
+/// How often a configuration is looked at although no event came.
 const RESYNC: Duration = Duration::from_secs(60);
-/// A pause after each change, so that a quarrel with another controller stays a slow one.
-const PAUSE: Duration = Duration::from_millis(250);
+/// A pause after each change, so that a quarrel with another controller doesn't keep an API server busy.
+const PAUSE: Duration = Duration::from_millis(100);
 /// The base64 letters of a PEM line (RFC 7468).
 const PEM_LINE: usize = 64;
 
@@ -40,15 +39,21 @@ const PEM_LINE: usize = 64;
 pub(crate) struct Confirmed(Option<(Vec<Root>, Instant)>);
 
 impl Confirmed {
-    /// Whether every configuration that exists has held this root for so long.
+    /// These roots, from now on.
+    pub(crate) fn now(roots: Vec<Root>) -> Self {
+        Self(Some((roots, Instant::now())))
+    }
+
+    /// Whether the configuration has held this root for so long, or isn't there.
     pub(crate) fn holds(&self, root: &Root, since: Duration) -> bool {
         let held = |(roots, at): &(Vec<Root>, Instant)| roots.contains(root) && at.elapsed() >= since;
         self.0.as_ref().is_some_and(held)
     }
 }
 
-/// Keeps both configurations of one name.
-pub(crate) struct CaBundles {
+/// Keeps the bundles of one configuration.
+#[derive(Clone)]
+pub(crate) struct CaBundle {
     pub(crate) client: Client,
     pub(crate) name: String,
     pub(crate) roots: watch::Receiver<Vec<Root>>,
@@ -56,108 +61,115 @@ pub(crate) struct CaBundles {
     pub(crate) metrics: Arc<Metrics>,
 }
 
-impl CaBundles {
-    /// Follows the configurations until the drain starts.
-    pub(crate) async fn run(mut self, mut draining: Draining) {
-        let mut changes = stream::select(
-            self.changes::<MutatingWebhookConfiguration>(),
-            self.changes::<ValidatingWebhookConfiguration>(),
-        );
-        let mut ticks = tokio::time::interval(RESYNC);
-        loop {
-            tokio::select! {
-                () = draining.started() => return,
-                _ = ticks.tick() => {}
-                Some(()) = changes.next() => {}
-                Ok(()) = self.roots.changed() => {}
-            }
-            self.check().await;
-        }
-    }
-
-    /// An item for each event about the configuration of this kind. A watch that fails is tried again, more and more
-    /// slowly.
-    fn changes<K: Configuration>(&self) -> impl Stream<Item = ()> + Unpin + Send + use<K> {
-        let api = Api::<PartialObjectMeta<K>>::all(self.client.clone());
+impl CaBundle {
+    /// Follows the configuration of this kind for ever.
+    pub(crate) async fn run<K: Configuration>(mut self) {
+        let api = Api::<K>::all(self.client.clone());
         // By field, since only then does RBAC allow a watch of a named object.
         let config = watcher::Config::default().fields(&format!("metadata.name={}", self.name));
-        let metrics = Arc::clone(&self.metrics);
-        watcher(api, config)
-            .default_backoff()
-            .filter_map(move |event| {
-                let seen = event.map(drop).map_err(|error| {
-                    metrics.failed("ca_bundle");
-                    tracing::warn!(kind = K::kind(&()).as_ref(), %error, "can't watch the webhook configuration");
-                });
-                std::future::ready(seen.ok())
-            })
-            .boxed()
+        let mut events = watcher(api.clone(), config).default_backoff().boxed();
+        let mut ticks = tokio::time::interval(RESYNC);
+        let mut found = None;
+        loop {
+            let looked = tokio::select! {
+                _ = ticks.tick() => bounded(api.get_opt(&self.name)).await.map(|current| found = current),
+                Ok(()) = self.roots.changed() => Ok(()),
+                // The object comes with the event: between a bad bundle and its correction no pod is admitted.
+                Some(event) = events.next() => match event {
+                    Ok(watcher::Event::Apply(current) | watcher::Event::InitApply(current)) => {
+                        found = Some(current);
+                        Ok(())
+                    }
+                    Ok(watcher::Event::Delete(_)) => {
+                        found = None;
+                        Ok(())
+                    }
+                    Ok(watcher::Event::Init | watcher::Event::InitDone) => continue,
+                    Err(error) => {
+                        self.failed::<K>(&error);
+                        continue;
+                    }
+                },
+            };
+            let checked = match looked {
+                Ok(()) => self.check(&api, &mut found).await,
+                Err(error) => Err(error),
+            };
+            match checked {
+                Ok(()) => {}
+                // Somebody was faster: the event that says so is on its way.
+                Err(error) if error.is_conflict() || error.is_not_found() => {}
+                Err(error) => self.failed::<K>(&error),
+            }
+        }
     }
 
-    async fn check(&mut self) {
+    async fn check<K: Configuration>(&mut self, api: &Api<K>, found: &mut Option<K>) -> Result<(), RequestError> {
         let roots = self.roots.borrow_and_update().clone();
         if roots.is_empty() {
-            return;
+            return Ok(());
         }
-        let checked = async {
-            let mutating = self.correct::<MutatingWebhookConfiguration>(&roots).await?;
-            let validating = self.correct::<ValidatingWebhookConfiguration>(&roots).await?;
-            Ok::<_, RequestError>(mutating || validating)
-        };
-        match checked.await {
-            Ok(changed) => {
-                let confirmed = self.confirmed.borrow().0.clone();
-                let still = confirmed.filter(|(held, _)| !changed && *held == roots);
-                if still.is_none() {
-                    self.confirmed.send_replace(Confirmed(Some((roots, Instant::now()))));
-                }
-            }
-            // Somebody was faster: the event that says so is on its way.
-            Err(error) if error.is_conflict() => {}
-            Err(error) => {
-                self.metrics.failed("ca_bundle");
-                let (name, next) = (&self.name, "it is tried again within a minute");
-                tracing::warn!(name, %error, next, "can't bring the caBundle of the webhook configurations up to date");
-            }
+        let patch = found
+            .as_ref()
+            .and_then(|found| correction(found, &roots, SystemTime::now()));
+        if let Some(patch) = patch {
+            let params = PatchParams {
+                field_manager: Some(FIELD_MANAGER.into()),
+                ..PatchParams::default()
+            };
+            *found = Some(bounded(api.patch(&self.name, &params, &Patch::Json::<()>(patch))).await?);
+            self.metrics.ca_bundle_updates.inc();
+            tracing::info!(
+                kind = K::kind(&()).as_ref(),
+                name = self.name,
+                "brought the caBundle up to date"
+            );
+            self.confirmed.send_replace(Confirmed::now(roots));
+            tokio::time::sleep(PAUSE).await;
+            return Ok(());
         }
+        self.confirmed.send_if_modified(|confirmed| {
+            let changed = confirmed.0.as_ref().is_none_or(|(held, _)| *held != roots);
+            if changed {
+                *confirmed = Confirmed::now(roots);
+            }
+            changed
+        });
+        Ok(())
     }
 
-    /// Whether it had to be changed.
-    async fn correct<K: Configuration>(&self, roots: &[Root]) -> Result<bool, RequestError> {
-        let api = Api::<K>::all(self.client.clone());
-        let Some(found) = bounded(api.get_opt(&self.name)).await? else {
-            return Ok(false);
-        };
-        let Some(patch) = correction(&found, roots, SystemTime::now()) else {
-            return Ok(false);
-        };
-        let params = PatchParams {
-            field_manager: Some(FIELD_MANAGER.into()),
-            ..PatchParams::default()
-        };
-        bounded(api.patch(&self.name, &params, &Patch::Json::<()>(patch))).await?;
-        self.metrics.ca_bundle_updates.inc();
-        tracing::info!(kind = K::kind(&()).as_ref(), name = self.name, "brought the caBundle up to date");
-        tokio::time::sleep(PAUSE).await;
-        Ok(true)
+    fn failed<K: Configuration>(&self, error: &impl Display) {
+        self.metrics.failed("ca_bundle");
+        let (kind, name) = (K::kind(&()), &self.name);
+        tracing::warn!(kind = kind.as_ref(), name, %error, "can't keep the caBundle; it is tried again within a minute");
     }
 }
 
 /// A webhook configuration of either kind.
-trait Configuration: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static {
+pub(crate) trait Configuration:
+    Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
+{
     /// How API servers reach each of its webhooks.
     fn webhooks(&self) -> Vec<&WebhookClientConfig>;
 }
 
 impl Configuration for MutatingWebhookConfiguration {
     fn webhooks(&self) -> Vec<&WebhookClientConfig> {
-        self.webhooks.iter().flatten().map(|webhook| &webhook.client_config).collect()
+        self.webhooks
+            .iter()
+            .flatten()
+            .map(|webhook| &webhook.client_config)
+            .collect()
     }
 }
 
 impl Configuration for ValidatingWebhookConfiguration {
     fn webhooks(&self) -> Vec<&WebhookClientConfig> {
-        self.webhooks.iter().flatten().map(|webhook| &webhook.client_config).collect()
+        self.webhooks
+            .iter()
+            .flatten()
+            .map(|webhook| &webhook.client_config)
+            .collect()
     }
 }
 
@@ -169,7 +181,11 @@ fn correction(found: &impl Configuration, roots: &[Root], now: SystemTime) -> Op
         value: found.resource_version().unwrap_or_default().into(),
     })];
     for (index, config) in found.webhooks().into_iter().enumerate() {
-        let there = config.ca_bundle.as_ref().map(|bundle| bundle.0.as_slice()).unwrap_or_default();
+        let there = config
+            .ca_bundle
+            .as_ref()
+            .map(|bundle| bundle.0.as_slice())
+            .unwrap_or_default();
         let Some(bundle) = corrected(there, roots, now) else {
             continue;
         };
@@ -208,7 +224,10 @@ pub(crate) fn pem(certificates: &[impl AsRef<[u8]>]) -> String {
         text.push_str("-----BEGIN CERTIFICATE-----\n");
         let encoded = STANDARD.encode(der);
         let mut rest = encoded.as_str();
-        while let Some((line, more)) = rest.split_at_checked(PEM_LINE.min(rest.len())).filter(|(line, _)| !line.is_empty()) {
+        while let Some((line, more)) = rest
+            .split_at_checked(PEM_LINE.min(rest.len()))
+            .filter(|(line, _)| !line.is_empty())
+        {
             let _ = writeln!(text, "{line}");
             rest = more;
         }

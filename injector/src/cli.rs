@@ -1,40 +1,50 @@
 //! The program: commands, files, exit codes.
 
 use crate::config::InjectionFlags;
+use crate::config::serve::{Config, ServeFlags};
 use crate::offline::{Outcome, documents, explain, inject};
 use crate::settings::Settings;
 use clap::{Args, Parser, Subcommand};
+use sandgate_mesh::polled::PollError;
+use sandgate_mesh::telemetry::{LogFormat, flush, init};
 use std::io::{Read, Write};
 use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Exit code for a configuration that can't be run.
 const BAD_CONFIGURATION: u8 = 64;
+/// Threads that answer reviews: a long one doesn't keep short ones waiting.
+const WORKERS: usize = 2;
 
-/// Puts a gate into every sandbox pod of an opted-in namespace.
+/// Puts a gate into every sandbox pod of an opted-in namespace. Without a command it serves.
 #[derive(Debug, Parser)]
-#[command(name = "sandbox-injector", version)]
+#[command(name = "sandbox-injector", version, args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: ServeFlags,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Serve the admission webhook, and look after its certificate and each opted-in namespace's `NetworkPolicy`.
+    Serve(Box<ServeFlags>),
     /// Say what the webhook would decide about the pods of a file, why, and what to change. Fails if one is refused.
     Explain {
-        #[command(flatten)]
-        input: Input,
         /// How the answer is written.
         #[arg(short, long, value_enum, default_value_t = explain::Format::Table)]
         output: explain::Format,
+        #[command(flatten)]
+        input: Input,
     },
     /// Put gates into the pods and pod templates of a file and write the result to standard output.
     Inject {
-        #[command(flatten)]
-        input: Input,
         /// How the result is written.
         #[arg(short, long, value_enum, default_value_t = documents::Format::Yaml)]
         output: documents::Format,
+        #[command(flatten)]
+        input: Input,
     },
 }
 
@@ -53,7 +63,9 @@ struct Input {
 
 /// Runs the program and maps its end to an exit code: 0 done, 1 failed or refused, 2 usage, 64 bad configuration.
 pub fn main() -> ExitCode {
-    match Cli::parse().command {
+    let cli = Cli::parse();
+    match cli.command.unwrap_or_else(|| Command::Serve(Box::new(cli.serve))) {
+        Command::Serve(flags) => serve(*flags),
         Command::Explain { input, output } => offline(input, |settings, namespace, text| {
             explain::explain(settings, namespace, text, output)
         }),
@@ -63,16 +75,61 @@ pub fn main() -> ExitCode {
     }
 }
 
+fn cannot_start(problems: &[String]) -> ExitCode {
+    say(&format!(
+        "sandbox-injector can't start:\n  - {}",
+        problems.join("\n  - ")
+    ));
+    ExitCode::from(BAD_CONFIGURATION)
+}
+
+fn serve(flags: ServeFlags) -> ExitCode {
+    let config = match flags.config() {
+        Ok(config) => config,
+        Err(problems) => return cannot_start(&problems),
+    };
+    if let Err(error) = init(&config.log_level, LogFormat::Json) {
+        // There is no log yet that could say it.
+        return cannot_start(&[format!("--log-level: {error}")]);
+    }
+    let code = match run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "sandbox-injector ends");
+            if error.downcast_ref::<PollError>().is_some() {
+                ExitCode::from(BAD_CONFIGURATION)
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+    };
+    flush();
+    code
+}
+
+fn run(config: Config) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(async {
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let ended = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        crate::serve(config, ended).await
+    });
+    runtime.shutdown_background();
+    result
+}
+
 fn offline(input: Input, command: impl Fn(&Settings, &str, &str) -> Result<Outcome, String>) -> ExitCode {
     let settings = match input.injection.settings() {
         Ok(settings) => settings,
-        Err(problems) => {
-            say(&format!(
-                "sandbox-injector can't start:\n  - {}",
-                problems.join("\n  - ")
-            ));
-            return ExitCode::from(BAD_CONFIGURATION);
-        }
+        Err(problems) => return cannot_start(&problems),
     };
     let outcome = read(&input.filename)
         .and_then(|text| command(&settings, &input.namespace, &text))
@@ -105,5 +162,7 @@ fn read(file: &str) -> Result<String, String> {
 
 /// A line on standard error. There is nobody to tell if that is closed.
 fn say(line: &str) {
+    // It may repeat a file's text; the terminal must not obey it.
+    let line = line.replace(|c: char| c.is_control() && c != '\n', "?");
     let _ = writeln!(std::io::stderr(), "{line}");
 }

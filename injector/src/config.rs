@@ -1,5 +1,7 @@
 //! Flags -> [`Settings`]. Whatever is wrong is reported together.
 
+pub mod serve;
+
 use crate::names::{DEFAULT_OWN_NAMESPACE, DEFAULT_ROUTER_ACCOUNT};
 use crate::settings::{Lockdown, Resources, Settings};
 use clap::{Args, ValueEnum};

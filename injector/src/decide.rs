@@ -1,8 +1,10 @@
 //! Inject, skip or refuse: decided from the operator's settings and the request alone.
 
+use crate::deny::own::reserved;
 use crate::deny::{self, Denial};
 use crate::names::{
-    DISABLED, ENABLED, EXCLUDED_NAMESPACES, INJECT_LABEL, MIRROR_ANNOTATION, NODES_GROUP, SANDBOX_HASH_LABEL,
+    DISABLED, ENABLED, EXCLUDED_NAMESPACES, INJECT_LABEL, INJECTED_LABEL, MIRROR_ANNOTATION, NODES_GROUP,
+    SANDBOX_HASH_LABEL, SHAPE_ANNOTATION,
 };
 use crate::overrides::Overrides;
 use crate::pod::Pod;
@@ -102,6 +104,15 @@ pub enum SkipReason {
 }
 
 impl SkipReason {
+    /// Every reason.
+    pub const ALL: [Self; 5] = [
+        Self::NotCreated,
+        Self::ExcludedNamespace,
+        Self::MirrorPod,
+        Self::NotSelected,
+        Self::OptedOut,
+    ];
+
     /// The word for it in metrics and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -196,7 +207,7 @@ pub fn decide(settings: &Settings, request: &Request<'_>) -> Decision {
     }
     let trigger = match pod.label(INJECT_LABEL) {
         _ if pod.label(SANDBOX_HASH_LABEL).is_some() => Trigger::SandboxLabel,
-        None | Some(DISABLED) => return Decision::Skip(SkipReason::NotSelected),
+        None | Some(DISABLED) => return unselected(pod),
         // Any other value is refused by the checks: whoever wrote it may have meant yes.
         Some(_) => Trigger::InjectLabel,
     };
@@ -207,6 +218,23 @@ pub fn decide(settings: &Settings, request: &Request<'_>) -> Decision {
         ));
     }
     plan(settings, pod, trigger, warnings).unwrap_or_else(Decision::Deny)
+}
+
+/// A pod that nothing calls a sandbox. It still can't say that it has a gate: that is believed of running pods.
+fn unselected(pod: Pod<'_>) -> Decision {
+    let claims = [
+        ("labels", INJECTED_LABEL, pod.label(INJECTED_LABEL)),
+        ("annotations", SHAPE_ANNOTATION, pod.annotation(SHAPE_ANNOTATION)),
+    ];
+    let claims = claims.into_iter().filter(|(_, _, value)| value.is_some());
+    let denials: Vec<_> = claims
+        .map(|(map, name, _)| reserved(format!("metadata.{map}[{name}]"), name))
+        .collect();
+    if denials.is_empty() {
+        Decision::Skip(SkipReason::NotSelected)
+    } else {
+        Decision::Deny(denials)
+    }
 }
 
 fn plan(settings: &Settings, pod: Pod<'_>, trigger: Trigger, warnings: Vec<String>) -> Result<Decision, Vec<Denial>> {
@@ -247,3 +275,7 @@ fn app_probes(settings: &Settings, pod: Pod<'_>) -> Option<Vec<Declaration>> {
         None => Some(Vec::new()),
     }
 }
+
+#[cfg(test)]
+#[path = "decide_tests.rs"]
+mod tests;

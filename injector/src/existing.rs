@@ -172,3 +172,7 @@ fn without_app_probes(part: &Value) -> Value {
     }
     part
 }
+
+#[cfg(test)]
+#[path = "existing_tests.rs"]
+mod tests;

@@ -69,7 +69,10 @@ where
     async fn connection(&self, stream: TcpStream, mut draining: Draining) {
         let usable = |served: &Served| {
             let served = served.borrow();
-            served.as_ref().filter(|served| served.valid_at(SystemTime::now())).map(|served| Arc::clone(&served.tls))
+            served
+                .as_ref()
+                .filter(|served| served.valid_at(SystemTime::now()))
+                .map(|served| Arc::clone(&served.tls))
         };
         let Some(config) = usable(&self.served) else { return };
         let accepted = tokio::select! {
@@ -92,7 +95,9 @@ where
             async move {
                 let mut answer = answer.await?;
                 if leaving {
-                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                    answer
+                        .headers_mut()
+                        .insert(CONNECTION, HeaderValue::from_static("close"));
                 }
                 Ok::<_, Infallible>(answer)
             }
@@ -128,3 +133,7 @@ fn builder() -> Builder<TokioExecutor> {
         .keep_alive_timeout(PING);
     builder
 }
+
+#[cfg(test)]
+#[path = "https_tests.rs"]
+mod tests;

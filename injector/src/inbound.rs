@@ -77,6 +77,7 @@ impl CallError {
 pub(crate) struct Bodies(Semaphore);
 
 /// A body, and its share of that memory until it is dropped.
+#[derive(Default)]
 pub(crate) struct Body<'a> {
     bytes: Vec<u8>,
     share: Option<SemaphorePermit<'a>>,
@@ -115,15 +116,19 @@ impl Bodies {
         chunks: impl Stream<Item = Result<impl Buf, warp::Error>>,
     ) -> Result<Body<'_>, CallError> {
         let mut chunks = pin!(chunks);
-        let (mut body, mut discarded) = (self.empty(), 0);
+        let (mut body, mut discarded) = (Body::default(), 0);
         let mut refused = (!is_json).then_some(CallError::ContentType);
-        while let Some(chunk) = chunks.try_next().await.map_err(|error| CallError::BrokenOff(error.to_string()))? {
+        while let Some(chunk) = chunks
+            .try_next()
+            .await
+            .map_err(|error| CallError::BrokenOff(error.to_string()))?
+        {
             let length = chunk.remaining();
             if refused.is_none()
                 && let Err(error) = self.append(&mut body, chunk)
             {
                 refused = Some(error);
-                body = self.empty();
+                body = Body::default();
             }
             if refused.is_some() {
                 discarded += length;
@@ -133,13 +138,6 @@ impl Bodies {
             }
         }
         refused.map_or(Ok(body), Err)
-    }
-
-    fn empty(&self) -> Body<'_> {
-        Body {
-            bytes: Vec::new(),
-            share: None,
-        }
     }
 
     fn append<'a>(&'a self, body: &mut Body<'a>, mut chunk: impl Buf) -> Result<(), CallError> {
@@ -160,5 +158,80 @@ impl Bodies {
 
 fn is_json(content_type: Option<&HeaderValue>) -> bool {
     let text = content_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
-    text.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+    text.split(';')
+        .next()
+        .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use futures_util::{StreamExt, stream};
+
+    const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
+
+    fn chunks(sizes: &[usize]) -> impl Stream<Item = Result<Bytes, warp::Error>> + use<> {
+        let chunks: Vec<_> = sizes.iter().map(|size| Ok(Bytes::from(vec![b' '; *size]))).collect();
+        stream::iter(chunks)
+    }
+
+    #[tokio::test]
+    async fn a_body_is_read_whole_up_to_the_limit() {
+        let bodies = Bodies::new();
+        let body = bodies.read(Some(&JSON), chunks(&[1, MAX_BODY - 2, 1])).await.unwrap();
+        assert_eq!(body.bytes().len(), MAX_BODY);
+    }
+
+    #[tokio::test]
+    async fn a_body_over_the_limit_is_refused_and_takes_no_memory() {
+        let bodies = Bodies::new();
+        let refused = bodies.read(Some(&JSON), chunks(&[MAX_BODY, 1])).await.err().unwrap();
+        assert_eq!(refused.status(), StatusCode::PAYLOAD_TOO_LARGE);
+        assert_eq!(bodies.0.available_permits(), MAX_BODIES);
+    }
+
+    #[tokio::test]
+    async fn a_sender_that_never_stops_is_not_listened_to_for_ever() {
+        let endless = stream::repeat_with(|| Ok(Bytes::from(vec![b' '; 1 << 16])));
+        let refused = Bodies::new().read(Some(&JSON), endless).await.err().unwrap();
+        assert_eq!(refused.reason(), "too_long");
+    }
+
+    #[tokio::test]
+    async fn bodies_together_take_no_more_memory_than_there_is_and_give_it_back() {
+        let bodies = Bodies(Semaphore::new(10));
+        let first = bodies.read(Some(&JSON), chunks(&[3, 4])).await.unwrap();
+        let refused = bodies.read(Some(&JSON), chunks(&[3, 1])).await.err().unwrap();
+        assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+        drop(first);
+        assert!(bodies.read(Some(&JSON), chunks(&[10])).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_stalls_is_refused_before_the_api_server_gives_up() {
+        let stalled = chunks(&[1]).chain(stream::pending());
+        let started = tokio::time::Instant::now();
+        let refused = Bodies::new().read(Some(&JSON), stalled).await.err().unwrap();
+        assert_eq!(refused.status(), StatusCode::REQUEST_TIMEOUT);
+        assert!(started.elapsed() < Duration::from_secs(5));
+    }
+
+    #[tokio::test]
+    async fn only_json_is_read() {
+        for kind in [
+            "text/plain",
+            "application/jsonx",
+            "",
+            "application/yaml; application/json",
+        ] {
+            let kind = HeaderValue::from_static(kind);
+            let refused = Bodies::new().read(Some(&kind), chunks(&[1])).await.err().unwrap();
+            assert_eq!(refused.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE, "{kind:?}");
+        }
+        assert_eq!(
+            Bodies::new().read(None, chunks(&[1])).await.err().unwrap().reason(),
+            "content_type"
+        );
+    }
 }

@@ -1,6 +1,6 @@
 //! The injector: puts a gate into every sandbox pod of an opted-in namespace, or says why the pod can't be admitted.
 
-mod authority;
+pub mod authority;
 mod authority_secret;
 mod ca_bundle;
 pub mod cli;
@@ -22,8 +22,16 @@ pub mod pod;
 pub mod probes;
 pub mod quantity;
 pub mod review;
+#[cfg(test)]
+mod rig;
+mod server;
 mod serving;
 pub mod settings;
 mod shape;
+#[cfg(test)]
+mod testing;
 pub mod validate;
 mod webhook;
+
+pub use server::{Injector, serve};
+pub use serving::Timing;

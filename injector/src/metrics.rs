@@ -1,8 +1,6 @@
 //! What the injector counts. No label holds anything that a pod's author can choose.
 
-use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-};
+use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use std::time::{Duration, SystemTime};
 
 /// Seconds: most decisions take well under a millisecond, and the API server gives up after five.

@@ -57,7 +57,23 @@ impl<'a> Pod<'a> {
                 return Err(wrong(&format!("spec.{list}"), "a list of objects with names"));
             }
         }
-        Ok(Self { raw })
+        let pod = Self { raw };
+        for container in pod.containers() {
+            for (path, right, expected) in [
+                (
+                    &["securityContext"][..],
+                    Value::is_object as fn(&Value) -> bool,
+                    "an object",
+                ),
+                (&["securityContext", "capabilities"], Value::is_object, "an object"),
+                (&["securityContext", "capabilities", "drop"], Value::is_array, "a list"),
+            ] {
+                if container.at(path).is_some_and(|value| !right(value)) {
+                    return Err(wrong(&container.field(&path.join(".")), expected));
+                }
+            }
+        }
+        Ok(pod)
     }
 
     /// The pod as it was sent.
@@ -90,11 +106,9 @@ impl<'a> Pod<'a> {
 
     /// Every container: init containers first, as they start.
     pub fn containers(self) -> impl Iterator<Item = Container<'a>> {
-        [ContainerList::Init, ContainerList::Main, ContainerList::Ephemeral]
-            .into_iter()
-            .flat_map(move |list| {
-                items(self.at(&["spec", list.name()])).map(move |(index, fields)| Container { list, index, fields })
-            })
+        ContainerList::ALL.into_iter().flat_map(move |list| {
+            items(self.at(&["spec", list.name()])).map(move |(index, fields)| Container { list, index, fields })
+        })
     }
 
     /// Every volume with its place.
@@ -132,6 +146,9 @@ pub enum ContainerList {
 }
 
 impl ContainerList {
+    /// Every list, in the order in which their containers start.
+    pub const ALL: [Self; 3] = [Self::Init, Self::Main, Self::Ephemeral];
+
     /// The field's name.
     pub const fn name(self) -> &'static str {
         match self {
@@ -236,6 +253,10 @@ mod tests {
                 "spec.ephemeralContainers",
             ),
             (json!({"spec": {"volumes": ["a"]}}), "spec.volumes"),
+            (
+                json!({"spec": {"containers": [{"name": "a", "securityContext": {"capabilities": {"drop": {}}}}]}}),
+                "spec.containers[0].securityContext.capabilities.drop",
+            ),
         ] {
             assert_eq!(Pod::read(&pod).unwrap_err().field, field, "{pod}");
         }

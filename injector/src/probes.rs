@@ -143,7 +143,7 @@ pub(crate) fn restore(pod: &mut Value, text: &str) {
     let Ok(Declarations { probes, .. }) = serde_json::from_str(text) else {
         return;
     };
-    for list in [ContainerList::Init, ContainerList::Main] {
+    for list in ContainerList::ALL {
         let containers = pod.pointer_mut(&format!("/spec/{}", list.name()));
         for container in containers.and_then(Value::as_array_mut).into_iter().flatten() {
             let name = text_at(container, &["name"]).unwrap_or_default().to_owned();
@@ -192,7 +192,7 @@ fn handler_of(probe: &Declaration) -> Map<String, Value> {
 /// Every place for a handler in containers that aren't the gate's.
 fn places(pod: Pod<'_>) -> impl Iterator<Item = (Container<'_>, &'static [&'static str], Kind)> {
     pod.containers()
-        .filter(|container| container.list != ContainerList::Ephemeral && !is_named_ours(*container))
+        .filter(|container| !is_named_ours(*container))
         .flat_map(|container| HANDLER_PLACES.map(|(place, kind)| (container, place, kind)))
 }
 

@@ -1,32 +1,39 @@
-//! The running injector: listeners, certificate, what is looked after, and its end.
+//! The running injector: listeners, the webhook's certificate, what is looked after beside it, and its end.
 
 use crate::authority_secret::AuthoritySecret;
-use crate::ca_bundle::{CaBundles, Confirmed};
+use crate::ca_bundle::{CaBundle, Confirmed};
 use crate::config::serve::{CertificateSource, Config};
 use crate::https::Https;
 use crate::inbound::Bodies;
 use crate::kubernetes;
 use crate::metrics::Metrics;
 use crate::network_policy::reconcile::{Plan, Reconciler};
-use crate::serving::{self, Issuer, Served, Timing};
+use crate::serving::{Issuer, Served, Timing, from_files};
 use crate::webhook::Webhook;
+use futures_util::FutureExt;
+use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
 use kube::Client;
 use sandgate_mesh::admin::{Admin, Readiness};
 use sandgate_mesh::drain::{self, DrainState, Draining};
 use sandgate_mesh::listener::bind;
 use sandgate_mesh::telemetry::LineLog;
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+
+/// How long to wait before a background task starts again that panicked.
+const RESTART: Duration = Duration::from_secs(5);
 
 /// An injector whose addresses are taken and that serves nobody yet.
 pub struct Injector {
     config: Config,
     webhook: TcpListener,
     admin: TcpListener,
-    client: Option<Client>,
+    client: Client,
+    timing: Timing,
     metrics: Arc<Metrics>,
     log: LineLog,
 }
@@ -36,24 +43,25 @@ pub struct Injector {
 /// # Errors
 /// It can't start: an address is taken, a file can't be used, no API server is configured.
 pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-    Injector::bind(config).await?.run(shutdown).await
+    let (client, log) = (kubernetes::client().await?, LineLog::stderr()?);
+    Injector::bind(config, client, Timing::default(), log)?
+        .run(shutdown)
+        .await
 }
 
 impl Injector {
-    /// Takes the addresses and finds the API server.
+    /// Takes the addresses. Decisions are written to `log`.
     ///
     /// # Errors
-    /// An address is taken, or no API server is configured and one is needed.
-    pub async fn bind(config: Config) -> anyhow::Result<Self> {
-        // With a certificate from files and without NetworkPolicies there is nothing to ask an API server for, save
-        // that a policy of an earlier run may have to go.
-        let client = Some(kubernetes::client().await?);
+    /// An address is taken.
+    pub fn bind(config: Config, client: Client, timing: Timing, log: LineLog) -> anyhow::Result<Self> {
         Ok(Self {
             webhook: bind(config.webhook)?,
             admin: bind(config.admin)?,
             client,
+            timing,
             metrics: Arc::new(Metrics::new()?),
-            log: LineLog::stderr()?,
+            log,
             config,
         })
     }
@@ -66,5 +74,225 @@ impl Injector {
     /// Where health and metrics are.
     pub fn admin_address(&self) -> SocketAddr {
         self.admin.local_addr().unwrap_or(self.config.admin)
+    }
+
+    /// Serves until `shutdown` completes. Then it isn't ready any more, and still answers until API servers have gone
+    /// elsewhere.
+    ///
+    /// # Errors
+    /// A certificate file can't be used.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+        tracing::info!(config = ?self.config, "effective configuration");
+        let (drain, draining) = drain::channel();
+        let (leave, leaving) = drain::channel();
+        // Probes and scrapers are answered until the very end.
+        let (admin_drain, admin_draining) = drain::channel();
+
+        let served = self.certificate(&draining)?;
+        let admin = Admin {
+            readiness: Some(readiness(&served, leave.state())),
+            metrics: Some(self.metrics.registry.clone()),
+            ..Admin::default()
+        };
+        tracing::info!(webhook = %self.webhook_address(), admin = %self.admin_address(), "listening");
+        tokio::spawn(admin.serve(self.admin, admin_draining));
+        let webhook = Webhook {
+            settings: self.config.settings.clone(),
+            restrict_connect: self.config.restrict_connect,
+            metrics: Arc::clone(&self.metrics),
+            log: self.log.clone(),
+            bodies: Bodies::new(),
+        };
+        let https = Https {
+            routes: Arc::new(webhook).routes(),
+            served,
+            leaving: leave.state(),
+            metrics: Arc::clone(&self.metrics),
+        };
+        tokio::spawn(https.serve(self.webhook, draining));
+        let plan = Plan {
+            client: self.client,
+            settings: self.config.settings,
+            webhook_configuration: self.config.webhook_configuration,
+            enabled: self.config.network_policy,
+            metrics: Arc::clone(&self.metrics),
+        };
+        // When a release is uninstalled, its policies go while this process is still draining: they must not come back.
+        keep_running("network_policy", &self.metrics, leaving, move || {
+            Reconciler::run(plan.clone())
+        });
+
+        shutdown.await;
+        tracing::info!("draining");
+        leave.start();
+        tokio::time::sleep(self.config.drain_delay).await;
+        if !drain.finish(self.config.shutdown_timeout).await {
+            tracing::warn!("reviews were still under way when the shutdown budget ended");
+        }
+        drop(admin_drain);
+        self.log.flush();
+        Ok(())
+    }
+
+    /// Starts what looks after the certificate.
+    fn certificate(&self, draining: &Draining) -> anyhow::Result<Served> {
+        let metrics = &self.metrics;
+        let (names, secret, manage_ca_bundle) = match &self.config.certificate {
+            CertificateSource::Files { chain, key } => return Ok(from_files(chain.clone(), key.clone(), metrics)?),
+            CertificateSource::Issued {
+                names,
+                secret,
+                manage_ca_bundle,
+            } => (names.clone(), secret.clone(), *manage_ca_bundle),
+        };
+        let (serve, served) = watch::channel(None);
+        let (trust, roots) = watch::channel(Vec::new());
+        let mut confirmed = Vec::new();
+        let (client, namespace) = (self.client.clone(), self.config.settings.own_namespace.clone());
+        if manage_ca_bundle {
+            let mut bundle = || {
+                let (confirm, receiver) = watch::channel(Confirmed::default());
+                confirmed.push(receiver);
+                CaBundle {
+                    client: self.client.clone(),
+                    name: self.config.webhook_configuration.clone(),
+                    roots: roots.clone(),
+                    confirmed: confirm,
+                    metrics: Arc::clone(metrics),
+                }
+            };
+            let (mutating, validating) = (bundle(), bundle());
+            keep_running("ca_bundle", metrics, draining.clone(), move || {
+                mutating.clone().run::<MutatingWebhookConfiguration>()
+            });
+            keep_running("ca_bundle", metrics, draining.clone(), move || {
+                validating.clone().run::<ValidatingWebhookConfiguration>()
+            });
+        }
+        let (timing, issuer_metrics) = (self.timing, Arc::clone(metrics));
+        keep_running("certificate", metrics, draining.clone(), move || {
+            let issuer = Issuer {
+                secret: AuthoritySecret::new(client.clone(), namespace.as_str(), &secret),
+                names: names.clone(),
+                timing,
+                roots: trust.clone(),
+                confirmed: confirmed.clone(),
+                served: serve.clone(),
+                metrics: Arc::clone(&issuer_metrics),
+                stored: None,
+                current: None,
+            };
+            issuer.run()
+        });
+        Ok(served)
+    }
+}
+
+/// Runs a background task until the drain starts: whatever it is doing then, a later process does again. A panic costs
+/// its present work, not the task and not the process.
+fn keep_running<F: Future<Output = ()> + Send>(
+    task: &'static str,
+    metrics: &Arc<Metrics>,
+    mut draining: Draining,
+    run: impl Fn() -> F + Send + 'static,
+) {
+    let metrics = Arc::clone(metrics);
+    let keep = async move {
+        while AssertUnwindSafe(run()).catch_unwind().await.is_err() {
+            metrics.failed(task);
+            tracing::error!(task, "a background task panicked and starts again");
+            tokio::time::sleep(RESTART).await;
+        }
+    };
+    tokio::spawn(async move {
+        tokio::select! {
+            () = draining.started() => {}
+            () = keep => {}
+        }
+    });
+}
+
+/// Ready with a certificate that is valid now, until the process is about to end.
+fn readiness(served: &Served, leaving: DrainState) -> Readiness {
+    let served = served.clone();
+    Arc::new(move || {
+        if leaving.has_started() {
+            return Err("draining".into());
+        }
+        let valid = served
+            .borrow()
+            .as_ref()
+            .is_some_and(|served| served.valid_at(SystemTime::now()));
+        if valid {
+            Ok(())
+        } else {
+            Err("no valid serving certificate".into())
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rig::PATIENCE;
+    use tokio::sync::mpsc;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_background_task_that_panics_starts_again_and_ends_with_the_process() {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let (drain, draining) = drain::channel();
+        let (started, mut starts) = mpsc::unbounded_channel();
+        keep_running("certificate", &metrics, draining, move || {
+            let started = started.clone();
+            async move {
+                started.send(()).unwrap();
+                panic!("a defect");
+            }
+        });
+        for _ in 0..3 {
+            tokio::time::timeout(PATIENCE, starts.recv()).await.unwrap().unwrap();
+        }
+        assert!(drain.finish(PATIENCE).await);
+        assert_eq!(starts.recv().await, None);
+    }
+
+    #[test]
+    fn a_replica_is_ready_with_a_certificate_until_it_is_told_to_end() {
+        let (serve, served) = watch::channel(None);
+        let (leave, _) = drain::channel();
+        let ready = readiness(&served, leave.state());
+        assert_eq!(ready().unwrap_err(), "no valid serving certificate");
+        let issued = crate::authority_secret::Stored::new();
+        let issued = issued.authority.serving(&["a.svc".parse().unwrap()], PATIENCE).unwrap();
+        let (chain, key) = (issued.chain_pem.as_bytes(), issued.key_pem.as_bytes());
+        let credentials = sandgate_mesh::credentials::FrontCredentials::from_pem(chain, key).unwrap();
+        serve.send_replace(Some(Arc::new(crate::serving::Serving::new(&credentials).unwrap())));
+        assert!(ready().is_ok());
+        leave.start();
+        assert_eq!(ready().unwrap_err(), "draining");
+    }
+
+    #[tokio::test]
+    async fn nothing_that_waits_for_the_api_server_holds_up_the_end() {
+        let config = Config {
+            settings: crate::testing::settings(),
+            webhook: ([127, 0, 0, 1], 0).into(),
+            admin: ([127, 0, 0, 1], 0).into(),
+            certificate: CertificateSource::Issued {
+                names: vec!["a.svc".parse().unwrap()],
+                secret: "sandgate-authority".into(),
+                manage_ca_bundle: true,
+            },
+            webhook_configuration: "sandgate-injector".into(),
+            restrict_connect: false,
+            network_policy: true,
+            drain_delay: Duration::ZERO,
+            shutdown_timeout: 10 * PATIENCE,
+            log_level: "info".into(),
+        };
+        let log = LineLog::to(std::io::sink()).unwrap();
+        let injector = Injector::bind(config, crate::rig::unreachable(), Timing::default(), log).unwrap();
+        let running = injector.run(tokio::task::yield_now());
+        tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap();
     }
 }

@@ -9,7 +9,6 @@ use crate::ca_bundle::Confirmed;
 use crate::metrics::Metrics;
 use rustls::ServerConfig;
 use sandgate_mesh::credentials::FrontCredentials;
-use sandgate_mesh::drain::Draining;
 use sandgate_mesh::polled::{PollError, Poller};
 use sandgate_mesh::tls;
 use std::path::PathBuf;
@@ -33,7 +32,7 @@ pub(crate) struct Serving {
 }
 
 impl Serving {
-    fn new(credentials: &FrontCredentials) -> Result<Self, tls::TlsError> {
+    pub(crate) fn new(credentials: &FrontCredentials) -> Result<Self, tls::TlsError> {
         Ok(Self {
             tls: tls::webhook_server_config(credentials)?,
             not_after: credentials.validity().not_after,
@@ -69,16 +68,16 @@ pub(crate) fn from_files(chain: PathBuf, key: PathBuf, metrics: &Arc<Metrics>) -
 
 /// When things happen. Tests choose shorter times.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Timing {
+pub struct Timing {
     /// How long an issued certificate lives.
-    pub(crate) lifetime: Duration,
+    pub lifetime: Duration,
     /// How often the Secret and the certificate are looked at. Often, so that a process that was paused renews soon.
-    pub(crate) check: Duration,
+    pub check: Duration,
     /// How long to wait after a failure while there is no certificate at all.
-    pub(crate) retry: Duration,
+    pub retry: Duration,
     /// How long a new root must be in the webhook configurations before anything is served under it: API servers follow
     /// those with a delay.
-    pub(crate) settle: Duration,
+    pub settle: Duration,
 }
 
 impl Default for Timing {
@@ -99,35 +98,39 @@ pub(crate) struct Issuer {
     pub(crate) timing: Timing,
     /// Tells which roots belong into the webhook configurations.
     pub(crate) roots: watch::Sender<Vec<Root>>,
-    /// Says which are there; none where somebody else looks after them.
-    pub(crate) confirmed: Option<watch::Receiver<Confirmed>>,
+    /// Say which are in which configuration; none where somebody else looks after those.
+    pub(crate) confirmed: Vec<watch::Receiver<Confirmed>>,
     pub(crate) served: watch::Sender<Option<Arc<Serving>>>,
     pub(crate) metrics: Arc<Metrics>,
+    /// What the Secret held; none before it was read.
+    pub(crate) stored: Option<Stored>,
+    /// What is served; none before anything is.
+    pub(crate) current: Option<Current>,
 }
 
 /// What is served, as its issuer knows it.
-struct Current {
+pub(crate) struct Current {
     root: Root,
     not_after: SystemTime,
     renew_at: SystemTime,
 }
 
 impl Issuer {
-    /// Looks after the certificate until the drain starts.
-    pub(crate) async fn run(mut self, mut draining: Draining) {
-        let (mut stored, mut current) = (None, None);
+    /// Looks after the certificate for ever.
+    pub(crate) async fn run(mut self) {
         loop {
-            self.check(&mut stored, &mut current).await;
-            let wait = if current.is_none() { self.timing.retry } else { self.timing.check };
-            tokio::select! {
-                () = draining.started() => return,
-                () = tokio::time::sleep(wait) => {}
-            }
+            self.check().await;
+            let wait = if self.current.is_none() {
+                self.timing.retry
+            } else {
+                self.timing.check
+            };
+            tokio::time::sleep(wait).await;
         }
     }
 
-    async fn check(&mut self, stored: &mut Option<Stored>, current: &mut Option<Current>) {
-        match self.secret.read_or_create(stored.as_ref()).await {
+    async fn check(&mut self) {
+        match self.secret.read_or_create(self.stored.as_ref()).await {
             Ok(found) => {
                 self.metrics.expires(ROOT, found.authority.root().not_after());
                 self.roots.send_if_modified(|roots| {
@@ -135,18 +138,22 @@ impl Issuer {
                     roots.clone_from(&found.roots);
                     changed
                 });
-                *stored = Some(found);
+                self.stored = Some(found);
             }
             Err(error) => {
                 self.metrics.failed("authority");
-                let next = if stored.is_some() { "the root in memory goes on signing" } else { "no pod is admitted" };
+                let next = if self.stored.is_some() {
+                    "the root in memory goes on signing"
+                } else {
+                    "no pod is admitted"
+                };
                 tracing::warn!(%error, next, "can't read the root certificate");
             }
         }
-        let Some(stored) = stored.as_ref() else { return };
-        if self.is_due(current.as_ref(), stored.authority.root()) {
+        let Some(stored) = &self.stored else { return };
+        if self.is_due(stored.authority.root()) {
             match self.issue(stored) {
-                Ok(issued) => *current = Some(issued),
+                Ok(issued) => self.current = Some(issued),
                 Err(error) => {
                     self.metrics.renewed("failure");
                     tracing::error!(%error, "can't issue the webhook's certificate");
@@ -155,15 +162,15 @@ impl Issuer {
         }
     }
 
-    fn is_due(&self, current: Option<&Current>, root: &Root) -> bool {
-        let Some(current) = current else { return true };
+    fn is_due(&self, root: &Root) -> bool {
+        let Some(current) = &self.current else { return true };
         let now = SystemTime::now();
         if current.root == *root {
             return now >= current.renew_at;
         }
         // Served too early, the new root is one that API servers don't know; served too late, nobody is any worse off.
         let settled = |confirmed: &watch::Receiver<Confirmed>| confirmed.borrow().holds(root, self.timing.settle);
-        self.confirmed.as_ref().is_none_or(settled) || now >= current.not_after
+        self.confirmed.iter().all(settled) || now >= current.not_after
     }
 
     fn issue(&self, stored: &Stored) -> anyhow::Result<Current> {
@@ -185,3 +192,7 @@ impl Issuer {
 fn renewal(lifetime: Duration, random: f64) -> Duration {
     lifetime.mul_f64(0.45 + 0.1 * random)
 }
+
+#[cfg(test)]
+#[path = "serving_tests.rs"]
+mod tests;

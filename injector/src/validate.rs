@@ -94,7 +94,8 @@ fn pods(review: &Review) -> Result<(Pod<'_>, Pod<'_>), ReviewError> {
 }
 
 fn pod(object: Option<&Value>) -> Result<Pod<'_>, ReviewError> {
-    let wrong = |malformed: Malformed| ReviewError::NotAReview(format!("{} must be {}", malformed.field, malformed.expected));
+    let wrong =
+        |malformed: Malformed| ReviewError::NotAReview(format!("{} must be {}", malformed.field, malformed.expected));
     Pod::read(object.ok_or(ReviewError::NoObject)?).map_err(wrong)
 }
 
@@ -109,7 +110,9 @@ fn changed(old: Pod<'_>, new: Pod<'_>) -> Option<Verdict> {
     let field = fields.into_iter().find(|field| old.get(*field) != new.get(*field))?;
     Some(Verdict::deny(
         "gate_changed",
-        format!("{field}: it is the gate's and can't be changed in a running pod; delete the pod, and a new one gets its gate anew"),
+        format!(
+            "{field}: it is the gate's and can't be changed in a running pod; delete the pod, and a new one gets its gate anew"
+        ),
     ))
 }
 
@@ -128,7 +131,10 @@ fn parts(pod: Pod<'_>) -> BTreeMap<String, Value> {
     for map in ["labels", "annotations"] {
         // What a pod's author may write has had its effect when the pod was created.
         let free = |name: &str| name == INJECT_LABEL || TENANT_ANNOTATIONS.contains(&name);
-        for (name, value) in pod.texts(map).filter(|(name, _)| name.starts_with(OWN_PREFIX) && !free(name)) {
+        for (name, value) in pod
+            .texts(map)
+            .filter(|(name, _)| name.starts_with(OWN_PREFIX) && !free(name))
+        {
             parts.insert(format!("metadata.{map}[{name}]"), value.into());
         }
     }
@@ -144,10 +150,17 @@ fn debugged(settings: &Settings, old: Pod<'_>, new: Pod<'_>) -> Option<Verdict> 
     if !existing::any(old) {
         return None;
     }
-    let known: Vec<_> = items(old.at(&["spec", "ephemeralContainers"])).map(|(_, known)| known.get("name")).collect();
+    let known: Vec<_> = items(old.at(&["spec", "ephemeralContainers"]))
+        .map(|(_, known)| known.get("name"))
+        .collect();
     // Those that were there are left out, and leave their places.
-    let added = items(new.at(&["spec", "ephemeralContainers"]))
-        .map(|(_, container)| if known.contains(&container.get("name")) { json!({"name": ""}) } else { container.clone() });
+    let added = items(new.at(&["spec", "ephemeralContainers"])).map(|(_, container)| {
+        if known.contains(&container.get("name")) {
+            json!({"name": ""})
+        } else {
+            container.clone()
+        }
+    });
     let added = json!({"spec": {"ephemeralContainers": added.collect::<Vec<_>>()}});
     let added = Pod::read(&added).ok()?;
     let mut denials = deny::denials(settings, added);
@@ -160,16 +173,18 @@ fn debugged(settings: &Settings, old: Pod<'_>, new: Pod<'_>) -> Option<Verdict> 
 /// Containers that could go around the rules of a locked-down network. The mutating webhook takes the capability away
 /// from containers that a pod is created with; it isn't called for these.
 fn packet_sockets(pod: Pod<'_>) -> impl Iterator<Item = Denial> {
-    pod.containers().filter(|container| !container.name().is_empty()).filter_map(|container| {
-        let dropped = container.at(&["securityContext", "capabilities", "drop"]);
-        let drops = items(dropped).any(|(_, dropped)| matches!(dropped.as_str(), Some("ALL" | NET_RAW)));
-        (!drops).then(|| Denial {
-            reason: DenyReason::Capability,
-            field: container.field("securityContext.capabilities.drop"),
-            why: format!("with {NET_RAW} it could go around the pod's closed network"),
-            fix: format!("drop {NET_RAW} or ALL (kubectl debug --profile=restricted does)"),
+    pod.containers()
+        .filter(|container| !container.name().is_empty())
+        .filter_map(|container| {
+            let dropped = container.at(&["securityContext", "capabilities", "drop"]);
+            let drops = items(dropped).any(|(_, dropped)| matches!(dropped.as_str(), Some("ALL" | NET_RAW)));
+            (!drops).then(|| Denial {
+                reason: DenyReason::Capability,
+                field: container.field("securityContext.capabilities.drop"),
+                why: format!("with {NET_RAW} it could go around the pod's closed network"),
+                fix: format!("drop {NET_RAW} or ALL (kubectl debug --profile=restricted does)"),
+            })
         })
-    })
 }
 
 /// A connection that the kubelet makes into a pod, whatever the pod's network lets in.
@@ -178,17 +193,25 @@ fn connected(restrict_connect: bool, review: &Review) -> Verdict {
         sub_resource if review.resource.resource == "pods" => sub_resource.to_owned(),
         sub_resource => format!("{} {sub_resource}", review.resource.resource),
     };
-    let container = review.object.as_ref().and_then(|options| text_at(options, &["container"])).unwrap_or_default();
+    let container = review
+        .object
+        .as_ref()
+        .and_then(|options| text_at(options, &["container"]))
+        .unwrap_or_default();
     if is_gate(container) {
         return Verdict::deny(
             "connect_gate",
-            format!("{kind}: nobody gets into the gate's container; its log says what it does (kubectl logs -c {container})"),
+            format!(
+                "{kind}: nobody gets into the gate's container; its log says what it does (kubectl logs -c {container})"
+            ),
         );
     }
     if restrict_connect {
         return Verdict::deny(
             "connect_restricted",
-            format!("{kind} leads past the gate and is closed in this namespace (--restrict-connect); call the sandbox through the router"),
+            format!(
+                "{kind} leads past the gate and is closed in this namespace (--restrict-connect); call the sandbox through the router"
+            ),
         );
     }
     Verdict::Allow("connect")

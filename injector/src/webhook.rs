@@ -75,10 +75,9 @@ impl Webhook {
         let answered = match self.bodies.read(content_type.as_ref(), body).await {
             Ok(body) => {
                 let started = Instant::now();
-                // A panic may end this review and nothing else.
-                let answered = catch_unwind(AssertUnwindSafe(|| self.answer(endpoint, body.bytes())));
+                let answered = caught(|| self.answer(endpoint, body.bytes()));
                 self.metrics.took(endpoint.as_str(), started.elapsed());
-                answered.unwrap_or(Err(CallError::Panicked))
+                answered
             }
             Err(error) => Err(error),
         };
@@ -88,12 +87,18 @@ impl Webhook {
                 let (webhook, reason) = (endpoint.as_str(), error.reason());
                 self.metrics.decided(webhook, "error", reason);
                 tracing::warn!(webhook, reason, %error, "a call got no review back");
-                (error.status(), "text/plain; charset=utf-8", error.to_string().into_bytes())
+                (
+                    error.status(),
+                    "text/plain; charset=utf-8",
+                    error.to_string().into_bytes(),
+                )
             }
         };
         let mut response = Response::new(content);
         *response.status_mut() = status;
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         response
     }
 
@@ -105,9 +110,12 @@ impl Webhook {
             Endpoint::Validate => self.validate(&review)?,
         };
         // The API server's audit log says the same as ours, which may be kept by somebody else.
-        let answer = answer.with_audit("decision", outcome.decision).with_audit("reason", outcome.reason);
+        let answer = answer
+            .with_audit("decision", outcome.decision)
+            .with_audit("reason", outcome.reason);
         let json = serde_json::to_vec(&answer)?;
-        self.metrics.decided(endpoint.as_str(), outcome.decision, outcome.reason);
+        self.metrics
+            .decided(endpoint.as_str(), outcome.decision, outcome.reason);
         self.log.write(&DecisionLine::new(endpoint.as_str(), &review, &outcome));
         Ok(json)
     }
@@ -128,7 +136,10 @@ impl Webhook {
                 // The plan says what the pod holds in the end; the patch is what of that it lacks.
                 let patch = patch(plan, request.pod);
                 let answer = Answer::patch(&review.uid, &patch)?;
-                let answer = plan.warnings.iter().fold(answer, |answer, warning| answer.with_warning(warning));
+                let answer = plan
+                    .warnings
+                    .iter()
+                    .fold(answer, |answer, warning| answer.with_warning(warning));
                 (answer, outcome(patch.0.len(), None))
             }
             Decision::Skip(reason) => {
@@ -164,6 +175,11 @@ impl Webhook {
             }
         })
     }
+}
+
+/// A panic may end one review and nothing else.
+fn caught<T>(work: impl FnOnce() -> Result<T, CallError>) -> Result<T, CallError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(CallError::Panicked))
 }
 
 #[cfg(test)]

@@ -7,8 +7,9 @@ use http::{HeaderMap, Method, StatusCode};
 use sandgate_mesh::body::{BodyEnd, UploadWatch};
 use sandgate_mesh::contract::{TRACEPARENT, X_REQUEST_ID};
 use sandgate_mesh::pool::Lease;
-use sandgate_mesh::telemetry::{LineLog, timestamp};
+use sandgate_mesh::telemetry::{LONGEST_METHOD, LONGEST_PATH, LONGEST_TEXT, LineLog, cut, timestamp};
 use serde::Serialize;
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -17,7 +18,7 @@ use tokio::time::Instant;
 #[derive(Debug)]
 struct Line {
     log: LineLog,
-    method: Method,
+    method: Cow<'static, str>,
     path: String,
     client_ip: IpAddr,
     user_agent: Option<String>,
@@ -74,13 +75,13 @@ impl Record {
             headers
                 .get(name)
                 .and_then(|value| value.to_str().ok())
-                .map(str::to_owned)
+                .map(|text| cut(text, LONGEST_TEXT).into_owned())
         };
         let line = log.map(|log| {
             Box::new(Line {
                 log: log.clone(),
-                method: request.method().clone(),
-                path: request.uri().path().to_owned(),
+                method: method_text(request.method()),
+                path: cut(request.uri().path(), LONGEST_PATH).into_owned(),
                 client_ip,
                 user_agent: text(request.headers(), USER_AGENT),
                 traceparent: text(request.headers(), TRACEPARENT),
@@ -147,6 +148,14 @@ impl Record {
     }
 }
 
+/// A method as a line has it: the common ones cost nothing.
+fn method_text(method: &Method) -> Cow<'static, str> {
+    match method_label(method) {
+        label if label == method.as_str() => label.into(),
+        _ => cut(method.as_str(), LONGEST_METHOD).into_owned().into(),
+    }
+}
+
 impl Drop for Record {
     fn drop(&mut self) {
         let elapsed = self.started.elapsed();
@@ -163,7 +172,7 @@ impl Drop for Record {
         line.log.write(&AccessLine {
             time: timestamp(),
             log: "access",
-            method: line.method.as_str(),
+            method: &line.method,
             path: &line.path,
             status: self.status.as_u16(),
             duration_ms: elapsed.as_secs_f64() * 1e3,

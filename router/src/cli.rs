@@ -3,8 +3,9 @@
 use crate::Router;
 use crate::config::Config;
 use sandgate_mesh::listener::fit_open_files;
+use sandgate_mesh::memory::{self, Allocated};
 use sandgate_mesh::polled::PollError;
-use sandgate_mesh::telemetry::{LogFormat, init};
+use sandgate_mesh::telemetry::{LogFormat, flush, init};
 use std::io::Write;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
@@ -13,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 const BAD_CONFIGURATION: u8 = 64;
 
 /// Runs the program and maps its end to an exit code: 0 done, 1 failed, 2 usage, 64 bad configuration.
-pub fn main() -> ExitCode {
+pub fn main(allocated: Allocated) -> ExitCode {
     let config = match Config::of_program(std::env::args_os().skip(1).collect()) {
         Ok(config) => config,
         Err(error) => {
@@ -35,7 +36,7 @@ pub fn main() -> ExitCode {
         );
         return ExitCode::from(BAD_CONFIGURATION);
     }
-    match run(config) {
+    let code = match run(config, allocated) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "sandbox-router ends");
@@ -45,14 +46,20 @@ pub fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         }
-    }
+    };
+    flush();
+    code
 }
 
-fn run(mut config: Config) -> anyhow::Result<()> {
+fn run(mut config: Config, allocated: Allocated) -> anyhow::Result<()> {
     config.max_connections = fit_open_files(config.max_connections);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(async {
+        let budget = config.memory_budget.or_else(memory::container_budget);
         let router = Router::bind(config, None)?;
+        if let Some(budget) = budget {
+            tokio::spawn(router.memory().watch(budget, allocated));
+        }
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         router
             .run(async move {

@@ -205,6 +205,9 @@ struct Flags {
     /// Open client connections in all.
     #[arg(long, default_value_t = 65_536)]
     max_connections: usize,
+    /// Bytes of memory above which requests and connections are shed with 503; by default 80 % of the container's limit.
+    #[arg(long)]
+    memory_budget_bytes: Option<u64>,
     /// Worker threads [default: one per core].
     #[arg(long)]
     workers: Option<usize>,
@@ -269,6 +272,7 @@ pub struct Config {
     pub trusted_proxies: Vec<IpNet>,
     pub tunnels: TunnelLimits,
     pub max_connections: usize,
+    pub memory_budget: Option<u64>,
     pub workers: usize,
     pub access_log: bool,
     pub log_level: String,
@@ -395,6 +399,7 @@ fn check(flags: Flags, needs_files: bool, problems: &mut Vec<String>) -> Option<
             lifetime: seconds("WEBSOCKET_MAX_LIFETIME_SECONDS", &mut warnings).unwrap_or(tunnels.lifetime),
         },
         max_connections: flags.max_connections,
+        memory_budget: flags.memory_budget_bytes,
         workers: flags
             .workers
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))

@@ -15,6 +15,8 @@ pub enum RouterError {
     Framing(Violation),
     /// CONNECT.
     Connect,
+    /// The router is over its memory budget.
+    Overloaded,
     /// No credential.
     NoCredential,
     /// A wrong one.
@@ -48,7 +50,7 @@ impl RouterError {
         let headers = response.headers_mut();
         match self {
             Self::NoCredential | Self::BadCredential => drop(headers.insert(WWW_AUTHENTICATE, BEARER)),
-            Self::NotReady(_) => drop(headers.insert(RETRY_AFTER, HeaderValue::from_static("1"))),
+            Self::NotReady(_) | Self::Overloaded => drop(headers.insert(RETRY_AFTER, HeaderValue::from_static("1"))),
             Self::Connect => drop(headers.insert(
                 ALLOW,
                 HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
@@ -64,6 +66,10 @@ impl RouterError {
                 (violation.status(), violation.detail().into())
             }
             Self::Connect => (StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not supported.".into()),
+            Self::Overloaded => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The router is short of memory; try again.".into(),
+            ),
             Self::NoCredential => (
                 StatusCode::UNAUTHORIZED,
                 "Missing or invalid Authorization header.".into(),

@@ -77,7 +77,7 @@ impl Metrics {
             retries: counter("sandbox_router_upstream_retries_total", "Further connection attempts.")?,
             refused_connections: counter(
                 "sandbox_router_refused_connections_total",
-                "Client connections over a cap.",
+                "Client connections over a cap or the memory budget.",
             )?,
             cert_reloads: counters(
                 "sandbox_router_cert_reloads_total",

@@ -25,6 +25,7 @@ use sandgate_mesh::headers::{
     strip_ours,
 };
 use sandgate_mesh::listener::ConnectionSlot;
+use sandgate_mesh::memory::MemoryBudget;
 use sandgate_mesh::outcome::Outcome;
 use sandgate_mesh::sandbox::Namespace;
 use sandgate_mesh::telemetry::LineLog;
@@ -42,6 +43,7 @@ pub(crate) struct Worker {
     pub(crate) forwarder: Forwarder,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) access: Option<LineLog>,
+    pub(crate) memory: MemoryBudget,
 }
 
 /// The client connection that a request came over.
@@ -136,6 +138,10 @@ fn admit(
     request: &Request<Incoming>,
     record: &mut Record,
 ) -> Result<(Authenticated, Arc<Destination>), RouterError> {
+    // Shed before the kernel ends everybody's requests.
+    if worker.memory.is_exhausted() {
+        return Err(RouterError::Overloaded);
+    }
     if request.method() == Method::CONNECT {
         return Err(RouterError::Connect);
     }

@@ -12,6 +12,7 @@ use sandgate_mesh::caller::Caller;
 use sandgate_mesh::credentials::{FrontCredentials, MeshFiles, Role, poll_mesh, roots_from_pem};
 use sandgate_mesh::drain::{self, Draining};
 use sandgate_mesh::listener::{self, ConnectionCount, ConnectionLimits, ConnectionSlot, Overflow};
+use sandgate_mesh::memory::MemoryBudget;
 use sandgate_mesh::polled::Poller;
 use sandgate_mesh::pool::LINGER;
 use sandgate_mesh::telemetry::LineLog;
@@ -29,6 +30,10 @@ const POLL_PERIOD: Duration = Duration::from_secs(1);
 /// What a client hears that is one too many.
 const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 60\r\n\
     Retry-After: 1\r\nConnection: close\r\n\r\n{\"detail\":\"The router has too many connections; try again.\"}";
+/// What a client hears that connects while the memory budget is spent.
+const SHORT_OF_MEMORY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n\
+    Content-Length: 54\r\nRetry-After: 1\r\nConnection: close\r\n\r\n\
+    {\"detail\":\"The router is short of memory; try again.\"}";
 /// Accepted connections that may wait for a worker.
 const HANDOVER: usize = 1024;
 
@@ -53,6 +58,7 @@ pub struct Router {
     metrics: Arc<Metrics>,
     authenticator: Arc<Authenticator>,
     resolver: Arc<Resolver>,
+    memory: MemoryBudget,
 }
 
 impl Router {
@@ -64,6 +70,7 @@ impl Router {
     pub fn bind(config: Config, credentials: Option<Credentials>) -> anyhow::Result<Self> {
         let config = Arc::new(config);
         let metrics = Arc::new(Metrics::new()?);
+        LineLog::stderr()?.register(&metrics.registry, "sandbox_router_dropped_log_lines_total")?;
         for sandbox in &config.sandboxes {
             metrics.learn(&sandbox.key.namespace);
         }
@@ -89,9 +96,15 @@ impl Router {
             credentials,
             authenticator: Arc::new(Authenticator::new(&config.authentication)?),
             resolver: Arc::new(Resolver::new(&config)),
+            memory: MemoryBudget::default(),
             metrics,
             config,
         })
+    }
+
+    /// The budget above which requests and connections are shed; the program that owns the process feeds it.
+    pub fn memory(&self) -> MemoryBudget {
+        self.memory.clone()
     }
 
     /// Where the HTTP listener is.
@@ -151,6 +164,7 @@ impl Router {
                 forwarder: Forwarder::new(&self.config, &framing, self.credentials.clone(), &self.metrics),
                 metrics: Arc::clone(&self.metrics),
                 access: access.clone(),
+                memory: self.memory.clone(),
             };
             workers.push(start_worker(number, worker, draining.clone())?);
         }
@@ -163,6 +177,7 @@ impl Router {
             next: Arc::default(),
             count: ConnectionCount::new(limits),
             overflow: Overflow::default(),
+            memory: self.memory,
             metrics: Arc::clone(&self.metrics),
         };
         tokio::spawn(acceptor.clone().accept(self.http, None, draining.clone()));
@@ -213,18 +228,27 @@ struct Acceptor {
     next: Arc<AtomicUsize>,
     count: ConnectionCount,
     overflow: Overflow,
+    memory: MemoryBudget,
     metrics: Arc<Metrics>,
 }
 
 impl Acceptor {
     async fn accept(self, listener: TcpListener, tls: Option<FrontTls>, mut draining: Draining) {
         while let Some((stream, peer)) = listener::accept(&listener, &mut draining).await {
-            let Some(slot) = self.count.enter(peer.ip()) else {
-                self.metrics.refused_connections.inc();
-                if tls.is_none() {
-                    self.overflow.answer(stream, TOO_MANY);
+            let admitted = if self.memory.is_exhausted() {
+                Err(SHORT_OF_MEMORY)
+            } else {
+                self.count.enter(peer.ip()).ok_or(TOO_MANY)
+            };
+            let slot = match admitted {
+                Ok(slot) => slot,
+                Err(answer) => {
+                    self.metrics.refused_connections.inc();
+                    if tls.is_none() {
+                        self.overflow.answer(stream, answer);
+                    }
+                    continue;
                 }
-                continue;
             };
             let tls = match &tls {
                 None => None,

@@ -2,6 +2,8 @@
 
 import argparse
 import itertools
+import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -10,10 +12,12 @@ from pathlib import Path
 import generate
 import jsonschema
 import kubernetes_validate
+import values_test
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHART = REPOSITORY / "charts" / "sandgate"
+RIGHTS = REPOSITORY / "docs" / "rbac.md"
 MANIFESTS = REPOSITORY / "deploy" / "manifests" / "sandgate.yaml"
 VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
 DECIDED = ["--set", "router.auth.mode=allow-all"]
@@ -123,6 +127,8 @@ def on_1_29_there_is_no_admission_policy(chart):
 def optional_objects_are_there_when_asked_for(chart):
     arguments = sets(
         "monitoring.podMonitor.enabled=true",
+        "monitoring.prometheusRule.enabled=true",
+        "monitoring.dashboard.enabled=true",
         "router.httpRoute.enabled=true",
         "router.httpRoute.parentRefs[0].name=gateway",
         "injector.webhook.certificate.source=cert-manager",
@@ -131,11 +137,57 @@ def optional_objects_are_there_when_asked_for(chart):
         "extraObjects[0].kind=ConfigMap",
         "extraObjects[0].metadata.name=more",
     )
-    kinds = [found["kind"] for found in chart.objects(*DECIDED, *arguments)]
-    for kind, count in {"PodMonitor": 3, "HTTPRoute": 1, "Certificate": 1, "ConfigMap": 1}.items():
+    counts = {"PodMonitor": 3, "PrometheusRule": 1, "HTTPRoute": 1, "Certificate": 1, "ConfigMap": 2}
+    kinds = [found["kind"] for found in chart.objects(*DECIDED, *arguments, "--skip-tests")]
+    for kind, count in counts.items():
         assert kinds.count(kind) == count, (kind, kinds)
-    plain = {found["kind"] for found in chart.objects(*DECIDED)}
-    assert not plain & {"PodMonitor", "HTTPRoute", "Certificate", "ConfigMap", "HorizontalPodAutoscaler"}, plain
+    plain = {found["kind"] for found in chart.objects(*DECIDED, "--skip-tests")}
+    assert not plain & {*counts, "HorizontalPodAutoscaler"}, plain
+
+
+def dashboards_and_alerts_ask_for_metrics_that_exist(chart):
+    sources = "".join(path.read_text() for folder in ("router", "injector") for path in (REPOSITORY / folder).rglob("*.rs"))
+    arguments = sets("monitoring.prometheusRule.enabled=true", "monitoring.dashboard.enabled=true")
+    asked = set()
+    for found in chart.objects(*DECIDED, *arguments, "--skip-tests"):
+        if found["kind"] == "PrometheusRule":
+            asked |= {word for group in found["spec"]["groups"] for rule in group["rules"] for word in metrics(rule["expr"])}
+        if found["kind"] == "ConfigMap":
+            panels = json.loads(found["data"]["sandgate.json"])["panels"]
+            asked |= {word for panel in panels for target in panel["targets"] for word in metrics(target["expr"])}
+    assert len(asked) > 10, asked
+    missing = [name for name in asked if f'"{name}"' not in sources]
+    assert not missing, missing
+
+
+def metrics(expression):
+    return (word.removesuffix("_bucket") for word in re.findall(r"\b(?:sandgate|sandbox_router)_\w+", expression))
+
+
+def the_injectors_rights_are_those_that_the_documentation_gives_reasons_for(chart):
+    documented = set()
+    for group, resources, names, verbs in documented_rights():
+        documented |= {(group, resource, names, verb) for resource in resources for verb in verbs}
+    rendered = set()
+    for found in chart.objects(*DECIDED):
+        for rule in found["rules"] if found["kind"] in ("ClusterRole", "Role") else []:
+            names = bool(rule.get("resourceNames"))
+            rendered |= {(rule["apiGroups"][0], resource, names, verb) for resource in rule["resources"] for verb in rule["verbs"]}
+            assert len(rule["apiGroups"]) == 1 and "*" not in rule["resources"] + rule["verbs"], rule
+    assert documented == rendered, documented ^ rendered
+
+
+def documented_rights():
+    """(group, resources, whether they are named, verbs) of each row about the injector."""
+    text = RIGHTS.read_text().split("## sandbox-injector")[1].split("\n## ")[0]
+    before = []
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|") or cells[0] in ("group", "---"):
+            continue
+        resources = before if cells[1] == "the same" else re.findall(r"`(\w+)`", cells[1])
+        before = resources
+        yield cells[0].strip("`"), resources, bool(cells[2]), re.findall(r"`(\w+)`", cells[3])
 
 
 def our_own_pods_meet_the_restricted_level(chart):
@@ -165,8 +217,11 @@ def only_router_pods_have_upstreams_label_and_the_service_name_is_upstreams(char
 
 def no_image_is_pulled_from_elsewhere_when_a_registry_is_given(chart):
     text = chart.render(*DECIDED, "--set", "imageRegistry=mirror.example:5000/x")
-    images = [line.split("image:")[1].strip() for line in text.splitlines() if line.strip().startswith("image:")]
-    assert images and all(image.startswith("mirror.example:5000/x/sandgate/") for image in images), images
+    objects = [found for found in yaml.safe_load_all(text) if found]
+    specs = [o["spec"] if o["kind"] == "Pod" else o["spec"].get("template", {}).get("spec", {}) for o in objects if "spec" in o]
+    images = [container["image"] for spec in specs for container in spec.get("containers", [])]
+    images += re.findall(r"--sidecar-image=(.*)", text)
+    assert len(images) >= 5 and all(image.startswith("mirror.example:5000/x/sandgate/") for image in images), images
 
 
 def every_value_has_a_description_and_a_place_in_the_schema(chart):
@@ -183,14 +238,19 @@ def every_value_has_a_description_and_a_place_in_the_schema(chart):
 
 def every_value_changes_something(chart):
     """A value that no template reads is a promise that nobody keeps."""
-    templates = "\n".join(path.read_text() for path in (CHART / "templates").rglob("*") if path.is_file())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
-    unread = [path for path in leaves(values) if f".{path.split('.')[-1]}" not in templates]
+    unread = values_test.unread(chart, [(path, at(values, path)) for path in leaves(values)])
     assert not unread, unread
 
 
+def at(values, path):
+    for key in path.split("."):
+        values = values[key]
+    return values
+
+
 def leaves(value, path=""):
-    if isinstance(value, dict) and value and path not in generate.FREE_MAPS:
+    if isinstance(value, dict) and value and path not in generate.WHOLE:
         for key, entry in value.items():
             yield from leaves(entry, f"{path}.{key}".lstrip("."))
     else:
@@ -225,6 +285,8 @@ TESTS = [
     every_combination_fits_strict_schemas,
     on_1_29_there_is_no_admission_policy,
     optional_objects_are_there_when_asked_for,
+    dashboards_and_alerts_ask_for_metrics_that_exist,
+    the_injectors_rights_are_those_that_the_documentation_gives_reasons_for,
     our_own_pods_meet_the_restricted_level,
     only_router_pods_have_upstreams_label_and_the_service_name_is_upstreams,
     no_image_is_pulled_from_elsewhere_when_a_registry_is_given,

@@ -37,7 +37,22 @@ STRING_LISTS = {
     "admissionPolicy.networkPolicies.allowedUsers",
 }
 # Maps whose keys are the user's own, although the default has some.
-FREE_MAPS = {"router.resources", "injector.resources", "injection.resources"}
+FREE_MAPS = {"router.resources", "injector.resources", "monitoring.dashboard.labels"}
+# Each becomes a flag, so there are no others.
+AMOUNTS = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {name: {"type": ["string", "number"]} for name in ("cpu", "memory")},
+}
+SCHEMAS = {
+    "injection.resources": {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {"requests": AMOUNTS, "limits": AMOUNTS},
+    },
+}
+# Described as one value.
+WHOLE = FREE_MAPS | set(SCHEMAS)
 
 
 def schema(values):
@@ -48,6 +63,8 @@ def schema(values):
 
 
 def of(value, path):
+    if path in SCHEMAS:
+        return SCHEMAS[path]
     if isinstance(value, dict):
         if not value or path in FREE_MAPS:
             return {"type": "object"}

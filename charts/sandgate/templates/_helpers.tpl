@@ -17,7 +17,7 @@ app.kubernetes.io/component: {{ . }}
 {{- end }}
 {{- end }}
 
-{{/* metadata of an object: (dict "root" $ "name" … "component" … "annotations" …) */}}
+{{/* metadata of an object: (dict "root" $ "name" … "component" … "labels" … "annotations" …) */}}
 {{- define "sandgate.metadata" -}}
 metadata:
   name: {{ .name }}
@@ -26,6 +26,9 @@ metadata:
   {{- end }}
   labels:
     {{- include "sandgate.labels" . | nindent 4 }}
+    {{- with .labels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   {{- with mergeOverwrite (deepCopy .root.Values.commonAnnotations) (.annotations | default dict) }}
   annotations:
     {{- toYaml . | nindent 4 }}
@@ -132,73 +135,52 @@ topologySpreadConstraints:
 {{- if and .Values.admissionPolicy.enabled (semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version) }}true{{ end -}}
 {{- end }}
 
-{{/* The gate's arguments, as the injector writes them; the log level, which a pod may choose, is left out. */}}
-{{- define "sandgate.gateArgs" -}}
-{{- $args := list -}}
-{{- range fromJsonArray (include "sandgate.routerIdentities" .) }}{{ $args = append $args (printf "--router-identity=%s" .) }}{{ end -}}
-{{- $args = concat $args (list (printf "--trust-domain=%s" .Values.trustDomain) "--tls-cert-file=/run/sandgate/tls.crt" "--tls-key-file=/run/sandgate/tls.key" "--trust-bundle-file=/run/sandgate/bundle.pem" "--policy-file=/run/sandgate/policy.json") -}}
-{{- $args | toJson -}}
+{{/* The injector's flags about gates. Each is given, also where it is the program's default: the policies are rendered from the same values. */}}
+{{- define "sandgate.injectionArgs" -}}
+{{- $injection := .Values.injection -}}
+- --sidecar-image={{ include "sandgate.image" (dict "root" . "image" $injection.image) }}
+- --sidecar-image-pull-policy={{ $injection.image.pullPolicy }}
+{{- range $bound, $amounts := $injection.resources }}
+{{- range $resource, $amount := $amounts }}
+- --sidecar-{{ $resource }}-{{ trimSuffix "s" $bound }}={{ $amount }}
+{{- end }}
+{{- end }}
+- --sidecar-log-level={{ $injection.logLevel }}
+{{- range fromJsonArray (include "sandgate.routerIdentities" .) }}
+- --router-identity={{ . }}
+{{- end }}
+- --trust-domain={{ .Values.trustDomain }}
+{{- if $injection.allowOptOut }}
+- --allow-opt-out
+{{- end }}
+- --lockdown={{ $injection.lockdown }}
+{{- range $injection.lockdownRuntimeClasses }}
+- --lockdown-runtime-class={{ . }}
+{{- end }}
 {{- end }}
 
-{{/* CEL: whether every container of the list `containers` keeps away from the gate and from the node. (dict "list" …) */}}
-{{- define "sandgate.containerRules" -}}
-- expression: >-
-    {{ .list }}.all(c, !has(c.volumeMounts) || c.volumeMounts.all(m, !(m.name in ['sandgate-token', 'sandgate-state'])))
-  message: "a container mounts a volume of the gate (sandgate-token or sandgate-state); remove the mount"
-- expression: >-
-    {{ .list }}.all(c, !has(c.securityContext) || !has(c.securityContext.privileged) || !c.securityContext.privileged)
-  message: "a container is privileged, which holds every gate's key on the node; remove securityContext.privileged"
-- expression: >-
-    {{ .list }}.all(c, !has(c.securityContext) || !has(c.securityContext.capabilities) || !has(c.securityContext.capabilities.add) ||
-    c.securityContext.capabilities.add.all(a, a.upperAscii().replace('CAP_', '', 1) in
-    ['AUDIT_WRITE', 'CHOWN', 'DAC_OVERRIDE', 'FOWNER', 'FSETID', 'KILL', 'MKNOD', 'NET_BIND_SERVICE', 'SETFCAP', 'SETGID', 'SETPCAP', 'SETUID', 'SYS_CHROOT']))
-  message: "a container adds a capability outside Pod Security's baseline or NET_RAW; remove it from securityContext.capabilities.add"
-- expression: >-
-    {{ .list }}.all(c, !has(c.securityContext) || !has(c.securityContext.procMount) || c.securityContext.procMount == 'Default')
-  message: "a container asks for procMount Unmasked; remove securityContext.procMount"
-- expression: >-
-    {{ .list }}.all(c, !has(c.securityContext) || ((!has(c.securityContext.runAsUser) || c.securityContext.runAsUser != 2102) &&
-    (!has(c.securityContext.runAsGroup) || c.securityContext.runAsGroup != 2102)))
-  message: "a container runs as the gate's user or group 2102; choose another securityContext.runAsUser and runAsGroup"
-- expression: >-
-    {{ .list }}.all(c, !has(c.securityContext) || !has(c.securityContext.seccompProfile) || c.securityContext.seccompProfile.type != 'Unconfined')
-  message: "a container's seccompProfile is Unconfined; use RuntimeDefault"
-- expression: >-
-    {{ .list }}.all(c, !has(c.securityContext) || !has(c.securityContext.appArmorProfile) || c.securityContext.appArmorProfile.type != 'Unconfined')
-  message: "a container's appArmorProfile is Unconfined; use RuntimeDefault"
-- expression: >-
-    {{ .list }}.all(c, !has(c.securityContext) || !has(c.securityContext.seLinuxOptions) || (
-    (!has(c.securityContext.seLinuxOptions.user) || c.securityContext.seLinuxOptions.user == '') &&
-    (!has(c.securityContext.seLinuxOptions.role) || c.securityContext.seLinuxOptions.role == '') &&
-    (!has(c.securityContext.seLinuxOptions.type) || c.securityContext.seLinuxOptions.type in ['', 'container_t', 'container_init_t', 'container_kvm_t', 'container_engine_t'])))
-  message: "a container sets seLinuxOptions outside Pod Security's baseline; remove them"
-- expression: >-
-    {{ .list }}.all(c, !has(c.securityContext) || !has(c.securityContext.windowsOptions))
-  message: "a container sets windowsOptions; gates run on Linux only"
-- expression: >-
-    {{ .list }}.all(c, !has(c.volumeDevices) || c.volumeDevices.size() == 0)
-  message: "a container uses a block device, which could hold another pod's files; remove volumeDevices"
-- expression: >-
-    {{ .list }}.all(c, !has(c.ports) || c.ports.all(p, !has(p.hostPort) || p.hostPort == 0))
-  message: "a container uses a hostPort; remove it"
-- expression: >-
-    {{ .list }}.all(c, !has(c.ports) || c.ports.all(p, !(p.containerPort in [14443, 14480]) && !(has(p.name) && p.name.startsWith('sandgate-'))))
-  message: "a container declares a port that is the gate's (14443, 14480 or a name that starts with sandgate-); choose another"
-{{- end }}
-
-{{/* The injector's flags. */}}
+{{/* All of its flags. */}}
 {{- define "sandgate.injectorArgs" -}}
+{{- $injection := .Values.injection -}}
+{{- $issued := eq .Values.injector.webhook.certificate.source "self" -}}
 - serve
-- --image={{ include "sandgate.image" (dict "root" $ "image" .Values.injection.image) }}
+{{ include "sandgate.injectionArgs" . }}
+- --restrict-connect={{ $injection.restrictConnect }}
+- --network-policy={{ $injection.networkPolicy }}
+- --webhook-configuration={{ include "sandgate.injectorName" . }}
+- --manage-ca-bundle={{ $issued }}
+{{- if $issued }}
+- --webhook-name={{ include "sandgate.injectorName" . }}.{{ .Release.Namespace }}.svc
+- --authority-secret={{ include "sandgate.authoritySecret" . }}
+{{- else }}
+- --webhook-cert-file=/etc/sandgate/webhook/tls.crt
+- --webhook-key-file=/etc/sandgate/webhook/tls.key
+{{- end }}
+- --log-level={{ .Values.injector.logLevel }}
 {{- end }}
 
-{{- define "sandgate.binding" -}}
-apiVersion: admissionregistration.k8s.io/v1
-kind: ValidatingAdmissionPolicyBinding
-{{ include "sandgate.metadata" (dict "root" .root "component" "admission-policy" "clusterScoped" true "name" .name) }}
-spec:
-  policyName: {{ .name }}
-  validationActions: [Deny]
+{{- define "sandgate.authoritySecret" -}}
+{{ include "sandgate.fullname" . }}-authority
 {{- end }}
 
 {{- define "sandgate.clientConfig" -}}
@@ -211,15 +193,4 @@ clientConfig:
   {{- with .root.Values.injector.webhook.certificate.caBundle }}
   caBundle: {{ . }}
   {{- end }}
-{{- end }}
-
-{{- define "sandgate.optedIn" -}}
-namespaceSelector:
-  matchExpressions:
-    - key: sandgate.dev/inject
-      operator: In
-      values: [enabled]
-    - key: kubernetes.io/metadata.name
-      operator: NotIn
-      values: {{ include "sandgate.excludedNamespaces" . }}
 {{- end }}

@@ -1,6 +1,7 @@
 //! `sandgate-local`: the whole mesh on one machine. See `sandgate-local --help`.
 
 use sandgate_local::{cli::Options, mesh};
+use sandgate_mesh::telemetry;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -13,7 +14,9 @@ fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    match mesh::start(&options) {
+    let result = mesh::start(&options);
+    telemetry::flush();
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let _ = writeln!(std::io::stderr(), "sandgate-local: {failure}");

@@ -106,10 +106,14 @@ impl ServeFlags {
     pub fn config(self) -> Result<Config, Vec<String>> {
         let mut problems = Vec::new();
         let address = |flag: &str, text: &str, problems: &mut Vec<String>| {
-            parse_address(text).map_err(|error| problems.push(format!("{flag}: {error}"))).ok()
+            parse_address(text)
+                .map_err(|error| problems.push(format!("{flag}: {error}")))
+                .ok()
         };
         let time = |flag: &str, text: &str, problems: &mut Vec<String>| {
-            duration::parse(text).map_err(|error| problems.push(format!("{flag}: {error}"))).ok()
+            duration::parse(text)
+                .map_err(|error| problems.push(format!("{flag}: {error}")))
+                .ok()
         };
         let webhook = address("--webhook-bind-address", &self.webhook_bind_address, &mut problems);
         let admin = address("--admin-bind-address", &self.admin_bind_address, &mut problems);
@@ -155,8 +159,14 @@ impl ServeFlags {
                 object_name("--authority-secret", &self.authority_secret, problems);
                 let default = format!("{DEFAULT_WEBHOOK}.{}.svc", self.injection.own_namespace);
                 let given = self.webhook_name.iter();
-                let names: Vec<_> = given.filter_map(|name| parse("--webhook-name", name, problems)).collect();
-                let names = if self.webhook_name.is_empty() { default.parse().into_iter().collect() } else { names };
+                let names: Vec<_> = given
+                    .filter_map(|name| parse("--webhook-name", name, problems))
+                    .collect();
+                let names = if self.webhook_name.is_empty() {
+                    default.parse().into_iter().collect()
+                } else {
+                    names
+                };
                 Some(CertificateSource::Issued {
                     names,
                     secret: self.authority_secret.clone(),

@@ -47,7 +47,10 @@ fn expected(settings: &Settings) -> NetworkPolicySpec {
 
 /// Where routers and the control plane run: our own namespace, and those of the routers that gates believe.
 fn namespaces(settings: &Settings) -> BTreeSet<&str> {
-    let routers = settings.router_identities.iter().map(|router| router.namespace.as_str());
+    let routers = settings
+        .router_identities
+        .iter()
+        .map(|router| router.namespace.as_str());
     routers.chain([settings.own_namespace.as_str()]).collect()
 }
 
@@ -80,28 +83,39 @@ fn labelled(name: &str, value: &str) -> LabelSelector {
 /// its templates.
 fn opening(settings: &Settings, policy: &NetworkPolicy) -> Option<String> {
     let spec = policy.spec.as_ref()?;
-    let judges_ingress = spec.policy_types.as_ref().is_none_or(|types| types.iter().any(|kind| kind == INGRESS));
+    let judges_ingress = spec
+        .policy_types
+        .as_ref()
+        .is_none_or(|types| types.iter().any(|kind| kind == INGRESS));
     let selects = spec.pod_selector.as_ref().is_none_or(may_select_injected);
     if !judges_ingress || !selects {
         return None;
     }
     let rules = spec.ingress.iter().flatten().enumerate();
-    let opened = rules.filter(|(_, rule)| !is_for_routers(settings, rule)).find_map(|(index, rule)| {
-        let ports = rule.ports.as_deref().unwrap_or_default();
-        if ports.is_empty() {
-            return Some((index, "every port".to_owned()));
-        }
-        let other = ports.iter().find(|port| !is_the_gates(port))?;
-        Some((index, described(other)))
-    });
+    let opened = rules
+        .filter(|(_, rule)| !is_for_routers(settings, rule))
+        .find_map(|(index, rule)| {
+            let ports = rule.ports.as_deref().unwrap_or_default();
+            if ports.is_empty() {
+                return Some((index, "every port".to_owned()));
+            }
+            let other = ports.iter().find(|port| !is_the_gates(port))?;
+            Some((index, described(other)))
+        });
     opened.map(|(index, ports)| format!("spec.ingress[{index}] opens {ports}"))
 }
 
 /// Whether a pod with a gate might be selected. What else it is labelled nobody knows here.
 fn may_select_injected(selector: &LabelSelector) -> bool {
     let labels = selector.match_labels.iter().flatten();
-    let excluded = labels.into_iter().any(|(name, value)| name == INJECTED_LABEL && value != INJECTED);
-    let expressions = selector.match_expressions.iter().flatten().filter(|expression| expression.key == INJECTED_LABEL);
+    let excluded = labels
+        .into_iter()
+        .any(|(name, value)| name == INJECTED_LABEL && value != INJECTED);
+    let expressions = selector
+        .match_expressions
+        .iter()
+        .flatten()
+        .filter(|expression| expression.key == INJECTED_LABEL);
     let excluded_too = expressions.into_iter().any(|expression| {
         let named = expression.values.iter().flatten().any(|value| value == INJECTED);
         match expression.operator.as_str() {
@@ -122,14 +136,19 @@ fn is_for_routers(settings: &Settings, rule: &NetworkPolicyIngressRule) -> bool 
 fn is_router(settings: &Settings, peer: &NetworkPolicyPeer) -> bool {
     let has = |selector: Option<&LabelSelector>, name: &str, values: &[&str]| {
         let labels = selector.and_then(|selector| selector.match_labels.as_ref());
-        labels.and_then(|labels| labels.get(name)).is_some_and(|value| values.contains(&value.as_str()))
+        labels
+            .and_then(|labels| labels.get(name))
+            .is_some_and(|value| values.contains(&value.as_str()))
     };
     let (namespace, pod) = (peer.namespace_selector.as_ref(), peer.pod_selector.as_ref());
     let ours = has(namespace, NAMESPACE_NAME_LABEL, &[settings.own_namespace.as_str()])
         && has(pod, APP_LABEL, &[APP])
         && has(pod, COMPONENT_LABEL, &[ROUTER_COMPONENT]);
-    let upstreams = has(namespace, NAMESPACE_NAME_LABEL, &[settings.own_namespace.as_str(), DEFAULT_OWN_NAMESPACE])
-        && has(pod, UPSTREAM_ROUTER_LABEL, &[UPSTREAM_ROUTER]);
+    let upstreams = has(
+        namespace,
+        NAMESPACE_NAME_LABEL,
+        &[settings.own_namespace.as_str(), DEFAULT_OWN_NAMESPACE],
+    ) && has(pod, UPSTREAM_ROUTER_LABEL, &[UPSTREAM_ROUTER]);
     peer.ip_block.is_none() && (ours || upstreams)
 }
 

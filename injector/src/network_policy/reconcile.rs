@@ -18,17 +18,19 @@ use kube::api::{Api, DeleteParams, ObjectMeta, PartialObjectMeta, PostParams, Pr
 use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
-use sandgate_mesh::drain::Draining;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long to wait before a namespace is tried again that something failed for.
 const RETRY: Duration = Duration::from_secs(5);
 /// How often everything is looked at although no event came.
 const RESYNC: Duration = Duration::from_secs(600);
+/// How long a policy that went with its owner isn't made again.
+const ORPHANED: Duration = Duration::from_secs(10);
 
 /// What a reconciler is told.
+#[derive(Clone)]
 pub(crate) struct Plan {
     pub(crate) client: Client,
     pub(crate) settings: Settings,
@@ -71,20 +73,29 @@ pub(crate) struct Reconciler {
     /// Where our policy was in place: when it is missing there, somebody deleted it.
     placed: BTreeSet<String>,
     owner: Option<OwnerReference>,
+    /// Whether there has been an owner.
+    owned: bool,
+    /// Where the policy and its owner are gone, and since when.
+    orphaned: BTreeMap<String, Instant>,
     report: Report,
 }
 
 impl Reconciler {
-    /// Follows namespaces and policies until the drain starts.
-    pub(crate) async fn run(plan: Plan, mut draining: Draining) {
+    /// Follows namespaces and policies for ever.
+    pub(crate) async fn run(plan: Plan) {
         let (namespaces, writer) = store();
         let opted_in = watcher::Config::default().labels(&format!("{INJECT_LABEL}={ENABLED}"));
         let found = watcher(Api::<PartialObjectMeta<Namespace>>::all(plan.client.clone()), opted_in);
         let found = found.default_backoff().modify(strip).reflect(writer);
-        let of_namespaces = changes(found, &plan.metrics, Watched::Namespaces, |found| Some(found.name_any()));
+        let of_namespaces = changes(found, &plan.metrics, Watched::Namespaces, |found| {
+            Some(found.name_any())
+        });
 
         let (policies, writer) = store();
-        let found = watcher(Api::<NetworkPolicy>::all(plan.client.clone()), watcher::Config::default());
+        let found = watcher(
+            Api::<NetworkPolicy>::all(plan.client.clone()),
+            watcher::Config::default(),
+        );
         let found = found.default_backoff().modify(strip).reflect(writer);
         let of_policies = changes(found, &plan.metrics, Watched::Policies, ResourceExt::namespace);
 
@@ -94,6 +105,8 @@ impl Reconciler {
             report: Report::new(&plan.client, &plan.metrics),
             placed: BTreeSet::new(),
             owner: None,
+            owned: false,
+            orphaned: BTreeMap::new(),
             plan,
             namespaces,
             policies,
@@ -102,7 +115,6 @@ impl Reconciler {
         let (mut resync, mut retry) = (tokio::time::interval(RESYNC), tokio::time::interval(RETRY));
         loop {
             tokio::select! {
-                () = draining.started() => return,
                 Some(change) = changes.next() => match change {
                     Change::Namespace(namespace) => { pending.insert(namespace); }
                     Change::Listed(watched) => {
@@ -118,7 +130,6 @@ impl Reconciler {
             }
             // Half of the picture looks as if somebody had removed the rest.
             while listed.len() == 2
-                && !draining.has_started()
                 && let Some(namespace) = pending.pop_first()
             {
                 if !reconciler.settle(&namespace).await {
@@ -130,7 +141,11 @@ impl Reconciler {
 
     /// Every namespace that has, had or should have a policy of ours.
     fn all(&self) -> BTreeSet<String> {
-        let opted_in = self.namespaces.state().into_iter().map(|namespace| namespace.name_any());
+        let opted_in = self
+            .namespaces
+            .state()
+            .into_iter()
+            .map(|namespace| namespace.name_any());
         let ours = self.policies.state_filter(|policy| policy.name_any() == NETWORK_POLICY);
         let ours = ours.into_iter().filter_map(|policy| policy.namespace());
         let told = self.report.namespaces().chain(&self.placed).cloned();
@@ -138,7 +153,8 @@ impl Reconciler {
     }
 
     fn wanted(&self, namespace: &str) -> Wanted {
-        let excluded = EXCLUDED_NAMESPACES.contains(&namespace) || namespace == self.plan.settings.own_namespace.as_str();
+        let excluded =
+            EXCLUDED_NAMESPACES.contains(&namespace) || namespace == self.plan.settings.own_namespace.as_str();
         match self.namespaces.get(&ObjectRef::new(namespace)) {
             Some(found) if found.meta().deletion_timestamp.is_some() => Wanted::Anything,
             Some(_) if self.plan.enabled && !excluded => Wanted::Policy,
@@ -162,7 +178,7 @@ impl Reconciler {
                 let next = "it is tried again in a few seconds";
                 tracing::warn!(namespace, %error, next, "can't bring NetworkPolicy {NETWORK_POLICY} up to date");
             })
-            .is_ok()
+            .is_ok_and(|()| !self.orphaned.contains_key(namespace))
     }
 
     async fn reconcile(&mut self, namespace: &str, wanted: &Wanted) -> Result<(), RequestError> {
@@ -183,12 +199,29 @@ impl Reconciler {
     }
 
     fn is_right(&self, found: &NetworkPolicy) -> bool {
-        let owned = self.owner.as_ref().is_none_or(|owner| found.owner_references().contains(owner));
+        let owned = self
+            .owner
+            .as_ref()
+            .is_none_or(|owner| found.owner_references().contains(owner));
         found.spec.as_ref() == Some(&self.expected) && is_ours(found) && owned
+    }
+
+    /// Where the owner has gone, the release is being uninstalled, and this process is ended next. A policy without an
+    /// owner would then close ports for ever, so there is none until it shows that this process goes on.
+    fn may_be_uninstalled(&mut self, namespace: &str) -> bool {
+        if self.owner.is_some() || !self.owned {
+            self.orphaned.remove(namespace);
+            return false;
+        }
+        let since = self.orphaned.entry(namespace.to_owned()).or_insert_with(Instant::now);
+        since.elapsed() < ORPHANED || self.orphaned.remove(namespace).is_none()
     }
 
     async fn create(&mut self, namespace: &str) -> Result<(), RequestError> {
         self.find_owner().await;
+        if self.may_be_uninstalled(namespace) {
+            return Ok(());
+        }
         let policy = NetworkPolicy {
             metadata: ObjectMeta {
                 name: Some(NETWORK_POLICY.into()),
@@ -212,7 +245,9 @@ impl Reconciler {
     async fn replace(&mut self, namespace: &str, found: &NetworkPolicy) -> Result<(), RequestError> {
         self.find_owner().await;
         let mut policy = found.clone();
-        policy.labels_mut().insert(MANAGED_BY_LABEL.into(), FIELD_MANAGER.into());
+        policy
+            .labels_mut()
+            .insert(MANAGED_BY_LABEL.into(), FIELD_MANAGER.into());
         if let Some(owner) = &self.owner {
             let owners = policy.owner_references_mut();
             owners.retain(|other| other.kind != owner.kind || other.name != owner.name);
@@ -254,6 +289,7 @@ impl Reconciler {
         let api = Api::<Found>::all(self.plan.client.clone());
         match bounded(api.get_opt(&self.plan.webhook_configuration)).await {
             Ok(found) => {
+                self.owned |= found.is_some();
                 self.owner = found.and_then(|found| {
                     Some(OwnerReference {
                         api_version: Found::api_version(&()).into_owned(),
@@ -264,7 +300,9 @@ impl Reconciler {
                     })
                 });
             }
-            Err(error) => tracing::warn!(%error, "can't read the MutatingWebhookConfiguration that owns the NetworkPolicies"),
+            Err(error) => {
+                tracing::warn!(%error, "can't read the MutatingWebhookConfiguration that owns the NetworkPolicies");
+            }
         }
     }
 
@@ -281,7 +319,10 @@ fn params() -> PostParams {
 }
 
 fn is_ours(policy: &NetworkPolicy) -> bool {
-    policy.labels().get(MANAGED_BY_LABEL).is_some_and(|manager| manager == FIELD_MANAGER)
+    policy
+        .labels()
+        .get(MANAGED_BY_LABEL)
+        .is_some_and(|manager| manager == FIELD_MANAGER)
 }
 
 /// Nobody here reads these, and they are most of an object.

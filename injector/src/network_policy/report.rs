@@ -47,7 +47,11 @@ impl Report {
     /// A policy is again what it was.
     pub(super) async fn repaired(&self, policy: &NetworkPolicy, cause: &str) {
         self.metrics.network_policy("repaired");
-        tracing::warn!(namespace = policy.namespace(), cause, "repaired NetworkPolicy {NETWORK_POLICY}");
+        tracing::warn!(
+            namespace = policy.namespace(),
+            cause,
+            "repaired NetworkPolicy {NETWORK_POLICY}"
+        );
         let note = format!("{cause}; without it the sandboxes of this namespace can be reached past their gates");
         self.publish(policy, "GateNetworkPolicyRepaired", "Repair", note).await;
     }
@@ -68,20 +72,33 @@ impl Report {
             };
             if before.get(&name) != Some(&opening) {
                 let next = "close it, or tell callers to come through the router";
-                tracing::warn!(namespace, policy = name, opening, next, "a NetworkPolicy leads past the gates");
+                tracing::warn!(
+                    namespace,
+                    policy = name,
+                    opening,
+                    next,
+                    "a NetworkPolicy leads past the gates"
+                );
                 let note = format!("{opening} of pods with a gate: whoever it lets in isn't checked there");
-                self.publish(policy, "NetworkPolicyOpensSandboxes", "Report", note).await;
+                self.publish(policy, "NetworkPolicyOpensSandboxes", "Report", note)
+                    .await;
             }
             now.insert(name, opening);
         }
         for name in before.keys().filter(|name| !now.contains_key(*name)) {
-            tracing::info!(namespace, policy = name, "the NetworkPolicy no longer leads past the gates");
+            tracing::info!(
+                namespace,
+                policy = name,
+                "the NetworkPolicy no longer leads past the gates"
+            );
         }
         if !now.is_empty() {
             self.openings.insert(namespace.to_owned(), now);
         }
         let all = self.openings.values().map(BTreeMap::len).sum::<usize>();
-        self.metrics.network_policy_openings.set(i64::try_from(all).unwrap_or(i64::MAX));
+        self.metrics
+            .network_policy_openings
+            .set(i64::try_from(all).unwrap_or(i64::MAX));
     }
 
     async fn publish(&self, about: &NetworkPolicy, reason: &str, action: &str, mut note: String) {
@@ -97,7 +114,9 @@ impl Report {
         };
         let (namespace, about) = (about.namespace(), about.object_ref(&()));
         let published = tokio::time::timeout(EVENT_TIMEOUT, self.recorder.publish(&event, &about)).await;
-        let failure = published.map_err(|elapsed| elapsed.to_string()).and_then(|done| done.map_err(|e| e.to_string()));
+        let failure = published
+            .map_err(|elapsed| elapsed.to_string())
+            .and_then(|done| done.map_err(|e| e.to_string()));
         if let Err(error) = failure {
             tracing::warn!(namespace, error, "can't publish an Event");
         }

@@ -3,20 +3,22 @@
 use crate::body::detail;
 use crate::drain::Draining;
 use crate::framing::{Limits, refusal};
-use crate::{listener, serve};
+use crate::listener::{self, ConnectionCount, ConnectionLimits, Newcomer, Newcomers};
+use crate::serve;
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use prometheus::{Encoder, Registry, TextEncoder};
 use std::borrow::Cow;
-use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::net::TcpListener;
-use tokio::sync::Notify;
-use tokio::task::AbortHandle;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::{Instant, sleep_until};
 
 /// Says why the process is not ready, or `Ok` when it is.
 pub type Readiness = Arc<dyn Fn() -> Result<(), Cow<'static, str>> + Send + Sync>;
@@ -38,10 +40,16 @@ pub enum ProbeAnswer {
     NoAnswer,
 }
 
-/// Connections that the admin port serves at once. The oldest makes room for one more.
-const CONNECTIONS: usize = 64;
-/// Connections from one address. No more are taken.
-const CONNECTIONS_PER_PEER: usize = 32;
+/// Connections whose request hasn't come whole. The oldest makes room for one more.
+const WAITING: usize = 768;
+/// Requests that are answered at once.
+const ANSWERED: usize = 256;
+/// Connections from one address.
+const CONNECTIONS_PER_PEER: usize = 16;
+/// Time for a request's head, from the connection on.
+const HEAD_TIME: Duration = Duration::from_secs(2);
+/// Time for a reader to take something of its answer.
+const IDLE_TIME: Duration = Duration::from_secs(10);
 
 /// What the admin port answers. Each part is there only where it is set.
 #[derive(Clone, Default)]
@@ -55,35 +63,43 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Serves the admin port until the drain starts.
-    pub async fn serve(self, listener: TcpListener, mut draining: Draining) {
+    /// Serves the admin port until the drain starts: one request a connection.
+    pub async fn serve(self, listener: TcpListener, draining: Draining) {
+        let caps = Caps {
+            waiting: listener::fit_admin_connections(WAITING),
+            answered: listener::fit_admin_connections(ANSWERED),
+            head_time: HEAD_TIME,
+        };
+        self.serve_within(caps, listener, draining).await;
+    }
+
+    async fn serve_within(self, caps: Caps, listener: TcpListener, mut draining: Draining) {
         let limits = Arc::new(Limits {
-            idle_time: Duration::from_secs(60),
+            head_time: caps.head_time,
+            idle_time: IDLE_TIME,
             ..Limits::default()
         });
-        let count = listener::ConnectionCount::new(listener::ConnectionLimits {
+        let count = ConnectionCount::new(ConnectionLimits {
             total: usize::MAX,
             per_peer: CONNECTIONS_PER_PEER,
         });
-        let mut open: VecDeque<AbortHandle> = VecDeque::new();
+        let newcomers = Newcomers::new(caps.waiting);
+        let answered = Arc::new(Semaphore::new(caps.answered));
         while let Some((stream, peer)) = listener::accept(&listener, &mut draining).await {
-            let Some(slot) = count.enter(peer.ip()) else { continue };
-            // A probe takes moments. So those who hold all places can't keep the kubelet out.
-            open.retain(|connection| !connection.is_finished());
-            if open.len() >= CONNECTIONS {
-                open.pop_front().iter().for_each(AbortHandle::abort);
-            }
-            let (admin, limits, draining) = (self.clone(), Arc::clone(&limits), draining.clone());
-            let connection = tokio::spawn(async move {
-                let hang_up = Notify::new();
-                let answer = |request: Request<_>, _| admin.respond(request, &hang_up);
-                tokio::select! {
-                    () = serve::http1(stream, &limits, draining, answer) => {}
-                    () = hang_up.notified() => {}
-                }
+            let Some(slot) = count.enter(one_if_loopback(peer.ip())) else {
+                continue;
+            };
+            let connection = Connection {
+                admin: self.clone(),
+                limits: Arc::clone(&limits),
+                draining: draining.clone(),
+                answered: Arc::clone(&answered),
+                newcomer: newcomers.enter(),
+            };
+            tokio::spawn(async move {
+                connection.serve(stream).await;
                 drop(slot);
             });
-            open.push_back(connection.abort_handle());
         }
     }
 
@@ -132,6 +148,84 @@ impl Admin {
             Some(response) => response,
         }
     }
+}
+
+/// How many connections the admin port takes, and for how long without a request.
+#[derive(Clone, Copy)]
+struct Caps {
+    waiting: usize,
+    answered: usize,
+    head_time: Duration,
+}
+
+/// A connection to the admin port.
+struct Connection {
+    admin: Admin,
+    limits: Arc<Limits>,
+    draining: Draining,
+    answered: Arc<Semaphore>,
+    newcomer: Newcomer,
+}
+
+impl Connection {
+    async fn serve(mut self, stream: TcpStream) {
+        let head_time = self.limits.head_time;
+        let deadline = Instant::now() + head_time;
+        // A connection that says nothing costs a socket and little more.
+        let speaks = tokio::select! {
+            speaks = listener::first_byte(&stream, head_time) => speaks,
+            () = self.newcomer.displaced() => false,
+        };
+        if speaks {
+            Box::pin(self.answer(stream, deadline)).await;
+        }
+    }
+
+    async fn answer(self, stream: TcpStream, deadline: Instant) {
+        let (hang_up, asked) = (Notify::new(), AtomicBool::new(false));
+        let (admin, places) = (&self.admin, &self.answered);
+        let answer = |request: Request<_>, _| {
+            asked.store(true, Ordering::Relaxed);
+            let (hang_up, place) = (&hang_up, places.try_acquire());
+            async move {
+                let Ok(_place) = place else {
+                    return close_after(detail(StatusCode::SERVICE_UNAVAILABLE, "Too many requests at once."));
+                };
+                close_after(admin.respond(request, hang_up).await)
+            }
+        };
+        let mut newcomer = self.newcomer;
+        let overdue = async {
+            tokio::select! {
+                () = newcomer.displaced() => {}
+                () = sleep_until(deadline) => {}
+            }
+            // Who has asked gets an answer.
+            if asked.load(Ordering::Relaxed) {
+                std::future::pending().await
+            }
+        };
+        tokio::select! {
+            () = serve::http1(stream, &self.limits, self.draining, answer) => {}
+            () = hang_up.notified() => {}
+            () = overdue => {}
+        }
+    }
+}
+
+/// All loopback addresses are one peer: whoever has one of them has them all.
+fn one_if_loopback(peer: IpAddr) -> IpAddr {
+    if peer.is_loopback() {
+        Ipv4Addr::LOCALHOST.into()
+    } else {
+        peer
+    }
+}
+
+fn close_after(mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// The answer of `/healthz` as existing probes know it.
@@ -188,40 +282,79 @@ mod tests {
 
     /// What comes of a request on a connection; nothing if it is closed.
     async fn ask(mut stream: TcpStream) -> String {
+        // A reset is a close, too.
+        let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        rest(stream).await
+    }
+
+    async fn rest(mut stream: TcpStream) -> String {
         let mut answer = String::new();
-        let request = b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
-        let talk = async {
-            // A reset is a close, too.
-            let _ = stream.write_all(request).await;
-            let _ = stream.read_to_string(&mut answer).await;
-        };
-        let talk = tokio::time::timeout(Duration::from_secs(10), talk).await;
-        talk.expect("neither answered nor closed");
+        let read = tokio::time::timeout(Duration::from_secs(10), stream.read_to_string(&mut answer)).await;
+        let _ = read.expect("neither answered nor closed");
         answer
     }
 
-    #[tokio::test]
-    async fn idle_neighbours_cannot_keep_the_kubelets_probes_out() {
+    /// An admin port with such caps, and the drain that it lasts as long as.
+    async fn served(caps: Caps) -> (SocketAddr, drain::Drain) {
         let admin = Admin {
             readiness: Some(Arc::new(|| Ok(()))),
             ..Admin::default()
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (_drain, draining) = drain::channel();
-        tokio::spawn(admin.serve(listener, draining));
-        let mut idle = Vec::new();
-        for neighbour in 2..8 {
-            for _ in 0..CONNECTIONS_PER_PEER {
-                idle.push(connect_from([127, 0, 0, neighbour], address).await);
-            }
+        let (drain, draining) = drain::channel();
+        tokio::spawn(admin.serve_within(caps, listener, draining));
+        (address, drain)
+    }
+
+    const PATIENT: Caps = Caps {
+        waiting: 100,
+        answered: 1,
+        head_time: Duration::from_secs(3600),
+    };
+
+    #[tokio::test]
+    async fn silent_neighbours_make_room_for_the_kubelets_probes() {
+        let (address, _drain) = served(Caps { waiting: 3, ..PATIENT }).await;
+        let mut silent = Vec::new();
+        for _ in 0..3 {
+            silent.push(TcpStream::connect(address).await.unwrap());
         }
-        let answer = ask(connect_from([127, 0, 0, 1], address).await).await;
+        let answer = ask(TcpStream::connect(address).await.unwrap()).await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-        // The oldest went, the youngest are served, and one address has no more than its share.
-        assert_eq!(ask(idle.remove(0)).await, "");
-        assert_eq!(ask(connect_from([127, 0, 0, 7], address).await).await, "");
-        assert!(ask(idle.pop().unwrap()).await.starts_with("HTTP/1.1 200"));
+        // The oldest went, the youngest is served.
+        assert_eq!(rest(silent.remove(0)).await, "");
+        assert!(ask(silent.pop().unwrap()).await.starts_with("HTTP/1.1 200"));
+    }
+
+    #[tokio::test]
+    async fn a_connection_has_one_request_and_little_time_for_it() {
+        let head_time = Duration::from_millis(50);
+        let (address, _drain) = served(Caps { head_time, ..PATIENT }).await;
+        assert_eq!(rest(TcpStream::connect(address).await.unwrap()).await, "");
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        slow.write_all(b"GET /healthz HTTP/1.1\r\n").await.unwrap();
+        let answer = rest(slow).await;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer}");
+
+        let (address, _drain) = served(PATIENT).await;
+        let answer = ask(TcpStream::connect(address).await.unwrap()).await;
+        assert!(answer.contains("connection: close\r\n"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn all_of_loopback_is_one_peer_and_none_has_more_than_its_share() {
+        let (address, _drain) = served(PATIENT).await;
+        let mut silent = Vec::new();
+        for neighbour in 2..18 {
+            silent.push(connect_from([127, 0, 0, neighbour], address).await);
+        }
+        assert_eq!(silent.len(), CONNECTIONS_PER_PEER);
+        assert_eq!(ask(connect_from([127, 0, 0, 1], address).await).await, "");
+        silent.pop();
+        let served = async { while ask(connect_from([127, 0, 0, 1], address).await).await.is_empty() {} };
+        let served = tokio::time::timeout(Duration::from_secs(10), served).await;
+        served.expect("the place never came free");
     }
 
     #[test]

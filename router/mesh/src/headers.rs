@@ -307,7 +307,7 @@ fn may_trail(name: &HeaderName) -> bool {
         http::header::CONTENT_TYPE,
         http::header::CONTENT_ENCODING,
     ];
-    !reserved.contains(name) && !is_ours(name) && !name.as_str().starts_with("x-forwarded-")
+    !reserved.contains(name) && !is_ours(name) && !is_forwarded(name)
 }
 
 /// Removes from a trailer section what may not stand there.
@@ -318,6 +318,11 @@ pub fn sanitise_trailers(trailers: &mut HeaderMap) {
 fn is_ours(name: &HeaderName) -> bool {
     let ours = |name: &str| name.starts_with(OWN_HEADER_PREFIX) || name.starts_with(ROUTING_HEADER_PREFIX);
     either_spelling(name, ours)
+}
+
+fn is_forwarded(name: &HeaderName) -> bool {
+    let forwarded = |name: &str| matches!(name, "forwarded" | "x-real-ip") || name.starts_with("x-forwarded-");
+    either_spelling(name, forwarded)
 }
 
 /// Whether a name is `wanted` as it stands or with hyphens for its underscores: to apps that get headers as variables
@@ -334,8 +339,7 @@ pub fn strip_ours(headers: &mut HeaderMap) {
 
 /// Removes everything in which a client says how its request got here. Only proxies that are trusted may say that.
 pub fn strip_forwarded(headers: &mut HeaderMap) {
-    let forwarded = |name: &str| matches!(name, "forwarded" | "x-real-ip") || name.starts_with("x-forwarded-");
-    remove_all(headers, |name| either_spelling(name, forwarded));
+    remove_all(headers, is_forwarded);
 }
 
 /// Leaves in a request's head what may go up one hop: nothing of ours, no credential, no expectation (each hop answers

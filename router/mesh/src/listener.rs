@@ -8,7 +8,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot};
 
@@ -17,9 +17,28 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Connections that the kernel may hold before they are accepted.
 const BACKLOG: i32 = 1024;
 
-/// Files that a process has open beside its connections: listeners, logs, probes of its health, clients that are told of
-/// a cap, what it reads again.
+/// Files that a process has open beside its connections and its admin ports': listeners, logs, clients that are told of a
+/// cap, what it reads again.
 const OTHER_FILES: u64 = 256;
+
+/// With so many files a process has room for all that its admin ports may hold; with fewer, for a part of it.
+const ENOUGH_FILES: u64 = 16_384;
+/// Connections that a process's two admin ports may hold in all.
+const ADMIN_CONNECTIONS: u64 = 2 * 1024;
+
+/// How many of the `wanted` connections to an admin port this process has files for.
+pub(crate) fn fit_admin_connections(wanted: usize) -> usize {
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(ENOUGH_FILES);
+    let files = usize::try_from(files.min(ENOUGH_FILES)).unwrap_or(usize::MAX);
+    let enough = usize::try_from(ENOUGH_FILES).unwrap_or(usize::MAX);
+    (wanted.saturating_mul(files) / enough).max(1)
+}
+
+/// How many connections `files` are enough for, each with another one upstream.
+fn connections_within(files: u64) -> u64 {
+    let admin = ADMIN_CONNECTIONS * files.min(ENOUGH_FILES) / ENOUGH_FILES;
+    files.saturating_sub(OTHER_FILES + admin) / 2
+}
 
 /// Lets this process open as many files as the system grants, and returns how many of the `wanted` connections that is
 /// enough for, each with another one upstream. Whoever accepts more can't dial for anybody.
@@ -33,7 +52,7 @@ pub fn fit_open_files(wanted: usize) -> usize {
     };
     let raised = setrlimit(Resource::Nofile, all).is_ok();
     let files = if raised { granted.maximum } else { granted.current };
-    let fitting = files.map_or(u64::MAX, |files| files.saturating_sub(OTHER_FILES) / 2);
+    let fitting = files.map_or(u64::MAX, connections_within);
     let fitting = usize::try_from(fitting).unwrap_or(usize::MAX).max(1);
     if fitting < wanted {
         tracing::info!(
@@ -195,13 +214,19 @@ impl Default for Overflow {
 }
 
 impl Overflow {
-    /// Writes a whole response and closes, or only closes when many are being told already.
-    pub fn answer(&self, mut stream: TcpStream, response: &'static [u8]) {
+    /// Answers the first bytes of a request with a whole response and closes, or only closes when many are being told
+    /// already.
+    pub fn answer<S>(&self, mut stream: S, response: &'static [u8])
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let Ok(permit) = Arc::clone(&self.0).try_acquire_owned() else {
             return;
         };
         tokio::spawn(async move {
             let tell = async {
+                // An answer that comes before its request is nobody's.
+                stream.read(&mut [0; 1024]).await?;
                 stream.write_all(response).await?;
                 stream.shutdown().await?;
                 tokio::io::copy(&mut stream.take(HEARD_OUT), &mut tokio::io::sink()).await
@@ -321,6 +346,13 @@ mod tests {
                 .await
                 .is_err()
         );
+    }
+
+    #[test]
+    fn connections_leave_files_for_everything_else() {
+        for (files, connections) in [(100, 0), (400, 47), (1024, 320), (4096, 1664), (1_048_576, 523_136)] {
+            assert_eq!(connections_within(files), connections, "{files}");
+        }
     }
 
     #[test]

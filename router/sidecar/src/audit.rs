@@ -6,8 +6,9 @@ use crate::request::{Parsed, Peer};
 use http::Request;
 use sandgate_mesh::contract::X_REQUEST_ID;
 use sandgate_mesh::policy::Basis;
-use sandgate_mesh::telemetry::timestamp;
+use sandgate_mesh::telemetry::{LONGEST_METHOD, LONGEST_PATH, LONGEST_TEXT, cut, timestamp};
 use serde::Serialize;
+use std::borrow::Cow;
 
 #[derive(Serialize)]
 struct AuditLine<'a> {
@@ -23,9 +24,18 @@ struct AuditLine<'a> {
     peer: Option<String>,
     pod_uid: &'a str,
     port: Option<u16>,
-    method: Option<&'a str>,
-    path: Option<&'a str>,
-    request_id: Option<&'a str>,
+    method: Option<Cow<'a, str>>,
+    path: Option<Cow<'a, str>>,
+    request_id: Option<Cow<'a, str>>,
+}
+
+fn method<B>(request: &Request<B>) -> Cow<'_, str> {
+    cut(request.method().as_str(), LONGEST_METHOD)
+}
+
+fn request_id<B>(request: &Request<B>) -> Option<Cow<'_, str>> {
+    let id = request.headers().get(X_REQUEST_ID)?.to_str().ok()?;
+    Some(cut(id, LONGEST_TEXT))
 }
 
 /// A decision about a request.
@@ -55,9 +65,9 @@ pub(crate) fn decided<B>(
         peer: None,
         pod_uid: gate.settings.pod_uid.as_str(),
         port: Some(parsed.port.get()),
-        method: Some(request.method().as_str()),
-        path: Some(parsed.target.path()),
-        request_id: request.headers().get(X_REQUEST_ID).and_then(|id| id.to_str().ok()),
+        method: Some(method(request)),
+        path: Some(cut(parsed.target.path(), LONGEST_PATH)),
+        request_id: request_id(request),
     });
 }
 
@@ -78,8 +88,8 @@ pub(crate) fn unread<B>(gate: &Gate, peer: &Peer, request: Option<&Request<B>>, 
         peer: Some(peer.id.to_string()),
         pod_uid: gate.settings.pod_uid.as_str(),
         port: None,
-        method: request.map(|request| request.method().as_str()),
-        path: request.map(|request| request.uri().path()),
-        request_id: request.and_then(|request| request.headers().get(X_REQUEST_ID)?.to_str().ok()),
+        method: request.map(method),
+        path: request.map(|request| cut(request.uri().path(), LONGEST_PATH)),
+        request_id: request.and_then(request_id),
     });
 }

@@ -13,12 +13,13 @@ use sandgate_mesh::credentials::{MeshFiles, Role, poll_mesh};
 use sandgate_mesh::framing::Limits;
 use sandgate_mesh::identity::{TrustDomain, WorkloadIdentity};
 use sandgate_mesh::listener::{ConnectionLimits, bind, fit_open_files, parse_address};
+use sandgate_mesh::memory::{self, Allocated};
 use sandgate_mesh::policy::PolicySnapshot;
 use sandgate_mesh::polled::Poller;
 use sandgate_mesh::probe::{AppProbes, VARIABLE};
 use sandgate_mesh::sandbox::{AppPort, Namespace, PodUid, SandboxKey, SandboxName};
-use sandgate_mesh::telemetry::{LogFormat, init};
-use sandgate_mesh::{drain, duration, memory, serve};
+use sandgate_mesh::telemetry::{LogFormat, flush, init};
+use sandgate_mesh::{drain, duration, serve};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -174,9 +175,9 @@ impl Task {
         }
     }
 
-    fn run(self) -> anyhow::Result<()> {
+    fn run(self, allocated: Allocated) -> anyhow::Result<()> {
         match self {
-            Self::Serve(flags) => run(*flags),
+            Self::Serve(flags) => run(*flags, allocated),
             Self::Lockdown(flags) => lockdown(flags),
         }
     }
@@ -194,20 +195,22 @@ fn lockdown(flags: LockdownFlags) -> anyhow::Result<()> {
 }
 
 /// Runs the program and maps its end to an exit code: 0 done, 1 failed, 2 usage.
-pub fn main() -> ExitCode {
+pub fn main(allocated: Allocated) -> ExitCode {
     let task = Task::from_matches(&Task::command().get_matches()).unwrap_or_else(|error| error.exit());
     if let Err(error) = init(task.log_level(), LogFormat::Json) {
         // There is no log yet that could say it.
         let text = format!("--log-level: {error}");
         Flags::command().error(ErrorKind::ValueValidation, text).exit();
     }
-    match task.run() {
+    let code = match task.run(allocated) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "sandbox-sidecar ends");
             ExitCode::FAILURE
         }
-    }
+    };
+    flush();
+    code
 }
 
 /// The pod's other processes must not read this one's memory, and no crash may write it to a file.
@@ -224,16 +227,16 @@ fn protect_memory() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run(mut flags: Flags) -> anyhow::Result<()> {
+fn run(mut flags: Flags, allocated: Allocated) -> anyhow::Result<()> {
     protect_memory()?;
     flags.max_connections = fit_open_files(flags.max_connections);
     let runtime = serve::runtime()?;
-    let result = runtime.block_on(serve(flags));
+    let result = runtime.block_on(serve(flags, allocated));
     runtime.shutdown_background();
     result
 }
 
-async fn serve(flags: Flags) -> anyhow::Result<()> {
+async fn serve(flags: Flags, allocated: Allocated) -> anyhow::Result<()> {
     let mesh = bind(flags.mesh_bind_address)?;
     let health = bind(flags.health_bind_address)?;
     let files = MeshFiles {
@@ -262,7 +265,7 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
     let gate = Gate::new(settings(flags, own_ports), credentials, policy)?;
     let app_probes = app_probes.map(|probes| probe::runner(&probes, &own_ports, &gate.settings.framing));
     if let Some(budget) = budget {
-        tokio::spawn(gate.memory().watch(budget));
+        tokio::spawn(gate.memory().watch(budget, allocated));
     }
     let (drain, draining) = drain::channel();
     let (health_drain, health_draining) = drain::channel();

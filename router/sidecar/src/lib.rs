@@ -23,7 +23,7 @@ use sandgate_mesh::credentials::MeshCredentials;
 use sandgate_mesh::drain::{DrainState, Draining};
 use sandgate_mesh::framing::Limits;
 use sandgate_mesh::identity::{PeerId, WorkloadIdentity};
-use sandgate_mesh::listener::{self, ConnectionCount, ConnectionLimits, Newcomer, Newcomers};
+use sandgate_mesh::listener::{self, ConnectionCount, ConnectionLimits, Newcomer, Newcomers, Overflow};
 use sandgate_mesh::memory::MemoryBudget;
 use sandgate_mesh::policy::PolicySnapshot;
 use sandgate_mesh::pool::LINGER;
@@ -36,6 +36,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+
+/// What a peer hears whose connection is one too many.
+const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 66\r\n\
+    Retry-After: 1\r\nX-Sandgate-Outcome: overloaded\r\nConnection: close\r\n\r\n{\"detail\":\"The sandbox gate has too many connections; try again.\"}";
 
 /// How much peers may make the gate hold.
 #[derive(Debug, Clone, Copy)]
@@ -96,6 +100,7 @@ pub struct Gate {
     pub(crate) metrics: Metrics,
     memory: MemoryBudget,
     newcomers: Newcomers,
+    overflow: Overflow,
     connections: ConnectionCount,
     tls: Mutex<Option<ServerTls>>,
 }
@@ -117,12 +122,15 @@ impl Gate {
         credentials: watch::Receiver<Option<Arc<MeshCredentials>>>,
         policy: watch::Receiver<Option<Arc<PolicySnapshot>>>,
     ) -> anyhow::Result<Arc<Self>> {
+        let metrics = Metrics::new()?;
+        LineLog::stderr()?.register(&metrics.registry, "sandgate_sidecar_dropped_log_lines_total")?;
         Ok(Arc::new(Self {
             door: Door::new(Arc::clone(&settings.framing), settings.caps.idle_upstream),
             audit: settings.audit.then(LineLog::stderr).transpose()?,
-            metrics: Metrics::new()?,
+            metrics,
             memory: MemoryBudget::default(),
             newcomers: Newcomers::new(settings.caps.handshakes),
+            overflow: Overflow::default(),
             connections: ConnectionCount::new(settings.caps.connections),
             tls: Mutex::new(None),
             settings,
@@ -141,7 +149,7 @@ impl Gate {
         self.metrics.registry.clone()
     }
 
-    /// Ready with an identity that is valid now and a policy snapshot, until the drain starts.
+    /// Ready with an identity that is valid now and a policy snapshot, until the drain starts; not while requests are shed.
     pub fn readiness(self: &Arc<Self>, drain: DrainState) -> Readiness {
         let gate = Arc::clone(self);
         Arc::new(move || {
@@ -151,6 +159,8 @@ impl Gate {
                 Err("no valid identity".into())
             } else if gate.policy.borrow().is_none() {
                 Err("no policy snapshot".into())
+            } else if gate.memory.is_exhausted() {
+                Err("short of memory".into())
             } else {
                 Ok(())
             }
@@ -245,6 +255,7 @@ impl Gate {
         };
         let Some(slot) = slot else {
             self.metrics.refused_connections.inc();
+            self.overflow.answer(stream, TOO_MANY);
             return;
         };
         let peer = Arc::new(request::Peer::new(peer, is_router, address.ip(), slot));

@@ -135,6 +135,16 @@ impl Cluster {
         self.patch(object, &params, &Patch::Merge(patch)).await
     }
 
+    /// What would come of [`Self::merge`].
+    pub async fn try_merge(&self, object: &Value, patch: &Value) -> Answer {
+        let params = PatchParams {
+            dry_run: true,
+            field_manager: Some(FIELD_MANAGER.into()),
+            ..PatchParams::default()
+        };
+        self.patch(object, &params, &Patch::Merge(patch)).await
+    }
+
     async fn patch(&self, object: &Value, params: &PatchParams, patch: &Patch<&Value>) -> Answer {
         let request = self.request(object, object["metadata"]["namespace"].as_str()).await;
         self.send(request.patch(name(object), params, patch).unwrap()).await

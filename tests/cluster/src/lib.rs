@@ -10,10 +10,15 @@
 #![allow(clippy::missing_errors_doc)]
 
 pub mod admission;
+pub mod chart;
 mod cluster;
+pub mod creations;
 mod identity;
+pub mod injector;
+pub mod inventory;
 mod namespace;
 pub mod runner;
+pub mod service;
 pub mod upstream;
 pub mod webhook;
 

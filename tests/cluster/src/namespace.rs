@@ -84,6 +84,21 @@ impl Namespace {
             Err(status) => status.message,
         }
     }
+
+    /// Adds an ephemeral container to a pod, as `kubectl debug` does.
+    pub async fn debug(&self, pod: &Value, container: &Value) -> Answer {
+        let patch = json!({"spec": {"ephemeralContainers": [container]}});
+        self.change_part(pod, "ephemeralcontainers", &patch).await
+    }
+
+    /// Changes a pod through one of its subresources, by a strategic merge patch.
+    pub async fn change_part(&self, pod: &Value, sub_resource: &str, patch: &Value) -> Answer {
+        let (namespace, name) = (&self.name, pod["metadata"]["name"].as_str().unwrap());
+        let request = http::Request::patch(format!("/api/v1/namespaces/{namespace}/pods/{name}/{sub_resource}"))
+            .header("content-type", "application/strategic-merge-patch+json")
+            .body(serde_json::to_vec(patch).unwrap());
+        self.cluster.send(request.unwrap()).await
+    }
 }
 
 /// A test's name as the beginning of a DNS label.

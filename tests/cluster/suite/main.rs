@@ -3,12 +3,38 @@
 // Tests fail by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod admission_policy_connections;
+mod admission_policy_denials;
+mod admission_policy_networks;
+mod admission_policy_shape;
+mod admission_policy_tampering;
+mod admission_policy_updates;
 mod api_server;
+mod chart_release;
 mod harness;
+mod injector;
+mod injector_guard;
+mod network_policy;
 mod upstream;
+mod upstream_examples;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    sandgate_cluster_tests::runner::main(&[api_server::TESTS, harness::TESTS, upstream::TESTS])
+    sandgate_cluster_tests::runner::main(&[
+        admission_policy_connections::TESTS,
+        admission_policy_denials::TESTS,
+        admission_policy_networks::TESTS,
+        admission_policy_shape::TESTS,
+        admission_policy_tampering::TESTS,
+        admission_policy_updates::TESTS,
+        api_server::TESTS,
+        chart_release::TESTS,
+        harness::TESTS,
+        injector::TESTS,
+        injector_guard::TESTS,
+        network_policy::TESTS,
+        upstream::TESTS,
+        upstream_examples::TESTS,
+    ])
 }

@@ -261,9 +261,12 @@ fn callers_near(source: &Source) -> Vec<Caller> {
 fn paths_near(pattern: &str) -> Vec<String> {
     let base = pattern.strip_suffix('*').unwrap_or(pattern);
     let short = base.strip_suffix('/').unwrap_or(base);
-    ["", "a", "a/b", "/", "../a", "%2e%2e/a", "a;b", "%2fa", "\u{e4}"]
-        .map(|more| format!("{base}{more}"))
+    let plain = ["", "a", "a/b", "/", "../a", "a;b", "\u{e4}"];
+    let escaped = ["%2e%2e/a", "%2fa", "%C0%AF", "%e0%80%af", "%E0%A4%85", "%f0%80%80%af"];
+    plain
         .into_iter()
+        .chain(escaped)
+        .map(|more| format!("{base}{more}"))
         .chain([short.to_owned(), format!("{short}a"), pattern.to_owned()])
         .collect()
 }

@@ -1,0 +1,149 @@
+{{/*
+The parts of a gate as the injector adds them and the API server stores them. tests/cluster compares them with what the
+injector really adds.
+*/}}
+
+{{/* Fields of the container that are fixed. Arguments and environment have helpers of their own. */}}
+{{- define "sandgate.gate" -}}
+image: {{ include "sandgate.image" (dict "root" . "image" .Values.injection.image) }}
+restartPolicy: Always
+command: [/sandbox-sidecar]
+ports:
+  - {name: sandgate-mesh, containerPort: 14443, protocol: TCP}
+  - {name: sandgate-health, containerPort: 14480, protocol: TCP}
+securityContext:
+  allowPrivilegeEscalation: false
+  capabilities: {drop: [ALL]}
+  privileged: false
+  readOnlyRootFilesystem: true
+  runAsGroup: 2102
+  runAsNonRoot: true
+  runAsUser: 2102
+  seccompProfile: {type: RuntimeDefault}
+startupProbe:
+  httpGet: {path: /healthz, port: 14480, scheme: HTTP}
+  timeoutSeconds: 1
+  periodSeconds: 1
+  successThreshold: 1
+  failureThreshold: 60
+readinessProbe:
+  httpGet: {path: /readyz, port: 14480, scheme: HTTP}
+  timeoutSeconds: 1
+  periodSeconds: 2
+  successThreshold: 1
+  failureThreshold: 2
+volumeMounts:
+  - {name: sandgate-token, readOnly: true, mountPath: /var/run/secrets/kubernetes.io/serviceaccount}
+  - {name: sandgate-state, mountPath: /run/sandgate}
+{{- end }}
+
+{{/* Its arguments but for the last, which is the log level. */}}
+{{- define "sandgate.gateArgs" -}}
+{{- $args := list -}}
+{{- range fromJsonArray (include "sandgate.routerIdentities" .) }}{{ $args = append $args (printf "--router-identity=%s" .) }}{{ end -}}
+{{- $files := list "--tls-cert-file=/run/sandgate/tls.crt" "--tls-key-file=/run/sandgate/tls.key" "--trust-bundle-file=/run/sandgate/bundle.pem" "--policy-file=/run/sandgate/policy.json" -}}
+{{- concat (append $args (printf "--trust-domain=%s" .Values.trustDomain)) $files | toJson -}}
+{{- end }}
+
+{{/* Its environment. With lockdown a list of the app's probes may follow. */}}
+{{- define "sandgate.gateEnv" -}}
+- {name: SANDGATE_NAMESPACE, valueFrom: {fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}}}
+- {name: SANDGATE_SANDBOX, valueFrom: {fieldRef: {apiVersion: v1, fieldPath: metadata.name}}}
+- {name: SANDGATE_POD_UID, valueFrom: {fieldRef: {apiVersion: v1, fieldPath: metadata.uid}}}
+{{- end }}
+
+{{/* Fields of the lockdown container. */}}
+{{- define "sandgate.lockdown" -}}
+image: {{ include "sandgate.image" (dict "root" . "image" .Values.injection.image) }}
+command: [/sandbox-sidecar]
+args: [lockdown, --mesh-port=14443, --health-port=14480]
+securityContext:
+  allowPrivilegeEscalation: false
+  capabilities: {add: [NET_ADMIN], drop: [ALL]}
+  privileged: false
+  readOnlyRootFilesystem: true
+  runAsGroup: 0
+  runAsNonRoot: false
+  runAsUser: 0
+  seccompProfile: {type: RuntimeDefault}
+volumeMounts:
+  - {name: sandgate-token, readOnly: true, mountPath: /var/run/secrets/kubernetes.io/serviceaccount}
+{{- end }}
+
+{{/* One rule for each field of one of these containers: (dict "fields" … "container" CEL "guard" CEL "place" …) */}}
+{{- define "sandgate.fieldRules" -}}
+{{- range $field, $expected := .fields }}
+{{- $allowed := list $expected }}
+{{- /* What releases of Kubernetes may add to mean the same. */}}
+{{- if eq $field "securityContext" }}
+{{- $allowed = append $allowed (mergeOverwrite (deepCopy $expected) (dict "procMount" "Default")) }}
+{{- else if hasSuffix "Probe" $field }}
+{{- $allowed = append $allowed (mergeOverwrite (deepCopy $expected) (dict "httpGet" (dict "protocol" "HTTP1"))) }}
+{{- end }}
+- expression: >-
+    !{{ $.guard }} || (has({{ $.container }}.{{ $field }}) && {{ $.container }}.{{ $field }} {{ if eq (len $allowed) 1 }}== {{ include "sandgate.cel" $expected }}{{ else }}in {{ include "sandgate.cel" $allowed }}{{ end }})
+  message: "{{ $.place }}.{{ $field }}: it isn't what would be injected; remove all parts of the gate from the pod, they are added when it is created"
+{{- end }}
+- expression: >-
+    !{{ .guard }} || {{ .container }}.all(field, field in {{ concat (keys .fields | sortAlpha) .variable | toJson }}) &&
+    (!has({{ .container }}.terminationMessagePath) || {{ .container }}.terminationMessagePath == '/dev/termination-log') &&
+    (!has({{ .container }}.resources) || {{ .container }}.resources.all(field, field in ['requests', 'limits'])) &&
+    (!has({{ .container }}.resizePolicy) || {{ .container }}.resizePolicy.all(policy, policy.restartPolicy == 'NotRequired'))
+  message: "{{ .place }}: it has a field that isn't injected; remove all parts of the gate from the pod, they are added when it is created"
+{{- end }}
+
+{{/* Rules for which pods have a gate, and where. */}}
+{{- define "sandgate.presenceRules" -}}
+{{- $lockdown := eq .Values.injection.lockdown "enabled" }}
+- expression: variables.selected
+  message: "metadata: a label or annotation says that this pod has a gate, but nothing says that it is a sandbox; remove sandgate.dev/injected and sandgate.dev/shape"
+- expression: "!('sandgate.dev/inject' in variables.labels) || variables.labels['sandgate.dev/inject'] in ['enabled', 'disabled']"
+  message: "metadata.labels[sandgate.dev/inject]: it says neither yes nor no; set it to enabled, or remove it"
+- expression: "!('kubernetes.io/config.mirror' in variables.annotations)"
+  message: "metadata.annotations[kubernetes.io/config.mirror]: only a kubelet makes mirror pods; remove it"
+{{- if $lockdown }}
+- expression: variables.closed
+  message: "spec.initContainers: sandgate-lockdown isn't the first; is the injector running, and did another webhook move it?"
+{{- end }}
+- expression: variables.gated
+  message: "spec.initContainers: the gate isn't {{ ternary "next after sandgate-lockdown" "the first" $lockdown }}; is the injector running, and did another webhook move it?"
+{{- end }}
+
+{{/* Rules for all that a gate consists of. */}}
+{{- define "sandgate.gateRules" -}}
+{{- $lockdown := eq .Values.injection.lockdown "enabled" }}
+{{- $args := fromJsonArray (include "sandgate.gateArgs" .) }}
+{{- $env := fromYamlArray (include "sandgate.gateEnv" .) }}
+{{- $variable := list "name" "imagePullPolicy" "resources" "resizePolicy" "terminationMessagePath" "terminationMessagePolicy" }}
+{{- $last := len $args }}
+{{- if $lockdown }}
+{{ include "sandgate.fieldRules" (dict "fields" (fromYaml (include "sandgate.lockdown" .)) "container" "variables.inits[0]" "guard" "variables.closed" "place" "spec.initContainers[sandgate-lockdown]" "variable" $variable) }}
+{{- end }}
+{{ include "sandgate.fieldRules" (dict "fields" (fromYaml (include "sandgate.gate" .)) "container" "variables.gate" "guard" "variables.gated" "place" "spec.initContainers[sandgate]" "variable" (concat $variable (list "args" "env"))) }}
+- expression: >-
+    !variables.gated || (has(variables.gate.args) && variables.gate.args.size() == {{ add $last 1 }} &&
+    variables.gate.args == {{ include "sandgate.cel" $args }} + [variables.gate.args[{{ $last }}]] &&
+    variables.gate.args[{{ $last }}] in ['--log-level=error', '--log-level=warn', '--log-level=info', '--log-level=debug', '--log-level=trace'])
+  message: "spec.initContainers[sandgate].args: they aren't what would be injected; remove all parts of the gate from the pod, they are added when it is created"
+- expression: >-
+    !variables.gated || (has(variables.gate.env) && (variables.gate.env == {{ include "sandgate.cel" $env }}
+    {{- if $lockdown }} ||
+    variables.gate.env.size() == 4 && has(variables.gate.env[3].value) && variables.gate.env ==
+    {{ include "sandgate.cel" $env }} + [{'name': dyn('SANDGATE_APP_PROBES'), 'value': dyn(variables.gate.env[3].value)}]
+    {{- end }}))
+  message: "spec.initContainers[sandgate].env: it isn't what would be injected; remove all parts of the gate from the pod, they are added when it is created"
+- expression: >-
+    variables.volumes.exists_one(v, v.name == 'sandgate-token' && v.all(field, field in ['name', 'projected']) && has(v.projected) &&
+    v.projected.all(field, field in ['defaultMode', 'sources']) && v.projected.defaultMode == 420 && v.projected.sources != null && v.projected.sources.size() == 1 &&
+    v.projected.sources[0].all(field, field == 'serviceAccountToken') && has(v.projected.sources[0].serviceAccountToken) &&
+    has(v.projected.sources[0].serviceAccountToken.audience) && v.projected.sources[0].serviceAccountToken.audience == 'sandgate' && v.projected.sources[0].serviceAccountToken.path == 'token' &&
+    v.projected.sources[0].serviceAccountToken.expirationSeconds >= 600 && v.projected.sources[0].serviceAccountToken.expirationSeconds <= 3660)
+  message: "spec.volumes[sandgate-token]: it isn't what would be injected; remove all parts of the gate from the pod, they are added when it is created"
+- expression: >-
+    variables.volumes.exists_one(v, v == {'name': dyn('sandgate-state'), 'emptyDir': dyn({'medium': 'Memory', 'sizeLimit': '4Mi'})})
+  message: "spec.volumes[sandgate-state]: it isn't what would be injected; remove all parts of the gate from the pod, they are added when it is created"
+- expression: "'sandgate.dev/injected' in variables.labels && variables.labels['sandgate.dev/injected'] == 'true'"
+  message: "metadata.labels[sandgate.dev/injected]: a gated pod has it with the value true; leave it to the injector"
+- expression: "'sandgate.dev/shape' in variables.annotations && variables.annotations['sandgate.dev/shape'] == '1'"
+  message: "metadata.annotations[sandgate.dev/shape]: a gated pod has it with the value 1; leave it to the injector"
+{{- end }}

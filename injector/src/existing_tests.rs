@@ -1,0 +1,164 @@
+use crate::decide::Decision;
+use crate::deny::DenyReason;
+use crate::offline::documents;
+use crate::patch::patch;
+use crate::settings::Settings;
+use crate::testing::{decided, denials, injected, lockdown, sandbox, sandbox_with, settings};
+use serde_json::{Value, json};
+
+/// What the API server and its own admission make of a gated pod: defaults, resources and pull policies.
+fn as_stored(pod: &Value) -> Value {
+    let mut pod = pod.clone();
+    for container in pod["spec"]["initContainers"].as_array_mut().unwrap() {
+        container["terminationMessagePath"] = "/dev/termination-log".into();
+        container["imagePullPolicy"] = "Always".into();
+        container["resources"]["limits"]["cpu"] = "1".into();
+        container["resizePolicy"] = json!([{"resourceName": "cpu", "restartPolicy": "NotRequired"}]);
+        for probe in ["startupProbe", "readinessProbe"] {
+            if container.get(probe).is_some() {
+                container[probe]["httpGet"]["protocol"] = "HTTP1".into();
+            }
+        }
+    }
+    let volumes = pod["spec"]["volumes"].as_array_mut().unwrap();
+    for volume in volumes.iter_mut().filter(|volume| volume["name"] == "sandgate-token") {
+        volume["projected"]["sources"][0]["serviceAccountToken"]["expirationSeconds"] = 3607.into();
+    }
+    volumes.insert(
+        0,
+        json!({"name": "kube-api-access-x", "projected": {"defaultMode": 420, "sources": []}}),
+    );
+    pod
+}
+
+/// The patch that a pod gets.
+fn patched(settings: &Settings, pod: &Value) -> Value {
+    let Decision::Inject(plan) = decided(settings, pod) else {
+        panic!("not injected: {:?}", decided(settings, pod));
+    };
+    serde_json::to_value(patch(&plan, pod)).unwrap()
+}
+
+#[test]
+fn a_gate_that_is_there_is_accepted_as_the_api_server_stores_it() {
+    for settings in [settings(), lockdown()] {
+        let pod = injected(&settings, &sandbox());
+        assert_eq!(patched(&settings, &pod), json!([]));
+        assert_eq!(patched(&settings, &as_stored(&pod)), json!([]));
+    }
+}
+
+#[test]
+fn a_gate_that_was_moved_is_moved_back_to_the_front() {
+    let names = |pod: &Value| -> Vec<_> {
+        let containers = pod["spec"]["initContainers"].as_array().unwrap().iter();
+        containers.map(|container| container["name"].clone()).collect()
+    };
+    let others = ["a", "b"].map(|name| {
+        let context = json!({"capabilities": {"drop": ["ALL"]}});
+        json!({"name": name, "image": "other", "securityContext": context})
+    });
+    for settings in [settings(), lockdown()] {
+        let pod = injected(&settings, &sandbox_with(&json!({"spec": {"initContainers": others}})));
+        let expected = names(&pod);
+        for seed in 0..50 {
+            let mut moved = pod.clone();
+            fastrand::Rng::with_seed(seed).shuffle(moved["spec"]["initContainers"].as_array_mut().unwrap());
+            let patch = patched(&settings, &moved);
+            let only_moves = patch
+                .as_array()
+                .unwrap()
+                .iter()
+                .all(|operation| operation["op"] == "move");
+            assert!(only_moves, "{patch}");
+            let back = injected(&settings, &moved);
+            let gate = expected.len() - others.len();
+            assert_eq!(names(&back)[..gate], expected[..gate], "{:?}", names(&moved));
+            assert_eq!(patched(&settings, &back), json!([]));
+        }
+    }
+}
+
+#[test]
+fn an_imitation_of_a_gate_is_refused_with_the_field_that_differs() {
+    let gated = injected(&settings(), &sandbox());
+    let rows = documents::parse(include_str!("../../tests/golden/tampering.yaml")).unwrap();
+    for row in rows[0].as_array().unwrap() {
+        let mut pod = gated.clone();
+        let operation = json!([{"op": "add", "path": row["at"], "value": row["put"]}]);
+        json_patch::patch(
+            &mut pod,
+            &serde_json::from_value::<json_patch::Patch>(operation).unwrap(),
+        )
+        .unwrap();
+        let found = denials(&settings(), &pod);
+        let found: Vec<_> = found
+            .iter()
+            .map(|denial| (denial.reason, denial.field.as_str()))
+            .collect();
+        // An item added in the middle shifts the rest; the first difference counts.
+        assert_eq!(found, [(DenyReason::Tampered, row["names"].as_str().unwrap())], "{row}");
+    }
+}
+
+#[test]
+fn a_part_of_a_gate_alone_is_refused() {
+    let gated = injected(&settings(), &sandbox());
+    for (pointer, index) in [("/spec/initContainers", 0), ("/spec/volumes", 0), ("/spec/volumes", 1)] {
+        let mut pod = gated.clone();
+        pod.pointer_mut(pointer).unwrap().as_array_mut().unwrap().remove(index);
+        let found = denials(&settings(), &pod);
+        assert!(!found.is_empty(), "{pointer}");
+        assert!(
+            found.iter().all(|denial| denial.reason == DenyReason::ReservedName),
+            "{found:?}"
+        );
+    }
+    for pod in [
+        sandbox_with(&json!({"metadata": {"labels": {"sandgate.dev/injected": "true"}}})),
+        sandbox_with(&json!({"metadata": {"annotations": {"sandgate.dev/shape": "1"}}})),
+        sandbox_with(&json!({"spec": {"volumes": [{"name": "sandgate-token", "emptyDir": {}}]}})),
+        sandbox_with(&json!({"spec": {"initContainers": [{"name": "sandgate"}]}})),
+    ] {
+        let found = denials(&settings(), &pod);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].reason, DenyReason::ReservedName);
+        assert!(
+            found[0].to_string().contains("is the gate's own name; remove it"),
+            "{}",
+            found[0]
+        );
+    }
+}
+
+#[test]
+fn a_second_gate_is_refused() {
+    let mut pod = injected(&settings(), &sandbox());
+    let containers = pod["spec"]["initContainers"].as_array_mut().unwrap();
+    containers.push(containers[0].clone());
+    let found = denials(&settings(), &pod);
+    assert_eq!(found[0].field, "spec.initContainers[1].name", "{found:?}");
+}
+
+#[test]
+fn a_gate_does_not_excuse_the_rest_of_the_pod() {
+    let mut pod = injected(&settings(), &sandbox());
+    pod["spec"]["hostNetwork"] = true.into();
+    pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "sandgate-state", "mountPath": "/x"}]);
+    let reasons: Vec<_> = denials(&settings(), &pod).iter().map(|denial| denial.reason).collect();
+    assert_eq!(reasons, [DenyReason::HostNamespace, DenyReason::OwnVolume]);
+}
+
+#[test]
+fn a_gate_of_other_settings_is_refused() {
+    let pod = injected(&settings(), &sandbox());
+    let found = denials(&lockdown(), &pod);
+    assert!(
+        found.iter().all(|denial| denial.reason == DenyReason::ReservedName),
+        "{found:?}"
+    );
+    let pod = injected(&lockdown(), &sandbox());
+    let found = denials(&settings(), &pod);
+    assert_eq!(found[0].reason, DenyReason::Tampered, "{found:?}");
+    assert_eq!(found[0].field, "spec.initContainers[0].name");
+}

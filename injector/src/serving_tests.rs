@@ -1,0 +1,154 @@
+use super::*;
+use crate::rig::{Client, PATIENCE, Rig, certificate, connect};
+use crate::testing::settings;
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Full;
+use std::collections::HashSet;
+use tokio::time::Instant;
+
+fn issuer(timing: Timing, stored: Option<Stored>) -> Issuer {
+    Issuer {
+        secret: AuthoritySecret::new(crate::rig::unreachable(), "agent-sandbox-system", "sandgate-authority"),
+        names: vec![crate::rig::NAME.parse().unwrap()],
+        timing,
+        roots: watch::channel(Vec::new()).0,
+        confirmed: Vec::new(),
+        served: watch::channel(None).0,
+        metrics: Arc::new(Metrics::new().unwrap()),
+        stored,
+        current: None,
+    }
+}
+
+#[tokio::test]
+async fn without_a_root_nothing_is_served() {
+    let mut issuer = issuer(Timing::default(), None);
+    issuer.check().await;
+    assert!(issuer.served.borrow().is_none());
+}
+
+#[tokio::test]
+async fn a_root_that_was_read_goes_on_signing_while_the_api_server_is_down() {
+    let mut issuer = issuer(Timing::default(), Some(Stored::new()));
+    issuer.check().await;
+    assert!(issuer.served.borrow().is_some());
+    assert!(
+        !issuer.is_due(&issuer.current.as_ref().unwrap().root.clone()),
+        "the new one isn't due"
+    );
+}
+
+/// Renews three times under clients that connect anew and one that stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn renewals_cost_no_request() {
+    let rig = Rig::start(settings()).await;
+    // Certificates count whole seconds, so this is what still holds for two of them.
+    let timing = Timing {
+        lifetime: Duration::from_secs(4),
+        check: Duration::from_millis(20),
+        ..Timing::default()
+    };
+    let mut issuer = issuer(timing, Some(Stored::new()));
+    issuer.served = rig.serve.clone();
+    issuer.check().await;
+    let trusted = issuer.current.as_ref().unwrap().root.clone();
+    let renewing = tokio::spawn(issuer.run());
+    let request = || {
+        Request::post("/mutate")
+            .header("content-type", "application/json")
+            .body(Full::<Bytes>::default())
+            .unwrap()
+    };
+    let mut stays = Client::new(connect(rig.address, &trusted, b"http/1.1").await.unwrap(), b"http/1.1").await;
+    let (mut seen, started) = (HashSet::new(), Instant::now());
+    while seen.len() < 4 {
+        assert!(started.elapsed() < 3 * PATIENCE, "{} certificates in time", seen.len());
+        let stream = connect(rig.address, &trusted, b"h2")
+            .await
+            .expect("every handshake succeeds");
+        seen.insert(certificate(&stream).to_vec());
+        let mut comes = Client::new(stream, b"h2").await;
+        comes.send(request()).await.expect("every request is answered");
+        stays.send(request()).await.expect("the old connection goes on");
+    }
+    renewing.abort();
+}
+
+#[test]
+fn replicas_renew_at_about_half_life_and_not_at_once() {
+    let (early, late) = (renewal(SERVING_LIFETIME, 0.0), renewal(SERVING_LIFETIME, 1.0));
+    let hours = |duration: Duration| duration.as_secs_f64() / 3600.0;
+    assert!(
+        (hours(early) - 10.8).abs() < 0.01 && (hours(late) - 13.2).abs() < 0.01,
+        "{early:?} {late:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_process_that_was_paused_renews_at_its_next_look() {
+    let mut issuer = issuer(Timing::default(), Some(Stored::new()));
+    issuer.check().await;
+    let current = issuer.current.as_mut().unwrap();
+    current.renew_at = SystemTime::now() - Duration::from_secs(1);
+    let root = current.root.clone();
+    assert!(issuer.is_due(&root));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_root_is_served_under_only_after_api_servers_were_told() {
+    let timing = Timing::default();
+    let mut issuer = issuer(timing, Some(Stored::new()));
+    let (confirm, confirmed) = watch::channel(Confirmed::default());
+    let (confirm_other, confirmed_other) = watch::channel(Confirmed::default());
+    issuer.confirmed = vec![confirmed, confirmed_other];
+    issuer.current = Some(issuer.issue(issuer.stored.as_ref().unwrap()).unwrap());
+    let new = Stored::new();
+    let root = new.authority.root().clone();
+    assert!(!issuer.is_due(&root), "nobody was told");
+    confirm.send_replace(Confirmed::now(vec![root.clone()]));
+    tokio::time::advance(timing.settle).await;
+    assert!(!issuer.is_due(&root), "the other configuration doesn't hold it");
+    confirm_other.send_replace(Confirmed::now(vec![root.clone()]));
+    assert!(!issuer.is_due(&root), "API servers follow with a delay");
+    tokio::time::advance(timing.settle).await;
+    assert!(issuer.is_due(&root));
+}
+
+#[tokio::test]
+async fn a_new_root_does_not_wait_for_longer_than_the_old_certificate_lives() {
+    let mut issuer = issuer(Timing::default(), Some(Stored::new()));
+    issuer.confirmed = vec![watch::channel(Confirmed::default()).1];
+    issuer.current = Some(issuer.issue(issuer.stored.as_ref().unwrap()).unwrap());
+    issuer.current.as_mut().unwrap().not_after = SystemTime::now() - Duration::from_secs(1);
+    assert!(issuer.is_due(Stored::new().authority.root()));
+}
+
+#[tokio::test]
+async fn files_are_followed_and_bad_ones_keep_the_old_certificate() {
+    let folder = std::env::temp_dir().join(format!("sandgate-serving-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let (chain, key) = (folder.join("tls.crt"), folder.join("tls.key"));
+    let metrics = Arc::new(Metrics::new().unwrap());
+    assert!(
+        from_files(chain.clone(), key.clone(), &metrics).is_err(),
+        "there are none yet"
+    );
+    let write = |stored: &Stored| {
+        let issued = stored
+            .authority
+            .serving(&["a.svc".parse().unwrap()], SERVING_LIFETIME)
+            .unwrap();
+        std::fs::write(&key, issued.key_pem).unwrap();
+        std::fs::write(&chain, issued.chain_pem).unwrap();
+    };
+    write(&Stored::new());
+    let mut served = from_files(chain.clone(), key.clone(), &metrics).unwrap();
+    let first = served.borrow_and_update().clone().unwrap();
+    assert!(first.valid_at(SystemTime::now()));
+    std::fs::write(&chain, "junk").unwrap();
+    write(&Stored::new());
+    tokio::time::timeout(PATIENCE, served.changed()).await.unwrap().unwrap();
+    assert!(!Arc::ptr_eq(&first, served.borrow().as_ref().unwrap()));
+    std::fs::remove_dir_all(&folder).unwrap();
+}

@@ -1,0 +1,415 @@
+//! Everything that keeps the node and the gate from a sandbox's own containers, judged by the API server alone and by the
+//! webhook's decision alone: neither relies on the other.
+
+use sandbox_injector::decide::Decision;
+use sandbox_injector::deny::DenyReason;
+use sandgate_cluster_tests::chart::{Chart, sandbox_pod};
+use sandgate_cluster_tests::creations::has_gate;
+use sandgate_cluster_tests::injector::System;
+use sandgate_cluster_tests::{Answer, Cluster, Namespace, documents, runner::Test, tests};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
+
+pub(crate) const TESTS: &[Test] = tests![
+    whatever_the_webhook_denies_the_api_server_refuses_by_itself,
+    @alone the_webhook_denies_it_by_itself_too_and_says_what_to_change,
+    no_spelling_of_a_capability_gets_through,
+    under_lockdown_nothing_goes_around_the_closed_network,
+    no_ephemeral_container_gets_what_others_are_denied,
+];
+
+const OPTED_IN: &[(&str, &str)] = &[("sandgate.dev/inject", "enabled")];
+
+/// What the API server says for each kind of denial. The kinds that aren't here concern the injector alone: annotations
+/// that it can't follow, and what isn't a pod.
+const SENTENCES: &[(DenyReason, &[&str])] = &[
+    (
+        DenyReason::HostNamespace,
+        &["spec.hostNetwork, spec.hostPID or spec.hostIPC: "],
+    ),
+    (DenyReason::HostPath, &["spec.volumes[*].hostPath: "]),
+    (DenyReason::HostPort, &["].ports[*].hostPort: "]),
+    (
+        DenyReason::ProbeHost,
+        &[": with a host the kubelet would call another host"],
+    ),
+    (DenyReason::Privileged, &["].securityContext.privileged: "]),
+    (DenyReason::Capability, &["].securityContext.capabilities.add: "]),
+    (DenyReason::Sysctl, &["spec.securityContext.sysctls: "]),
+    (DenyReason::Seccomp, &["securityContext: its seccompProfile, "]),
+    (
+        DenyReason::AppArmor,
+        &[
+            "securityContext: its seccompProfile, ",
+            "metadata.annotations[container.apparmor.security.beta.kubernetes.io/*]: ",
+        ],
+    ),
+    (DenyReason::SeLinux, &["securityContext: its seccompProfile, "]),
+    (DenyReason::ProcMount, &["].securityContext.procMount: "]),
+    (DenyReason::Windows, &["the gate runs on Linux only"]),
+    (DenyReason::SharedProcesses, &["spec.shareProcessNamespace: "]),
+    (DenyReason::BlockDevice, &["].volumeDevices: "]),
+    (
+        DenyReason::OwnUser,
+        &["securityContext: 2102 is the gate's user and group"],
+    ),
+    (
+        DenyReason::ReservedName,
+        &[
+            "].name: sandgate and sandgate-lockdown are the gate's own names",
+            "].ports: 14443, 14480, sandgate-mesh and sandgate-health are the gate's",
+            "].targetContainerName: nobody gets into the gate",
+            "metadata.labels[sandgate.dev/*]: ",
+            "metadata.annotations[sandgate.dev/*]: ",
+        ],
+    ),
+    (
+        DenyReason::OwnVolume,
+        &["it uses a volume with the gate's key and token"],
+    ),
+    (DenyReason::OwnCredential, &["spec.volumes[*].projected.sources: "]),
+    (
+        DenyReason::PortConflict,
+        &["].ports: 14443, 14480, ", ": 14443 and 14480 are the gate's ports"],
+    ),
+    (DenyReason::MirrorPod, &["only a kubelet makes mirror pods"]),
+    (DenyReason::InjectLabel, &["metadata.labels[sandgate.dev/inject]: "]),
+    (DenyReason::PodName, &["metadata.name: it can't name a sandbox"]),
+    (DenyReason::RuntimeClass, &["spec.runtimeClassName: "]),
+    (DenyReason::Probe, &["the pod's closed network would drop it"]),
+];
+
+fn sentences(kind: &str) -> Option<&'static [&'static str]> {
+    SENTENCES
+        .iter()
+        .find(|(reason, _)| reason.as_str() == kind)
+        .map(|(_, sentences)| *sentences)
+}
+
+/// One way to be refused.
+struct Row {
+    kind: String,
+    /// Added to the pod.
+    pod: Value,
+    /// Added to one of its containers.
+    container: Value,
+}
+
+/// The rows of the injector's own table, and those that only the API server's own checks make necessary.
+fn rows() -> Vec<Row> {
+    let golden = documents(include_str!("../../golden/denials.yaml")).remove(0);
+    let more = documents(include_str!("../../golden/denials_cluster.yaml")).remove(0);
+    let rows = golden.as_array().unwrap().iter().chain(more.as_array().unwrap());
+    rows.map(|row| Row {
+        kind: row["kind"].as_str().unwrap().to_owned(),
+        pod: row["pod"].clone(),
+        container: row["container"].clone(),
+    })
+    .collect()
+}
+
+/// The pod with an init container and a sidecar of its own beside the app.
+fn base() -> Value {
+    let mut pod = sandbox_pod("sandbox");
+    pod["spec"]["initContainers"] = json!([
+        {"name": "prepare", "image": "app.example/app:1"},
+        {"name": "helper", "image": "app.example/app:1", "restartPolicy": "Always"},
+    ]);
+    pod
+}
+
+/// The pods that a row makes: a container's row counts in every list.
+fn made_of(row: &Row) -> Vec<Value> {
+    if !row.pod.is_null() {
+        let mut pod = base();
+        json_patch::merge(&mut pod, &row.pod);
+        return vec![pod];
+    }
+    let places = ["/spec/containers/0", "/spec/initContainers/0", "/spec/initContainers/1"];
+    // Only containers that go on running have probes and hooks.
+    let goes_on = ["livenessProbe", "readinessProbe", "startupProbe", "lifecycle"];
+    let probes = goes_on.iter().any(|field| row.container.get(*field).is_some());
+    let places = places
+        .into_iter()
+        .filter(|place| !probes || *place != "/spec/initContainers/0");
+    let pods = places.map(|place| {
+        let mut pod = base();
+        json_patch::merge(pod.pointer_mut(place).unwrap(), &row.container);
+        pod
+    });
+    pods.collect()
+}
+
+/// The pod with its gate, although the injector denies it: as if somebody else had put it there.
+fn with_gate(chart: &Chart, pod: &Value) -> Value {
+    let example = chart.injected(&sandbox_pod("example"));
+    let mut pod = pod.clone();
+    let parts = |list: &str| example["spec"][list].as_array().unwrap().clone();
+    let mut inits = parts("initContainers");
+    inits.extend(pod["spec"]["initContainers"].as_array().into_iter().flatten().cloned());
+    pod["spec"]["initContainers"] = inits.into();
+    let mut volumes: Vec<_> = pod["spec"]["volumes"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .cloned()
+        .collect();
+    volumes.extend(parts("volumes"));
+    pod["spec"]["volumes"] = volumes.into();
+    for map in ["labels", "annotations"] {
+        let mine: Map<_, _> = example["metadata"][map].as_object().unwrap().clone();
+        for (name, value) in mine.into_iter().filter(|(name, _)| name != "sandgate.dev/inject") {
+            pod["metadata"][map][name] = value;
+        }
+    }
+    pod
+}
+
+/// Whether the API server's policy refused it with one of these sentences. Otherwise it wasn't valid anyway.
+fn refused_by_policy(what: &str, answer: Answer, policy: &str, sentences: &[&str]) -> bool {
+    let status = answer.err().unwrap_or_else(|| panic!("admitted: {what}"));
+    if status.message.contains(policy) {
+        let told = sentences.iter().any(|sentence| status.message.contains(sentence));
+        assert!(told, "{what}: {status}");
+        return true;
+    }
+    assert!(
+        ["Invalid", "BadRequest"].contains(&status.reason.as_str()),
+        "{what}: {status:?}"
+    );
+    false
+}
+
+async fn judge(namespace: &Namespace, chart: &Chart, rows: &[Row]) -> BTreeSet<String> {
+    let mut by_policy = BTreeSet::new();
+    for row in rows {
+        let Some(sentences) = sentences(&row.kind) else {
+            continue;
+        };
+        for pod in made_of(row) {
+            let what = format!("{}: {} {}", row.kind, row.pod, row.container);
+            let Decision::Deny(denials) = chart.decide("sandboxes", &pod) else {
+                panic!("the webhook lets it through: {what}");
+            };
+            assert!(
+                denials.iter().any(|denial| denial.reason.as_str() == row.kind),
+                "{what}: {denials:?}"
+            );
+            // With the gate's volume the API server lets no mirror pod through anyway.
+            let gated = if row.kind == "mirror_pod" {
+                pod
+            } else {
+                with_gate(chart, &pod)
+            };
+            let answer = namespace.dry_run(&gated).await;
+            if refused_by_policy(&what, answer, "sandgate-pod-create", sentences) {
+                by_policy.insert(row.kind.clone());
+            }
+        }
+    }
+    by_policy
+}
+
+async fn whatever_the_webhook_denies_the_api_server_refuses_by_itself(cluster: Cluster) {
+    let chart = Chart::render(&[]);
+    let namespace = cluster.namespace(OPTED_IN).await;
+    namespace.judged_by(&chart).await;
+    // The graft itself is good.
+    namespace.dry_run(&with_gate(&chart, &base())).await.unwrap();
+    let by_policy = judge(&namespace, &chart, &rows()).await;
+    let alone = ["annotation", "malformed", "tampered", "runtime_class", "probe"];
+    let expected: BTreeSet<_> = DenyReason::ALL
+        .iter()
+        .map(|reason| reason.as_str().to_owned())
+        .filter(|kind| !alone.contains(&kind.as_str()))
+        .collect();
+    assert_eq!(by_policy, expected);
+}
+
+/// Without any policy, on the API server's way to the webhook and back.
+async fn the_webhook_denies_it_by_itself_too_and_says_what_to_change(cluster: Cluster) {
+    let (system, sandboxes) = (System::install(&cluster).await, cluster.namespace(OPTED_IN).await);
+    let chart = Chart::render(&[]);
+    let replica = system.start(&chart, |_, _| {});
+    system.configure(&chart, replica.webhook.port()).await;
+    sandboxes.until_admitted(&sandbox_pod("until"), has_gate).await;
+    let golden = documents(include_str!("../../golden/denials.yaml")).remove(0);
+    let mut denied = 0;
+    for row in golden
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|row| row["kind"] != "malformed")
+    {
+        let says = row["says"].as_str().unwrap().trim();
+        let places = match row.get("container") {
+            Some(_) => ["containers", "initContainers"].as_slice(),
+            None => &["containers"],
+        };
+        for place in places {
+            let mut pod = sandbox_pod("sandbox");
+            pod["spec"]["initContainers"] = json!([{"name": "prepare", "image": "app.example/app:1"}]);
+            let container = &mut pod["spec"][*place][0];
+            row.get("container").inspect(|more| json_patch::merge(container, more));
+            row.get("pod").inspect(|more| json_patch::merge(&mut pod, more));
+            let says = says.replace("spec.containers[0]", &format!("spec.{place}[0]"));
+            // Not even a pod's own name may be taken for the gate's where the gate is looked for.
+            let reserved = row["container"]["name"] == "sandgate" && *place == "initContainers";
+            match sandboxes.dry_run(&pod).await {
+                Err(status) if status.reason == "Forbidden" => {
+                    let told = "admission webhook \"inject.sandgate.dev\" denied the request: ";
+                    assert!(status.message.contains(told), "{pod}: {status}");
+                    assert!(reserved || status.message.contains(&says), "{says}: {status}");
+                    denied += 1;
+                }
+                // The API server can't even read it.
+                Err(status) => assert_eq!(status.reason, "BadRequest", "{pod}: {status:?}"),
+                Ok(admitted) => panic!("admitted: {admitted}"),
+            }
+        }
+    }
+    assert!(denied > 60, "{denied}");
+}
+
+async fn no_spelling_of_a_capability_gets_through(cluster: Cluster) {
+    let chart = Chart::render(&[]);
+    let namespace = cluster.namespace(OPTED_IN).await;
+    namespace.judged_by(&chart).await;
+    let adding = |capability: &str| Row {
+        kind: "capability".into(),
+        pod: Value::Null,
+        container: json!({"securityContext": {"capabilities": {"drop": ["ALL"], "add": ["CHOWN", capability]}}}),
+    };
+    let spellings = [
+        "NET_RAW",
+        "net_raw",
+        "CAP_NET_RAW",
+        "cap_net_raw",
+        "Cap_Net_Raw",
+        "ALL",
+        "all",
+        "SYS_ADMIN",
+        "NET_ADMIN",
+        "cap_sys_ptrace",
+        "CAP_CAP_CHOWN",
+        "CHOWNCAP_",
+        " CHOWN",
+        "CHOWN ",
+        "BPF",
+    ];
+    for spelling in spellings {
+        assert_eq!(
+            judge(&namespace, &chart, &[adding(spelling)]).await,
+            ["capability".to_owned()].into(),
+            "{spelling:?}"
+        );
+    }
+    let mut allowed = base();
+    allowed["spec"]["containers"][0]["securityContext"] =
+        json!({"capabilities": {"add": ["CHOWN", "cap_setuid", "Net_Bind_Service"]}});
+    namespace.dry_run(&chart.injected(&allowed)).await.unwrap();
+}
+
+async fn under_lockdown_nothing_goes_around_the_closed_network(cluster: Cluster) {
+    let chart = Chart::render(&["injection.lockdown=enabled"]);
+    let namespace = cluster.namespace(OPTED_IN).await;
+    namespace.judged_by(&chart).await;
+    let injected = chart.injected(&base());
+    namespace.dry_run(&injected).await.unwrap();
+    // Each as another webhook might leave it, or as it would be if the injector had been skipped.
+    let probes = [
+        json!({"livenessProbe": {"httpGet": {"port": 8888}}}),
+        json!({"readinessProbe": {"tcpSocket": {"port": 8888}}}),
+        json!({"startupProbe": {"grpc": {"port": 8888}}}),
+        json!({"lifecycle": {"postStart": {"httpGet": {"port": 8888}}}}),
+        json!({"lifecycle": {"preStop": {"httpGet": {"port": 8888}}}}),
+        json!({"livenessProbe": {"httpGet": {"port": 14480, "path": "/app-probe/app/readinessProbe"}}}),
+        json!({"livenessProbe": {"httpGet": {"port": 14480, "path": "/metrics"}}}),
+    ];
+    for probe in probes {
+        let mut changed = injected.clone();
+        json_patch::merge(&mut changed["spec"]["containers"][0], &probe);
+        let answer = namespace.dry_run(&changed).await;
+        assert!(refused_by_policy(
+            &probe.to_string(),
+            answer,
+            "sandgate-pod-create",
+            sentences("probe").unwrap()
+        ));
+    }
+    let mut own = injected.clone();
+    own["spec"]["containers"][0]["livenessProbe"] = json!({"tcpSocket": {"port": 14480}});
+    let answer = namespace.dry_run(&own).await;
+    assert!(refused_by_policy(
+        "the gate's port",
+        answer,
+        "sandgate-pod-create",
+        sentences("port_conflict").unwrap()
+    ));
+    for place in ["/spec/containers/0", "/spec/initContainers/2", "/spec/initContainers/3"] {
+        let mut raw = injected.clone();
+        raw.pointer_mut(place).unwrap()["securityContext"]["capabilities"]["drop"] = json!(["CHOWN"]);
+        let answer = namespace.dry_run(&raw).await;
+        assert!(refused_by_policy(
+            place,
+            answer,
+            "sandgate-pod-create",
+            &["with NET_RAW it could go around"]
+        ));
+    }
+    let mut class = injected.clone();
+    class["spec"]["runtimeClassName"] = json!("unlisted");
+    let class_object = json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "unlisted"}, "handler": "x"});
+    cluster.remove_afterwards(&class_object);
+    cluster.apply_all(&[class_object]).await;
+    let sentence = sentences("runtime_class").unwrap();
+    sandgate_cluster_tests::until("the class is known", async || match namespace.dry_run(&class).await {
+        Err(status) if sentence.iter().any(|sentence| status.message.contains(sentence)) => Ok(()),
+        other => Err(other),
+    })
+    .await;
+}
+
+async fn no_ephemeral_container_gets_what_others_are_denied(cluster: Cluster) {
+    let chart = Chart::render(&[]);
+    let namespace = cluster.namespace(OPTED_IN).await;
+    namespace.judged_by(&chart).await;
+    // What some of the rows need to be valid.
+    let mut pod = base();
+    pod["spec"]["hostUsers"] = json!(false);
+    pod["spec"]["volumes"] = json!([{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]);
+    let pod = namespace.admitted(&chart.injected(&pod)).await;
+    let mut by_policy = BTreeSet::new();
+    for row in rows().iter().filter(|row| row.pod.is_null()) {
+        let mut debugger = json!({"name": "debug", "image": "app.example/debug:1", "targetContainerName": "app"});
+        json_patch::merge(&mut debugger, &row.container);
+        let what = format!("{}: {debugger}", row.kind);
+        let answer = namespace.debug(&pod, &debugger).await;
+        if refused_by_policy(&what, answer, "sandgate-pod-update", sentences(&row.kind).unwrap()) {
+            by_policy.insert(row.kind.as_str().to_owned());
+        }
+    }
+    let expected = [
+        "apparmor",
+        "capability",
+        "own_user",
+        "own_volume",
+        "privileged",
+        "proc_mount",
+        "reserved_name",
+        "seccomp",
+        "selinux",
+        "windows",
+    ];
+    assert_eq!(by_policy, BTreeSet::from(expected.map(String::from)));
+    for target in ["sandgate", "sandgate-lockdown"] {
+        let debugger = json!({"name": "debug", "image": "app.example/debug:1", "targetContainerName": target});
+        let answer = namespace.debug(&pod, &debugger).await;
+        let sentence = "].targetContainerName: nobody gets into the gate";
+        let judged = refused_by_policy(target, answer, "sandgate-pod-update", &[sentence]);
+        // A container that the pod doesn't have is no target at all.
+        assert_eq!(judged, target == "sandgate");
+    }
+    let good = json!({"name": "debug", "image": "app.example/debug:1", "targetContainerName": "app"});
+    namespace.debug(&pod, &good).await.unwrap();
+}

@@ -1,0 +1,263 @@
+//! Changes of running pods, judged by the API server alone: nobody changes a gate, and everything else goes on as ever.
+
+use sandgate_cluster_tests::chart::{Chart, sandbox_pod};
+use sandgate_cluster_tests::{Cluster, Namespace, runner::Test, tests, until};
+use serde_json::{Value, json};
+
+pub(crate) const TESTS: &[Test] = tests![
+    a_gated_pod_is_adopted_and_changed_as_any_other,
+    nobody_changes_the_gate_of_a_running_pod,
+    nobody_passes_an_ungated_pod_off_as_gated,
+    pods_of_an_earlier_chart_go_on,
+    pods_from_before_the_label_go_on,
+    a_pod_that_is_going_away_is_left_alone,
+    a_gate_keeps_its_resources,
+];
+
+const OPTED_IN: &[(&str, &str)] = &[("sandgate.dev/inject", "enabled")];
+
+async fn changed(namespace: &Namespace, pod: &Value, patch: Value) -> Value {
+    let answer = namespace.cluster().merge(pod, &patch).await;
+    answer.unwrap_or_else(|status| panic!("{patch}: {status}"))
+}
+
+async fn not_changed(namespace: &Namespace, pod: &Value, patch: Value, sentence: &str) {
+    match namespace.cluster().merge(pod, &patch).await {
+        Ok(changed) => panic!("{patch} was taken: {changed}"),
+        Err(status) => {
+            assert!(status.message.contains("sandgate-pod-update"), "{patch}: {status}");
+            assert!(status.message.contains(sentence), "{patch}: {status}");
+        }
+    }
+}
+
+/// A pod of a warm pool as it is before it is claimed.
+fn warm() -> Value {
+    let mut pod = sandbox_pod("warm");
+    pod["metadata"]["labels"] = json!({
+        "agents.x-k8s.io/sandbox-name-hash": "5d8b6dab",
+        "agents.x-k8s.io/warm-pool-sandbox": "pool",
+    });
+    pod
+}
+
+/// The containers of a pod with this image for one of them.
+fn with_image(pod: &Value, list: &str, index: usize, image: &str) -> Value {
+    let mut containers = pod["spec"][list].clone();
+    containers[index]["image"] = json!(image);
+    json!({"spec": {list: containers}})
+}
+
+async fn a_gated_pod_is_adopted_and_changed_as_any_other(cluster: Cluster) {
+    let chart = Chart::render(&[]);
+    let namespace = cluster.namespace(OPTED_IN).await;
+    namespace.judged_by(&chart).await;
+    let pod = namespace.admitted(&chart.injected(&warm())).await;
+    let owner = json!({"apiVersion": "agents.x-k8s.io/v1beta1", "kind": "Sandbox", "name": "warm", "uid": "1", "controller": true});
+    for patch in [
+        json!({"metadata": {"labels": {"agents.x-k8s.io/warm-pool-sandbox": null, "agents.x-k8s.io/claim-uid": "2"}}}),
+        json!({"metadata": {"ownerReferences": [owner]}}),
+        json!({"metadata": {"finalizers": ["example.dev/keep"], "annotations": {"agents.x-k8s.io/claim": "c"}}}),
+        json!({"metadata": {"finalizers": null, "ownerReferences": null}}),
+        json!({"metadata": {"annotations": {"sandgate.dev/log-level": "debug"}}}),
+        json!({"metadata": {"labels": {"sandgate.dev/inject": "disabled"}}}),
+        json!({"spec": {"activeDeadlineSeconds": 1000}}),
+        with_image(&pod, "containers", 0, "app.example/app:2"),
+    ] {
+        changed(&namespace, &pod, patch).await;
+    }
+    let status = json!({"status": {"phase": "Running", "message": "as a kubelet says"}});
+    let stored = namespace.change_part(&pod, "status", &status).await.unwrap();
+    assert_eq!(stored["status"]["phase"], "Running");
+    assert_eq!(stored["spec"]["initContainers"], pod["spec"]["initContainers"]);
+}
+
+async fn nobody_changes_the_gate_of_a_running_pod(cluster: Cluster) {
+    let chart = Chart::render(&["injection.lockdown=enabled"]);
+    let namespace = cluster.namespace(OPTED_IN).await;
+    namespace.judged_by(&chart).await;
+    let pod = namespace.admitted(&chart.injected(&warm())).await;
+    let container = "spec.initContainers[sandgate]: ";
+    not_changed(
+        &namespace,
+        &pod,
+        with_image(&pod, "initContainers", 0, "evil.example/x:1"),
+        container,
+    )
+    .await;
+    not_changed(
+        &namespace,
+        &pod,
+        with_image(&pod, "initContainers", 1, "evil.example/x:1"),
+        container,
+    )
+    .await;
+    for (patch, sentence) in [
+        (
+            json!({"labels": {"sandgate.dev/injected": null}}),
+            "metadata.labels[sandgate.dev/*]: ",
+        ),
+        (
+            json!({"labels": {"sandgate.dev/injected": "false"}}),
+            "metadata.labels[sandgate.dev/*]: ",
+        ),
+        (
+            json!({"labels": {"sandgate.dev/other": "x"}}),
+            "metadata.labels[sandgate.dev/*]: ",
+        ),
+        (json!({"labels": null}), "metadata.labels[sandgate.dev/*]: "),
+        (
+            json!({"annotations": {"sandgate.dev/shape": null}}),
+            "metadata.annotations[sandgate.dev/*]: ",
+        ),
+        (
+            json!({"annotations": {"sandgate.dev/shape": "2"}}),
+            "metadata.annotations[sandgate.dev/*]: ",
+        ),
+        (
+            json!({"annotations": {"sandgate.dev/status": "x"}}),
+            "metadata.annotations[sandgate.dev/*]: ",
+        ),
+    ] {
+        not_changed(&namespace, &pod, json!({"metadata": patch}), sentence).await;
+    }
+    let before = cluster.get(&pod).await.unwrap();
+    assert_eq!(before["spec"], pod["spec"]);
+    assert_eq!(before["metadata"]["labels"], pod["metadata"]["labels"]);
+}
+
+async fn nobody_passes_an_ungated_pod_off_as_gated(cluster: Cluster) {
+    let chart = Chart::render(&[]);
+    let namespace = cluster.namespace(OPTED_IN).await;
+    namespace.judged_by(&chart).await;
+    let mut ordinary = sandbox_pod("ordinary");
+    ordinary["metadata"].as_object_mut().unwrap().remove("labels");
+    let pod = namespace.admitted(&ordinary).await;
+    let injected = json!({"metadata": {"labels": {"sandgate.dev/injected": "true"}}});
+    not_changed(&namespace, &pod, injected, "metadata.labels[sandgate.dev/*]: ").await;
+    let shape = json!({"metadata": {"annotations": {"sandgate.dev/shape": "1"}}});
+    not_changed(&namespace, &pod, shape, "metadata.annotations[sandgate.dev/*]: ").await;
+    changed(
+        &namespace,
+        &pod,
+        json!({"metadata": {"labels": {"app": "x"}, "annotations": {"a": "b"}}}),
+    )
+    .await;
+}
+
+async fn pods_of_an_earlier_chart_go_on(cluster: Cluster) {
+    let earlier = Chart::render(&[
+        "injection.image.tag=0.0.9",
+        "injection.logLevel=debug",
+        "trustDomain=old.example",
+    ]);
+    let namespace = cluster.namespace(OPTED_IN).await;
+    namespace.judged_by(&earlier).await;
+    let pod = namespace.admitted(&earlier.injected(&warm())).await;
+    let later = Chart::render(&["injection.image.tag=0.1.1", "injection.lockdown=enabled"]);
+    namespace.judged_by(&later).await;
+    changed(
+        &namespace,
+        &pod,
+        json!({"metadata": {"labels": {"agents.x-k8s.io/warm-pool-sandbox": null}}}),
+    )
+    .await;
+    changed(
+        &namespace,
+        &pod,
+        json!({"metadata": {"finalizers": ["example.dev/keep"]}}),
+    )
+    .await;
+    changed(&namespace, &pod, json!({"metadata": {"finalizers": null}})).await;
+    changed(&namespace, &pod, with_image(&pod, "containers", 0, "app.example/app:2")).await;
+    // A gate isn't upgraded in place, not even to the chart's own image.
+    let image = with_image(&pod, "initContainers", 0, "sandgate/sidecar:0.1.1");
+    not_changed(&namespace, &pod, image, "spec.initContainers[sandgate]: ").await;
+    let mut new = earlier.injected(&warm());
+    new["metadata"]["name"] = json!("new");
+    assert!(namespace.refused(&new).await.contains("sandgate-pod-create"));
+}
+
+async fn pods_from_before_the_label_go_on(cluster: Cluster) {
+    let chart = Chart::render(&[]);
+    let namespace = cluster.namespace(&[]).await;
+    let mut hostile = warm();
+    hostile["metadata"]["name"] = json!("hostile");
+    hostile["spec"]["volumes"] = json!([{"name": "host", "hostPath": {"path": "/"}}]);
+    let mut pods = Vec::new();
+    for pod in [warm(), hostile] {
+        pods.push(namespace.admitted(&pod).await);
+    }
+    let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace.name()}});
+    cluster
+        .merge(
+            &object,
+            &json!({"metadata": {"labels": {"sandgate.dev/inject": "enabled"}}}),
+        )
+        .await
+        .unwrap();
+    namespace.judged_by(&chart).await;
+    for pod in &pods {
+        changed(
+            &namespace,
+            pod,
+            json!({"metadata": {"labels": {"agents.x-k8s.io/warm-pool-sandbox": null}}}),
+        )
+        .await;
+        changed(&namespace, pod, with_image(pod, "containers", 0, "app.example/app:2")).await;
+        let debugger = json!({"name": "debug", "image": "x", "securityContext": {"privileged": true}});
+        namespace.debug(pod, &debugger).await.unwrap();
+        let injected = json!({"metadata": {"labels": {"sandgate.dev/injected": "true"}}});
+        not_changed(&namespace, pod, injected, "metadata.labels[sandgate.dev/*]: ").await;
+    }
+}
+
+async fn a_pod_that_is_going_away_is_left_alone(cluster: Cluster) {
+    let chart = Chart::render(&[]);
+    let namespace = cluster.namespace(OPTED_IN).await;
+    namespace.judged_by(&chart).await;
+    let mut held = chart.injected(&warm());
+    held["metadata"]["finalizers"] = json!(["example.dev/keep"]);
+    let pod = namespace.admitted(&held).await;
+    not_changed(
+        &namespace,
+        &pod,
+        json!({"metadata": {"labels": {"sandgate.dev/injected": null}}}),
+        "metadata.labels",
+    )
+    .await;
+    cluster.delete(&pod).await.unwrap();
+    assert!(cluster.get(&pod).await.unwrap()["metadata"]["deletionTimestamp"].is_string());
+    changed(
+        &namespace,
+        &pod,
+        json!({"metadata": {"labels": {"sandgate.dev/injected": null}}}),
+    )
+    .await;
+    changed(
+        &namespace,
+        &pod,
+        with_image(&pod, "initContainers", 0, "other.example/x:1"),
+    )
+    .await;
+    changed(&namespace, &pod, json!({"metadata": {"finalizers": null}})).await;
+    until("the pod is gone", async || match cluster.get(&pod).await {
+        Err(status) if status.is_not_found() => Ok(()),
+        other => Err(other),
+    })
+    .await;
+}
+
+async fn a_gate_keeps_its_resources(cluster: Cluster) {
+    let chart = Chart::render(&[]);
+    let namespace = cluster.namespace(OPTED_IN).await;
+    namespace.judged_by(&chart).await;
+    let pod = namespace.admitted(&chart.injected(&warm())).await;
+    let resources = json!({"requests": {"cpu": "20m"}});
+    let gate = json!({"spec": {"initContainers": [{"name": "sandgate", "resources": resources}]}});
+    let status = namespace.change_part(&pod, "resize", &gate).await.unwrap_err();
+    assert!(status.message.contains("spec.initContainers[sandgate]: "), "{status}");
+    let app = json!({"spec": {"containers": [{"name": "app", "resources": resources}]}});
+    let resized = namespace.change_part(&pod, "resize", &app).await.unwrap();
+    assert_eq!(resized["spec"]["containers"][0]["resources"], resources);
+}
