@@ -209,9 +209,8 @@ impl Forwarder {
                 ("timeout", RouterError::TimedOut(name))
             }
             // Without an identity a gate has nothing to say that could be believed, and closes.
-            DialError::Handshake(HandshakeError::Io(_)) => ("tls", RouterError::NotReady(name)),
+            DialError::Handshake(HandshakeError::Io(_)) | DialError::NoIdentity => ("tls", RouterError::NotReady(name)),
             DialError::Handshake(_) => ("tls", RouterError::Unreachable(name)),
-            DialError::NoIdentity => ("tls", RouterError::NotReady(name)),
         };
         self.metrics.error(&route.sandbox.namespace, reason);
         answer

@@ -126,6 +126,7 @@ helm install sandgate charts/sandgate -n agent-sandbox-system \\
 kubectl label namespace my-sandboxes sandgate.dev/inject=enabled
 ```
 
+[docs/install.md](../../docs/install.md) says more: upgrades, certificates, uninstalling, life without Helm.
 `values-ha.yaml` beside this file is a starting point for three of each. A key that doesn't exist is refused, not ignored.
 
 ## Values

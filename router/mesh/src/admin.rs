@@ -202,7 +202,7 @@ impl Connection {
             }
             // Who has asked gets an answer.
             if asked.load(Ordering::Relaxed) {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         };
         tokio::select! {

@@ -150,14 +150,14 @@ const MAX_REQUEST_ID: usize = 128;
 
 /// Keeps a sane request ID, if there is exactly one, or makes one.
 pub fn ensure_request_id(headers: &mut HeaderMap) {
-    let sane = |value: &&HeaderValue| {
+    let sane = |value: &HeaderValue| {
         (1..=MAX_REQUEST_ID).contains(&value.len())
             && value
                 .as_bytes()
                 .iter()
                 .all(|b| b.is_ascii_alphanumeric() || b"-_.:+/=".contains(b))
     };
-    if only(headers, &X_REQUEST_ID).ok().flatten().filter(sane).is_some() {
+    if only(headers, &X_REQUEST_ID).ok().flatten().is_some_and(sane) {
         return;
     }
     let made = HeaderValue::from_bytes(&random_hex()).unwrap_or(HeaderValue::from_static("unknown"));

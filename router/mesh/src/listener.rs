@@ -226,7 +226,7 @@ impl Overflow {
         tokio::spawn(async move {
             let tell = async {
                 // An answer that comes before its request is nobody's.
-                stream.read(&mut [0; 1024]).await?;
+                let _first_bytes = stream.read(&mut [0; 1024]).await?;
                 stream.write_all(response).await?;
                 stream.shutdown().await?;
                 tokio::io::copy(&mut stream.take(HEARD_OUT), &mut tokio::io::sink()).await

@@ -182,6 +182,16 @@ async fn an_upgrade_by_the_client_keeps_what_the_injector_wrote(cluster: Cluster
         assert_eq!(ca_bundle(&cluster).await.unwrap(), bundle);
         assert_eq!(cluster.get(&secret(&system)).await.unwrap()["data"], root);
     }
+    // That throws it away, and the injector writes the same again.
+    run(&system, "upgrade", &["--server-side=false", "--force-replace"]);
+    until("the root is stored again", async || {
+        match cluster.get(&secret(&system)).await.unwrap() {
+            found if found["data"] == root => Ok(()),
+            found => Err(found),
+        }
+    })
+    .await;
+    assert_eq!(settled(&system, &sandboxes).await, bundle);
     run(&system, "uninstall", &[]);
     replica.stop().await;
 }
