@@ -51,7 +51,12 @@ where
 {
     /// Serves until the drain starts, and then lets reviews under way finish.
     pub(crate) async fn serve(self, listener: TcpListener, mut draining: Draining) {
-        let count = ConnectionCount::new(CONNECTIONS);
+        let limits = ConnectionLimits {
+            // A process that has no file left can't reach its API server either.
+            total: listener::fit_open_files(CONNECTIONS.total),
+            ..CONNECTIONS
+        };
+        let count = ConnectionCount::new(limits);
         let shared = Arc::new(self);
         while let Some((stream, peer)) = listener::accept(&listener, &mut draining).await {
             let Some(slot) = count.enter(peer.ip()) else {

@@ -57,7 +57,7 @@ impl Chart {
         chosen.cloned().collect()
     }
 
-    /// What the API server judges pods and NetworkPolicies by.
+    /// What the API server judges pods and `NetworkPolicies` by.
     pub fn policies(&self) -> Vec<Value> {
         let policies = self.of_kinds(&["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"]);
         assert!(!policies.is_empty(), "the chart renders no policy");

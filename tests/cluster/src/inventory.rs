@@ -17,7 +17,10 @@ impl Inventory {
     pub async fn take(cluster: &Cluster) -> Self {
         let discovery = Discovery::new(cluster.client()).run().await.unwrap();
         let mut found = BTreeMap::new();
-        for (resource, capabilities) in discovery.groups().flat_map(|group| group.recommended_resources()) {
+        for (resource, capabilities) in discovery
+            .groups()
+            .flat_map(kube::discovery::ApiGroup::recommended_resources)
+        {
             if !capabilities.supports_operation(verbs::LIST) || EPHEMERAL.contains(&resource.kind.as_str()) {
                 continue;
             }

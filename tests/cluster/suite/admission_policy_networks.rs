@@ -15,10 +15,12 @@ pub(crate) const TESTS: &[Test] = tests![
 const OPTED_IN: &[(&str, &str)] = &[("sandgate.dev/inject", "enabled")];
 const SENTENCE: &str = "spec.ingress: it opens ports of gated pods beside their gates";
 
+#[expect(clippy::needless_pass_by_value, reason = "made where it is passed")]
 fn policy(name: &str, spec: Value) -> Value {
     json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": name}, "spec": spec})
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "made where it is passed")]
 fn selecting(selector: Value, ingress: Value) -> Value {
     json!({"podSelector": selector, "policyTypes": ["Ingress"], "ingress": ingress})
 }

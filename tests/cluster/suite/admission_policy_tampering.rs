@@ -115,7 +115,7 @@ fn removed(pod: &Value, pointer: &str) -> Value {
     let (parent, last) = pointer.rsplit_once('/').unwrap();
     match pod.pointer_mut(parent).unwrap() {
         Value::Object(map) => drop(map.remove(&last.replace("~1", "/"))),
-        Value::Array(list) => drop(list.remove(last.parse().unwrap())),
+        Value::Array(items) => drop(items.remove(last.parse().unwrap())),
         _ => unreachable!("a value in neither map nor list"),
     }
     pod

@@ -255,7 +255,9 @@ async fn the_plain_manifests_come_and_go_too(cluster: Cluster) {
         Err(status) if !status.is_already_exists() => panic!("{status}"),
         _ => {}
     }
-    objects.iter().for_each(|object| cluster.remove_afterwards(object));
+    for object in &objects {
+        cluster.remove_afterwards(object);
+    }
     cluster.apply_all(&objects).await;
     // Twice is as good as once.
     let applied = cluster.apply_all(&objects).await;

@@ -63,9 +63,8 @@ fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
 fn explained(chart: &Chart, file: &str, text: &str) -> String {
     let mut lines = String::new();
     let settings = &chart.config().settings;
-    let outcome = match explain::explain(settings, "default", text, explain::Format::Json) {
-        Ok(outcome) => outcome,
-        Err(_) => return format!("{file}: not YAML as it stands, but a template for another tool\n"),
+    let Ok(outcome) = explain::explain(settings, "default", text, explain::Format::Json) else {
+        return format!("{file}: not YAML as it stands, but a template for another tool\n");
     };
     let answer: Value = serde_json::from_str(&outcome.output).unwrap();
     for pod in answer["pods"].as_array().unwrap() {
