@@ -66,6 +66,13 @@ impl Options {
                 "--policy needs --mesh required: with --mesh off there are no gates to enforce it",
             );
         }
+        if let Some(flag) = options.router_flags.iter().find_map(decided_here) {
+            let text = format!(
+                "--{flag} behind `--` would contradict what sandgate-local has set up; {}",
+                instead(flag)
+            );
+            return conflict(ErrorKind::ArgumentConflict, &text);
+        }
         for (index, sandbox) in options.sandboxes.iter().enumerate() {
             let earlier = options.sandboxes.iter().take(index);
             if earlier.into_iter().any(|other| other.name == sandbox.name) {
@@ -77,6 +84,42 @@ impl Options {
             }
         }
         Ok(options)
+    }
+}
+
+/// Flags of the router that are for `sandgate-local` to decide: with others the gates would be missing or useless.
+const DECIDED_HERE: [&str; 11] = [
+    "mesh",
+    "mesh-cert-file",
+    "mesh-key-file",
+    "mesh-trust-bundle-file",
+    "trust-domain",
+    "sandbox-endpoint",
+    "auth-token",
+    "authz-mode",
+    "http-bind-address",
+    "log-level",
+    "help",
+];
+
+/// The name of a router's flag that must not stand behind `--`.
+fn decided_here(arg: &OsString) -> Option<&'static str> {
+    let name = arg.to_str()?.trim_start_matches('-').split('=').next()?;
+    // Only what is a flag at all: a value may be anything.
+    let is_flag = arg.to_str()?.starts_with('-');
+    DECIDED_HERE.into_iter().find(|decided| is_flag && *decided == name)
+}
+
+/// What to do instead.
+fn instead(flag: &str) -> &'static str {
+    match flag {
+        "mesh" => "write --mesh before `--`",
+        "auth-token" | "authz-mode" => "use --token or --allow-unauthenticated",
+        "http-bind-address" => "use --listen",
+        "sandbox-endpoint" => "use --sandbox",
+        "log-level" => "set the variable RUST_LOG",
+        "help" => "`sandbox-router --help` lists the router's flags",
+        _ => "it has an authority of its own",
     }
 }
 
@@ -371,6 +414,23 @@ mod tests {
         assert_eq!(options.namespace.as_str(), "default");
         assert_eq!(options.mesh, MeshMode::Required);
         assert!(options.sandboxes.is_empty() && options.token.is_none() && !options.allow_unauthenticated);
+    }
+
+    #[test]
+    fn flags_behind_the_dashes_cannot_take_the_gates_away() {
+        for flag in [
+            "--mesh=off",
+            "-mesh=off",
+            "--auth-token=x",
+            "--authz-mode",
+            "--trust-domain=x",
+            "--log-level=debug",
+        ] {
+            let args = ["sandgate-local", "--", flag, "off"].map(OsString::from);
+            let error = Options::read(args).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{flag}");
+            assert!(error.to_string().contains("behind `--`"), "{error}");
+        }
     }
 
     #[test]

@@ -157,7 +157,7 @@ impl App {
                 "x_request_id": values(&head.headers, "x-request-id"),
                 "authorization_seen": head.headers.contains_key(AUTHORIZATION),
                 "note": "This is all a sandbox learns about its caller: \
-                         the gate checks the caller's credential and removes it.",
+                         the router checks the caller's credential and keeps it.",
             },
         });
         Ok(answer::json(StatusCode::OK, format!("{seen:#}\n")))
