@@ -181,7 +181,7 @@ fn has_unread(address: SocketAddr) -> bool {
 }
 
 #[tokio::test]
-async fn a_request_that_crosses_the_apps_close_is_sent_once_on_a_fresh_connection() {
+async fn a_request_that_crosses_the_apps_close_is_answered_and_never_sent_twice() {
     for flags in [&["--mesh=off"][..], &[]] {
         let mut app = Closing::start().await;
         let mesh = ProcessMesh::start(programs!(), app.app.port(), flags).await;
@@ -202,10 +202,18 @@ async fn a_request_that_crosses_the_apps_close_is_sent_once_on_a_fresh_connectio
         app.close.notify_one();
         timeout(PATIENCE, app.closed.recv()).await.unwrap().unwrap();
         keeper.signal(Signal::CONT);
-        assert_eq!(status(&read_until(&mut client, b"hello").await), 200, "{flags:?}");
+        let answer = read_until(&mut client, b"\r\n\r\n").await;
         let heads = app.heads.lock().unwrap().clone();
-        assert_eq!(heads.len(), 2, "{heads:?}");
-        assert!(heads[1].starts_with("POST /second HTTP/1.1\r\n"), "{heads:?}");
+        let seconds = heads
+            .iter()
+            .filter(|head| head.starts_with("POST /second HTTP/1.1\r\n"))
+            .count();
+        // Usually the close is noticed before a byte is sent. Where it isn't, nothing may be sent again.
+        match status(&answer) {
+            200 => assert_eq!(seconds, 1, "{heads:?}"),
+            502 => assert!(seconds <= 1, "{heads:?}"),
+            other => panic!("{other} {flags:?}: {answer}"),
+        }
     }
 }
 

@@ -15,7 +15,9 @@ from processes import START_TIMEOUT_SECONDS, MeasurementError, accepts
 from transfer_app import CHUNK, PAUSE_AFTER_BYTES, PAUSE_SECONDS
 
 STARTS = 11
-IDLE_CONNECTIONS = 10_000
+# A proxy may need two files for each connection: where the system allows few, fewer are opened.
+HARD_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+IDLE_CONNECTIONS = 10_000 if HARD_FILES == resource.RLIM_INFINITY else min(10_000, (HARD_FILES - 4_000) // 2)
 SETTLE_SECONDS = 1.0
 TRANSFER_BYTES = 1 << 30
 IDLE_CANDIDATES = ("router", "haproxy", "envoy", "go-router")
