@@ -25,7 +25,16 @@ impl Inventory {
                 continue;
             }
             let api = Api::<DynamicObject>::all_with(cluster.client(), &resource);
-            for object in api.list(&ListParams::default()).await.unwrap() {
+            // A kind whose definition another test has just changed is not served for a moment (429).
+            let mut listed = api.list(&ListParams::default()).await;
+            for _ in 0..30 {
+                if !matches!(&listed, Err(kube::Error::Api(status)) if status.code == 429) {
+                    break;
+                }
+                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                listed = api.list(&ListParams::default()).await;
+            }
+            for object in listed.unwrap() {
                 let mut reference = json!({
                     "apiVersion": resource.api_version,
                     "kind": resource.kind,
