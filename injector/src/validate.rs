@@ -12,7 +12,7 @@ use crate::names::{
     TOKEN_VOLUME,
 };
 use crate::patch::{NET_RAW, patch};
-use crate::pod::{Malformed, Pod, items, text_at};
+use crate::pod::{Malformed, Pod, at, items, members, text_at};
 use crate::review::{Review, ReviewError, message};
 use crate::settings::Settings;
 use serde_json::{Value, json};
@@ -57,7 +57,8 @@ pub fn validate(settings: &Settings, restrict_connect: bool, review: &Review) ->
     let (resource, sub_resource) = (review.resource.resource.as_str(), review.sub_resource.as_str());
     match (core, resource, sub_resource, review.operation) {
         (true, "pods", "", Operation::Create) => created(settings, review),
-        (true, "pods", "" | "resize", Operation::Update) => {
+        // Through its status a pod's labels and annotations can be changed too.
+        (true, "pods", "" | "resize" | "status", Operation::Update) => {
             let (old, new) = pods(review)?;
             Ok(changed(old, new).unwrap_or(Verdict::Allow("gate_unchanged")))
         }
@@ -66,6 +67,7 @@ pub fn validate(settings: &Settings, restrict_connect: bool, review: &Review) ->
             let verdict = changed(old, new).or_else(|| debugged(settings, old, new));
             Ok(verdict.unwrap_or(Verdict::Allow("gate_unchanged")))
         }
+        (true, "pods", "binding", Operation::Create) | (true, "bindings", "", Operation::Create) => Ok(bound(review)),
         (true, "pods", "exec" | "attach" | "portforward" | "proxy", Operation::Connect)
         | (true, "services", "proxy", Operation::Connect) => Ok(connected(restrict_connect, review)),
         _ => Err(ReviewError::NotAPod(format!("{resource:.64}/{sub_resource:.64}"))),
@@ -114,6 +116,26 @@ fn changed(old: Pod<'_>, new: Pod<'_>) -> Option<Verdict> {
             "{field}: it is the gate's and can't be changed in a running pod; delete the pod, and a new one gets its gate anew"
         ),
     ))
+}
+
+/// A pod gets the labels and annotations of the binding that puts it on a node.
+fn bound(review: &Review) -> Verdict {
+    let ours = |map: &str| {
+        let names = members(
+            review
+                .object
+                .as_ref()
+                .and_then(|binding| at(binding, &["metadata", map])),
+        );
+        let ours = names.map(|(name, _)| name).find(|name| name.starts_with(OWN_PREFIX))?;
+        Some(format!("metadata.{map}[{ours}]"))
+    };
+    ours("labels")
+        .or_else(|| ours("annotations"))
+        .map_or(Verdict::Allow("gate_unchanged"), |field| {
+            let message = format!("{field}: it is the gate's, and the binding would change it in the pod; remove it");
+            Verdict::deny("gate_changed", message)
+        })
 }
 
 /// Everything in a pod that is the gate's, by its field.

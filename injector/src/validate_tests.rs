@@ -219,6 +219,33 @@ fn the_gate_cannot_be_resized_and_the_app_can() {
 }
 
 /// What comes of debugging a pod with this container.
+#[test]
+fn neither_the_status_nor_a_binding_is_a_way_to_the_gates_labels() {
+    let pod = injected(&settings(), &sandbox());
+    let unlabelled = |pod: &mut Value| pod["metadata"]["labels"]["sandgate.dev/injected"] = json!("false");
+    let field = "metadata.labels[sandgate.dev/injected]: ";
+    refused("gate_changed", field, updated("status", &pod, unlabelled));
+    let ready = |pod: &mut Value| pod["status"] = json!({"phase": "Running"});
+    assert_eq!(updated("status", &pod, ready), ("gate_unchanged", None));
+    let bound = |metadata: Value| {
+        let binding = json!({"kind": "Binding", "metadata": metadata, "target": {"kind": "Node", "name": "n"}});
+        judged_with(&settings(), false, &review("CREATE", "binding", None, &binding))
+    };
+    refused(
+        "gate_changed",
+        field,
+        bound(json!({"labels": {"sandgate.dev/injected": "false"}})),
+    );
+    let shape = json!({"annotations": {"a": "b", "sandgate.dev/shape": "9"}});
+    refused(
+        "gate_changed",
+        "metadata.annotations[sandgate.dev/shape]: ",
+        bound(shape),
+    );
+    let topology = json!({"labels": {"topology.kubernetes.io/zone": "a"}});
+    assert_eq!(bound(topology), ("gate_unchanged", None));
+}
+
 fn debugged(settings: &Settings, pod: &Value, container: &Value) -> (&'static str, Option<String>) {
     let mut new = pod.clone();
     let list = new["spec"]
@@ -345,12 +372,7 @@ fn where_connections_are_restricted_every_way_past_the_gate_is_closed() {
 #[test]
 fn a_request_that_the_rules_should_not_send_is_an_error_and_not_an_answer() {
     let pod = sandbox();
-    for (operation, sub_resource) in [
-        ("UPDATE", "status"),
-        ("DELETE", ""),
-        ("CREATE", "binding"),
-        ("CREATE", "eviction"),
-    ] {
+    for (operation, sub_resource) in [("CREATE", "status"), ("DELETE", ""), ("CREATE", "eviction")] {
         let review = review(operation, sub_resource, Some(&pod), &pod);
         let error = validate(&settings(), false, &review).unwrap_err();
         assert!(

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 const RETRY: Duration = Duration::from_secs(5);
 /// How often everything is looked at although no event came.
 const RESYNC: Duration = Duration::from_secs(600);
-/// How long a policy that went with its owner isn't made again.
+/// How long no policy is made while it would have no owner.
 const ORPHANED: Duration = Duration::from_secs(10);
 
 /// What a reconciler is told.
@@ -73,9 +73,7 @@ pub(crate) struct Reconciler {
     /// Where our policy was in place: when it is missing there, somebody deleted it.
     placed: BTreeSet<String>,
     owner: Option<OwnerReference>,
-    /// Whether there has been an owner.
-    owned: bool,
-    /// Where the policy and its owner are gone, and since when.
+    /// Where both the policy and its owner are missing, and since when.
     orphaned: BTreeMap<String, Instant>,
     report: Report,
 }
@@ -105,7 +103,6 @@ impl Reconciler {
             report: Report::new(&plan.client, &plan.metrics),
             placed: BTreeSet::new(),
             owner: None,
-            owned: false,
             orphaned: BTreeMap::new(),
             plan,
             namespaces,
@@ -206,10 +203,11 @@ impl Reconciler {
         found.spec.as_ref() == Some(&self.expected) && is_ours(found) && owned
     }
 
-    /// Where the owner has gone, the release is being uninstalled, and this process is ended next. A policy without an
-    /// owner would then close ports for ever, so there is none until it shows that this process goes on.
-    fn may_be_uninstalled(&mut self, namespace: &str) -> bool {
-        if self.owner.is_some() || !self.owned {
+    /// Without an owner, the release is being installed, and the owner comes next; or it is being uninstalled, and this
+    /// process is ended next. A policy without an owner would then close ports for ever, so there is none until it shows
+    /// that this process goes on by itself.
+    fn awaits_owner(&mut self, namespace: &str) -> bool {
+        if self.owner.is_some() {
             self.orphaned.remove(namespace);
             return false;
         }
@@ -219,7 +217,7 @@ impl Reconciler {
 
     async fn create(&mut self, namespace: &str) -> Result<(), RequestError> {
         self.find_owner().await;
-        if self.may_be_uninstalled(namespace) {
+        if self.awaits_owner(namespace) {
             return Ok(());
         }
         let policy = NetworkPolicy {
@@ -289,7 +287,6 @@ impl Reconciler {
         let api = Api::<Found>::all(self.plan.client.clone());
         match bounded(api.get_opt(&self.plan.webhook_configuration)).await {
             Ok(found) => {
-                self.owned |= found.is_some();
                 self.owner = found.and_then(|found| {
                     Some(OwnerReference {
                         api_version: Found::api_version(&()).into_owned(),

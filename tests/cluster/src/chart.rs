@@ -115,6 +115,19 @@ impl Namespace {
             }
         })
         .await;
+        let binding = json!({
+            "apiVersion": "v1",
+            "kind": "Binding",
+            "metadata": {"name": "no-such-pod", "labels": {"sandgate.dev/injected": "no"}},
+            "target": {"kind": "Node", "name": "no-such-node"},
+        });
+        until("the binding is refused", async || {
+            match self.post(&["bindings"], &binding).await {
+                Err(status) if status.message.contains("sandgate-pod-binding") => Ok(()),
+                other => Err(other),
+            }
+        })
+        .await;
         if policies
             .iter()
             .any(|policy| policy["metadata"]["name"] == "sandgate-networkpolicy")

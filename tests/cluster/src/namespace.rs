@@ -91,6 +91,13 @@ impl Namespace {
         self.change_part(pod, "ephemeralcontainers", &patch).await
     }
 
+    /// Posts an object to a place in this namespace.
+    pub async fn post(&self, place: &[&str], object: &Value) -> Answer {
+        let path = format!("/api/v1/namespaces/{}/{}", self.name, place.join("/"));
+        let request = http::Request::post(path).body(serde_json::to_vec(object).unwrap());
+        self.cluster.send(request.unwrap()).await
+    }
+
     /// Changes a pod through one of its subresources, by a strategic merge patch.
     pub async fn change_part(&self, pod: &Value, sub_resource: &str, patch: &Value) -> Answer {
         let (namespace, name) = (&self.name, pod["metadata"]["name"].as_str().unwrap());

@@ -1,17 +1,21 @@
 //! Changes of running pods, judged by the API server alone: nobody changes a gate, and everything else goes on as ever.
 
 use sandgate_cluster_tests::chart::{Chart, sandbox_pod};
+use sandgate_cluster_tests::creations::has_gate;
+use sandgate_cluster_tests::injector::System;
 use sandgate_cluster_tests::{Cluster, Namespace, runner::Test, tests, until};
 use serde_json::{Value, json};
 
 pub(crate) const TESTS: &[Test] = tests![
     a_gated_pod_is_adopted_and_changed_as_any_other,
     nobody_changes_the_gate_of_a_running_pod,
+    nobody_changes_it_by_way_of_the_status_or_of_a_binding,
     nobody_passes_an_ungated_pod_off_as_gated,
     pods_of_an_earlier_chart_go_on,
     pods_from_before_the_label_go_on,
     a_pod_that_is_going_away_is_left_alone,
     a_gate_keeps_its_resources,
+    @alone where_there_is_no_policy_the_webhook_guards_status_and_binding_and_nobody_waits_for_it,
 ];
 
 const OPTED_IN: &[(&str, &str)] = &[("sandgate.dev/inject", "enabled")];
@@ -124,6 +128,62 @@ async fn nobody_changes_the_gate_of_a_running_pod(cluster: Cluster) {
     let before = cluster.get(&pod).await.unwrap();
     assert_eq!(before["spec"], pod["spec"]);
     assert_eq!(before["metadata"]["labels"], pod["metadata"]["labels"]);
+}
+
+/// The NetworkPolicy selects by the label: without it the pod would be open.
+async fn nobody_changes_it_by_way_of_the_status_or_of_a_binding(cluster: Cluster) {
+    let chart = Chart::render(&[]);
+    let namespace = cluster.namespace(OPTED_IN).await;
+    namespace.judged_by(&chart).await;
+    let pod = namespace.admitted(&chart.injected(&warm())).await;
+    for metadata in [
+        json!({"labels": {"sandgate.dev/injected": null}}),
+        json!({"labels": {"sandgate.dev/injected": "false"}}),
+        json!({"annotations": {"sandgate.dev/shape": null}}),
+    ] {
+        let status = namespace
+            .change_part(&pod, "status", &json!({"metadata": metadata}))
+            .await
+            .unwrap_err();
+        assert!(status.message.contains("sandgate-pod-update"), "{metadata}: {status}");
+    }
+    let binding = |metadata: Value| {
+        let mut binding = json!({
+            "apiVersion": "v1",
+            "kind": "Binding",
+            "metadata": {"name": "warm"},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": "some-node"},
+        });
+        json_patch::merge(&mut binding, &json!({"metadata": metadata}));
+        binding
+    };
+    for metadata in [
+        json!({"labels": {"sandgate.dev/injected": "false"}}),
+        json!({"annotations": {"sandgate.dev/shape": "9"}}),
+    ] {
+        for bind in [&["pods", "warm", "binding"][..], &["bindings"]] {
+            let reason = namespace
+                .post(bind, &binding(metadata.clone()))
+                .await
+                .unwrap_err()
+                .message;
+            assert!(reason.contains("sandgate-pod-binding"), "{metadata}: {reason}");
+        }
+    }
+    assert_eq!(
+        cluster.get(&pod).await.unwrap()["metadata"]["labels"],
+        pod["metadata"]["labels"]
+    );
+    // As schedulers and kubelets do it.
+    let topology = json!({"labels": {"topology.kubernetes.io/zone": "a"}, "annotations": {"example.dev/device": "x"}});
+    namespace
+        .post(&["pods", "warm", "binding"], &binding(topology))
+        .await
+        .unwrap();
+    let ready = json!({"metadata": {"annotations": {"example.dev/seen": "x"}}, "status": {"phase": "Running"}});
+    let stored = namespace.change_part(&pod, "status", &ready).await.unwrap();
+    assert_eq!(stored["spec"]["nodeName"], "some-node");
+    assert_eq!(stored["metadata"]["labels"]["sandgate.dev/injected"], "true");
 }
 
 async fn nobody_passes_an_ungated_pod_off_as_gated(cluster: Cluster) {
@@ -260,4 +320,52 @@ async fn a_gate_keeps_its_resources(cluster: Cluster) {
     let app = json!({"spec": {"containers": [{"name": "app", "resources": resources}]}});
     let resized = namespace.change_part(&pod, "resize", &app).await.unwrap();
     assert_eq!(resized["spec"]["containers"][0]["resources"], resources);
+}
+
+/// As on Kubernetes 1.29. Kubelets and schedulers go on while no injector answers.
+async fn where_there_is_no_policy_the_webhook_guards_status_and_binding_and_nobody_waits_for_it(cluster: Cluster) {
+    let (system, namespace) = (System::install(&cluster).await, cluster.namespace(OPTED_IN).await);
+    let chart = Chart::render(&["admissionPolicy.enabled=false"]);
+    let replica = system.start(&chart, |_, _| {});
+    system.configure(&chart, replica.webhook.port()).await;
+    namespace.until_admitted(&sandbox_pod("until"), has_gate).await;
+    let pod = namespace.admitted(&warm()).await;
+    let unlabelled = |value: String| json!({"metadata": {"labels": {"sandgate.dev/injected": value}}});
+    let mut attempts = 0;
+    until("the status is guarded", async || {
+        // Each time another one: what is there already is no change.
+        attempts += 1;
+        match namespace
+            .change_part(&pod, "status", &unlabelled(format!("false-{attempts}")))
+            .await
+        {
+            Err(status) if status.message.contains("validate-metadata.sandgate.dev") => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    let mut binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "warm"}, "target": {"kind": "Node", "name": "n"}});
+    binding["metadata"]["labels"] = json!({"sandgate.dev/injected": "false"});
+    let reason = namespace
+        .post(&["pods", "warm", "binding"], &binding)
+        .await
+        .unwrap_err()
+        .message;
+    assert!(
+        reason.contains("it is the gate's, and the binding would change it"),
+        "{reason}"
+    );
+    replica.stop().await;
+    let reason = namespace
+        .change_part(&pod, "status", &unlabelled("false".into()))
+        .await
+        .unwrap_err()
+        .message;
+    assert!(reason.contains("failed calling webhook"), "{reason}");
+    namespace
+        .change_part(&pod, "status", &json!({"status": {"phase": "Running"}}))
+        .await
+        .unwrap();
+    binding["metadata"].as_object_mut().unwrap().remove("labels");
+    namespace.post(&["pods", "warm", "binding"], &binding).await.unwrap();
 }

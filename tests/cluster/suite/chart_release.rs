@@ -1,6 +1,9 @@
 //! The chart as a release of a real Helm: installed, upgraded, rolled back and uninstalled, beside an injector that has
 //! the rights that the chart gives it and no other.
 
+use clap::Parser;
+use sandbox_injector::config::InjectionFlags;
+use sandbox_injector::offline::explain::{Format, explain};
 use sandgate_cluster_tests::chart::{Chart, DECIDED, folder, helm};
 use sandgate_cluster_tests::injector::System;
 use sandgate_cluster_tests::inventory::Inventory;
@@ -14,6 +17,7 @@ pub(crate) const TESTS: &[Test] = tests![
     @alone a_kept_root_is_taken_up_by_the_next_release,
     @alone a_policy_that_goes_with_its_release_stays_away_until_the_injector_has_ended,
     @alone the_plain_manifests_come_and_go_too,
+    the_test_of_a_release_asks_the_injector_what_it_can_answer,
 ];
 
 const OPTED_IN: &[(&str, &str)] = &[("sandgate.dev/inject", "enabled")];
@@ -271,4 +275,41 @@ async fn the_plain_manifests_come_and_go_too(cluster: Cluster) {
         .filter(|object| object["kind"] != "Namespace")
         .collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// No node runs its pod here. What the pod runs, with the flags that it gives, says that the sandbox gets a gate.
+async fn the_test_of_a_release_asks_the_injector_what_it_can_answer(_: Cluster) {
+    #[derive(Parser)]
+    struct Explain {
+        #[arg(long)]
+        filename: String,
+        #[command(flatten)]
+        injection: InjectionFlags,
+    }
+    let chart = Chart::render(&["injection.lockdown=enabled", "injection.resources.limits.cpu=1"]);
+    let pod = chart.of_kinds(&["Pod"]).remove(0);
+    let container = &pod["spec"]["containers"][0];
+    let arguments = container["args"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|argument| argument.as_str().unwrap());
+    assert_eq!(container["args"][0], "explain");
+    let flags = Explain::parse_from(arguments);
+    let mount = container["volumeMounts"][0]["mountPath"].as_str().unwrap();
+    let file = flags.filename.strip_prefix(&format!("{mount}/")).unwrap();
+    let config_map = chart.of_kinds(&["ConfigMap"]).remove(0);
+    assert_eq!(
+        pod["spec"]["volumes"][0]["configMap"]["name"],
+        config_map["metadata"]["name"]
+    );
+    let settings = flags.injection.settings().unwrap();
+    assert_eq!(settings, chart.config().settings);
+    let text = config_map["data"][file].as_str().unwrap();
+    let explained = explain(&settings, "default", text, Format::Table).unwrap();
+    assert!(
+        explained.admitted && explained.output.contains("inject"),
+        "{}",
+        explained.output
+    );
 }

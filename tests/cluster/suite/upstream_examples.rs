@@ -85,7 +85,6 @@ fn explained(chart: &Chart, file: &str, text: &str) -> String {
     lines
 }
 
-#[allow(clippy::unused_async)] // it needs no server, but upstream's files
 async fn what_becomes_of_each_example_is_known(_: Cluster) {
     let chart = Chart::render(&[]);
     let rows = files()
