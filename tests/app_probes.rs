@@ -349,7 +349,7 @@ async fn declarations_that_cannot_be_run_keep_the_gate_from_starting() {
         );
         command.env("SANDGATE_APP_PROBES", document);
         let left = Process::start(command).ended().await;
-        assert_eq!((left.code, left.stdout.as_str()), (Some(2), ""), "{document}");
+        assert_eq!((left.code, left.stdout.as_str()), (Some(64), ""), "{document}");
         assert!(left.stderr.contains(wanted), "{wanted}: {}", left.stderr);
     }
 }

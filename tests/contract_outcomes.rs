@@ -199,7 +199,9 @@ async fn a_gate_or_a_router_that_is_not_ready_is_503_and_says_when_to_come_again
 
     let mesh = polite().await;
     mesh.forget_router_identity();
-    assert_not_ready(&mesh.send(mesh.head("GET / HTTP/1.1", "")).await, NOT_READY);
+    // No gate is to blame.
+    let text = "The router has no valid identity.";
+    assert_not_ready(&mesh.send(mesh.head("GET / HTTP/1.1", "")).await, text);
     mesh.app.assert_untouched("no identity");
 
     let mesh = polite().await;

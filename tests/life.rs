@@ -7,6 +7,7 @@
 use rustix::process::Signal;
 use sandgate_local::authority::{LeafSpec, Usage};
 use sandgate_mesh::policy::model;
+use sandgate_mesh::telemetry::utc;
 use sandgate_tests::folder::{Replacing, put};
 use sandgate_tests::processes::{Process, ProcessMesh, Programs, command, get, router_identity, until_ready};
 use sandgate_tests::{
@@ -27,6 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const NO_KEEPALIVE: &str = "--max-keepalive-connections=0";
 const UNREACHABLE: &str = "Could not connect to the backend sandbox: alpha";
 const NOT_READY: &str = "Sandbox gate is not ready: alpha";
+const NO_IDENTITY: &str = "The router has no valid identity.";
 
 /// A mesh in front of an app that is a process, too.
 struct Scene {
@@ -311,8 +313,9 @@ async fn a_gate_without_a_policy_file_refuses_everything_and_is_not_ready_until_
     assert_eq!(status(&ask(&mesh, "GET /").await), 200);
 }
 
-/// Gives a program a certificate that ends in so many seconds.
-fn expire(mesh: &ProcessMesh, program: &str, identity: &str, usage: Usage, seconds: u64) {
+/// Gives a program a certificate that ends in so many seconds,
+/// and returns what `/readyz` says afterwards.
+fn expire(mesh: &ProcessMesh, program: &str, identity: &str, usage: Usage, seconds: u64) -> String {
     let mut spec = LeafSpec::new(program, identity, usage);
     spec.not_after = SystemTime::now() + Duration::from_secs(seconds);
     let issued = mesh.authority.issue(&spec).unwrap();
@@ -323,6 +326,7 @@ fn expire(mesh: &ProcessMesh, program: &str, identity: &str, usage: Usage, secon
         &issued,
         mesh.authority.root_pem(),
     );
+    format!("certificate expired at {}", utc(spec.not_after))
 }
 
 #[tokio::test]
@@ -330,8 +334,8 @@ async fn a_gate_whose_identity_has_expired_is_not_ready_and_serves_no_new_connec
     let app = RecordingApp::polite().await;
     let mesh = ProcessMesh::start(PROGRAMS, app.port(), &[NO_KEEPALIVE]).await;
     let identity = sandbox("alpha", POD_UID);
-    expire(&mesh, "sidecar", &identity.to_string(), Usage::Server, 3);
-    until_ready(mesh.sidecar_health, (503, "no valid identity")).await;
+    let expired = expire(&mesh, "sidecar", &identity.to_string(), Usage::Server, 3);
+    until_ready(mesh.sidecar_health, (503, &expired)).await;
     let refused = ask(&mesh, "GET /").await;
     assert_detail(&refused, 503, NOT_READY, "expired");
     assert!(refused.contains("\r\nretry-after: 1\r\n"), "{refused}");
@@ -353,10 +357,10 @@ async fn a_router_whose_identity_has_expired_is_not_ready_and_says_so_to_callers
     let app = RecordingApp::polite().await;
     let mesh = ProcessMesh::start(PROGRAMS, app.port(), &[NO_KEEPALIVE]).await;
     let identity = router_identity();
-    expire(&mesh, "router", &identity.to_string(), Usage::Client, 3);
-    until_ready(mesh.router_health, (503, "no valid mesh identity")).await;
+    let expired = expire(&mesh, "router", &identity.to_string(), Usage::Client, 3);
+    until_ready(mesh.router_health, (503, &expired)).await;
     let refused = ask(&mesh, "GET /").await;
-    assert_detail(&refused, 503, NOT_READY, "expired");
+    assert_detail(&refused, 503, NO_IDENTITY, "expired");
     assert!(refused.contains("\r\nretry-after: 1\r\n"), "{refused}");
     app.assert_untouched("expired");
     let issued = mesh.authority.router(&identity).unwrap();
@@ -382,7 +386,7 @@ async fn an_expired_certificate_does_not_take_the_place_of_one_that_serves() {
         Usage::Server,
         0,
     );
-    mesh.sidecar.logs("the new leaf has expired", 1).await;
+    mesh.sidecar.logs("can't be used (certificate expired at ", 1).await;
     assert_eq!(get(mesh.sidecar_health, "/readyz").await, (200, "ok".to_owned()));
     assert_eq!(status(&ask(&mesh, "GET /").await), 200);
 }

@@ -93,6 +93,35 @@ async fn one_line_on_standard_output_says_where_it_serves_and_a_signal_ends_it()
 }
 
 #[tokio::test]
+async fn each_decision_of_a_gate_and_each_failure_is_told() {
+    let app = RecordingApp::answering(Step::Close(Vec::new())).await;
+    let local = Local::start(&app, &[]).await;
+    assert_eq!(status(&local.ask("GET /page?secret").await), 502);
+    local.process.signal(Signal::TERM);
+    let left = local.process.ended().await;
+    let audit: Vec<_> = left
+        .stderr
+        .lines()
+        .filter(|line| line.contains("\"log\":\"audit\""))
+        .collect();
+    assert_eq!(audit.len(), 1, "{}", left.stderr);
+    let audit: serde_json::Value = serde_json::from_str(audit[0]).unwrap();
+    for (name, expected) in [("decision", "allow"), ("sandbox", "default/dev"), ("path", "/page")] {
+        assert_eq!(audit[name], expected, "{audit}");
+    }
+    let failure = left
+        .stderr
+        .lines()
+        .find(|line| line.contains("the app did not answer the request"));
+    let failure = failure.unwrap_or_else(|| panic!("{}", left.stderr));
+    assert!(
+        failure.contains("reason=\"broken\"") && failure.contains(audit["request_id"].as_str().unwrap()),
+        "{failure}"
+    );
+    assert!(!left.stderr.contains("page?secret"), "{}", left.stderr);
+}
+
+#[tokio::test]
 async fn a_second_signal_ends_it_in_the_middle_of_a_request() {
     let app = RecordingApp::start(|_| Step::Wait).await;
     let mut local = Local::start(&app, &[]).await;
@@ -138,7 +167,8 @@ async fn flags_after_two_dashes_reach_the_router() {
     assert_eq!(status(&local.ask("GET /logged").await), 200);
     local.process.signal(Signal::TERM);
     let left = local.process.ended().await;
-    assert!(left.stderr.contains("\"path\":\"/logged\""), "{}", left.stderr);
+    let line = |line: &&str| line.contains("\"log\":\"access\"") && line.contains("\"path\":\"/logged\"");
+    assert_eq!(left.stderr.lines().filter(line).count(), 1, "{}", left.stderr);
     assert!(!left.stdout.contains("/logged"), "{}", left.stdout);
 }
 
@@ -235,6 +265,7 @@ async fn flags_that_the_router_does_not_know_or_take_are_a_bad_configuration() {
     for (flag, sentence) in [
         ("--no-such-flag", "unexpected argument '--no-such-flag'"),
         ("--proxy-timeout=soon", "\"soon\" is not a duration"),
+        ("--proxy-timeout=0", "must be above 0"),
     ] {
         let left = start(app.port(), &["--", flag]).ended().await;
         assert_eq!((left.code, left.stdout.as_str()), (Some(64), ""), "{flag}");

@@ -24,33 +24,6 @@ async fn run(path: &str, args: &[&str]) -> Left {
 }
 
 #[tokio::test]
-async fn help_and_version_go_to_standard_output_and_are_no_failure() {
-    for (path, name) in [
-        (PROGRAMS.router, "sandbox-router"),
-        (PROGRAMS.sidecar, "sandbox-sidecar"),
-        (PROGRAMS.local, "sandgate-local"),
-    ] {
-        let left = run(path, &["--version"]).await;
-        assert_eq!((left.code, left.stderr.as_str()), (Some(0), ""), "{name}");
-        assert_eq!(left.stdout, format!("{name} {}\n", env!("CARGO_PKG_VERSION")));
-        let left = run(path, &["--help"]).await;
-        assert_eq!((left.code, left.stderr.as_str()), (Some(0), ""), "{name}");
-        assert!(
-            left.stdout.contains("Usage: ") && left.stdout.contains("--help"),
-            "{name}"
-        );
-
-        let left = run(path, &["--no-such-flag"]).await;
-        assert_eq!((left.code, left.stdout.as_str()), (Some(2), ""), "{name}");
-        assert!(
-            left.stderr.contains("unexpected argument '--no-such-flag'"),
-            "{}",
-            left.stderr
-        );
-    }
-}
-
-#[tokio::test]
 async fn a_router_that_cannot_start_says_everything_that_is_wrong_at_once() {
     let left = run(
         PROGRAMS.router,
@@ -59,6 +32,9 @@ async fn a_router_that_cannot_start_says_everything_that_is_wrong_at_once() {
             "-http-bind-address",
             "here",
             "--mtls-mode=required",
+            "--tls-cert-file=front.crt",
+            "--sandbox-endpoint=team-a/alpha=10.0.0.7",
+            "--sandbox-endpoint=team-a/alpha=10.0.0.8,uid=8f1c",
         ],
     )
     .await;
@@ -67,6 +43,8 @@ async fn a_router_that_cannot_start_says_everything_that_is_wrong_at_once() {
         "'--proxy-timeout <PROXY_TIMEOUT>': \"soon\" is not a duration",
         "'--http-bind-address <HTTP_BIND_ADDRESS>': \"here\" is not an address",
         "--mtls-mode needs the HTTPS listener",
+        "--tls-cert-file needs the HTTPS listener: set --https-bind-address",
+        "--sandbox-endpoint: team-a/alpha is given more than once",
         "--mesh-cert-file, --mesh-key-file and --mesh-trust-bundle-file",
         // The choices about callers.
         "ROUTER_AUTH_TOKEN (or --auth-token)",
@@ -86,19 +64,20 @@ async fn a_router_that_cannot_start_says_everything_that_is_wrong_at_once() {
 
 #[tokio::test]
 async fn bad_old_variables_are_said_to_be_ignored() {
-    let mut command = command(PROGRAMS.router, ["--mesh=off", "--http-bind-address=192.0.2.1:1"]);
-    command
-        .env("ALLOW_UNAUTHENTICATED_ROUTER", "yes")
-        .env("PROXY_TIMEOUT_SECONDS", "1e300");
-    let left = Process::start(command).ended().await;
-    // 192.0.2.1 is nobody's address, so the router ends by itself.
-    assert_eq!(left.code, Some(1));
-    let lines = json_lines(&left.stderr);
-    let warning = lines.iter().find(|line| line["level"] == "WARN").unwrap();
-    assert_eq!(
-        warning["message"],
-        "PROXY_TIMEOUT_SECONDS: \"1e300\" can't be used; the default is"
-    );
+    for bad in ["1e300", "0"] {
+        let mut command = command(PROGRAMS.router, ["--mesh=off", "--http-bind-address=192.0.2.1:1"]);
+        command
+            .env("ALLOW_UNAUTHENTICATED_ROUTER", "yes")
+            .env("PROXY_TIMEOUT_SECONDS", bad);
+        let left = Process::start(command).ended().await;
+        // 192.0.2.1 is nobody's address, so the router ends by itself.
+        assert_eq!(left.code, Some(1));
+        let lines = json_lines(&left.stderr);
+        let warning = lines.iter().find(|line| line["level"] == "WARN");
+        let warning = warning.unwrap_or_else(|| panic!("nothing is said about {bad}: {}", left.stderr));
+        let expected = format!("PROXY_TIMEOUT_SECONDS: {bad:?} can't be used; the default is");
+        assert_eq!(warning["message"], expected);
+    }
 }
 
 #[tokio::test]
@@ -117,8 +96,39 @@ async fn a_gate_that_cannot_start_says_why() {
     let mut flags = sidecar_flags(&Folder::new(), "127.0.0.1:0".parse().unwrap());
     flags.push("--log-level=a=b=c".into());
     let left = Process::start(command(PROGRAMS.sidecar, flags)).ended().await;
-    assert_eq!(left.code, Some(2));
+    assert_eq!(left.code, Some(64));
     assert!(left.stderr.contains("--log-level: "), "{}", left.stderr);
+}
+
+#[tokio::test]
+async fn a_gate_with_bad_values_says_all_of_them_at_once_also_those_of_variables() {
+    let flags = ["--sandbox", "Alpha", "--proxy-timeout=0", "--max-request-headers=0"];
+    let mut command = command(PROGRAMS.sidecar, flags);
+    command
+        .env("SANDGATE_NAMESPACE", "A")
+        .env("SANDGATE_POD_UID", "8f1c")
+        .env("SANDGATE_APP_PROBES", "{");
+    let left = Process::start(command).ended().await;
+    assert_eq!((left.code, left.stdout.as_str()), (Some(64), ""));
+    let mut lines = left.stderr.lines();
+    assert_eq!(lines.next(), Some("sandbox-sidecar can't start:"));
+    let problems = [
+        "invalid value 'Alpha' for '--sandbox <SANDBOX>': ",
+        "invalid value '0' for '--proxy-timeout <PROXY_TIMEOUT>': must be above 0",
+        "--max-request-headers is 0, ",
+        "invalid value 'A' for '--namespace <NAMESPACE>': ",
+        "invalid value '{' for '--app-probes <APP_PROBES>': ",
+        "--router-identity <ROUTER_IDENTITY> is not given",
+        "--tls-cert-file <TLS_CERT_FILE> is not given",
+        "--tls-key-file <TLS_KEY_FILE> is not given",
+        "--trust-bundle-file <TRUST_BUNDLE_FILE> is not given",
+        "--policy-file <POLICY_FILE> is not given",
+    ];
+    for problem in problems {
+        let said = |line: &str| line.strip_prefix("  - ").is_some_and(|line| line.starts_with(problem));
+        assert!(left.stderr.lines().any(said), "{problem}: {}", left.stderr);
+    }
+    assert_eq!(lines.count(), problems.len(), "{}", left.stderr);
 }
 
 #[tokio::test]

@@ -27,8 +27,6 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// How often a configuration is looked at although no event came.
-const RESYNC: Duration = Duration::from_secs(60);
 /// A pause after each change, so that a quarrel with another controller doesn't keep an API server busy.
 const PAUSE: Duration = Duration::from_millis(100);
 /// The base64 letters of a PEM line (RFC 7468).
@@ -59,6 +57,8 @@ pub(crate) struct CaBundle {
     pub(crate) roots: watch::Receiver<Vec<Root>>,
     pub(crate) confirmed: watch::Sender<Confirmed>,
     pub(crate) metrics: Arc<Metrics>,
+    /// How often the configuration is looked at although no event came.
+    pub(crate) resync: Duration,
 }
 
 impl CaBundle {
@@ -68,7 +68,7 @@ impl CaBundle {
         // By field, since only then does RBAC allow a watch of a named object.
         let config = watcher::Config::default().fields(&format!("metadata.name={}", self.name));
         let mut events = watcher(api.clone(), config).default_backoff().boxed();
-        let mut ticks = tokio::time::interval(RESYNC);
+        let mut ticks = tokio::time::interval(self.resync);
         let mut found = None;
         loop {
             let looked = tokio::select! {
@@ -153,25 +153,22 @@ pub(crate) trait Configuration:
     fn webhooks(&self) -> Vec<&WebhookClientConfig>;
 }
 
-impl Configuration for MutatingWebhookConfiguration {
-    fn webhooks(&self) -> Vec<&WebhookClientConfig> {
-        self.webhooks
-            .iter()
-            .flatten()
-            .map(|webhook| &webhook.client_config)
-            .collect()
-    }
+/// The two kinds have the same fields, and no type in common.
+macro_rules! configurations {
+    ($($kind:ty),+) => {$(
+        impl Configuration for $kind {
+            fn webhooks(&self) -> Vec<&WebhookClientConfig> {
+                self.webhooks
+                    .iter()
+                    .flatten()
+                    .map(|webhook| &webhook.client_config)
+                    .collect()
+            }
+        }
+    )+};
 }
 
-impl Configuration for ValidatingWebhookConfiguration {
-    fn webhooks(&self) -> Vec<&WebhookClientConfig> {
-        self.webhooks
-            .iter()
-            .flatten()
-            .map(|webhook| &webhook.client_config)
-            .collect()
-    }
-}
+configurations!(MutatingWebhookConfiguration, ValidatingWebhookConfiguration);
 
 /// The patch that makes the bundles right. It names the version that was found: with any other the API server refuses
 /// it as a conflict.

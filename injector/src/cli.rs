@@ -5,14 +5,14 @@ use crate::config::serve::{Config, ServeFlags};
 use crate::offline::{Outcome, documents, explain, inject};
 use crate::settings::Settings;
 use clap::{Args, Parser, Subcommand};
-use sandgate_mesh::polled::PollError;
-use sandgate_mesh::telemetry::{LogFormat, flush, init};
+use sandgate_mesh::command_line::ConfigError;
+use sandgate_mesh::process::{self, EndSignals};
+use sandgate_mesh::telemetry::{LogFormat, init};
 use std::io::{Read, Write};
 use std::process::ExitCode;
-use tokio::signal::unix::{SignalKind, signal};
 
-/// Exit code for a configuration that can't be run.
-const BAD_CONFIGURATION: u8 = 64;
+/// The program, as its errors name it.
+const PROGRAM: &str = "sandbox-injector";
 /// Threads that answer reviews: a long one doesn't keep short ones waiting.
 const WORKERS: usize = 2;
 
@@ -75,36 +75,27 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn cannot_start(problems: &[String]) -> ExitCode {
-    say(&format!(
-        "sandbox-injector can't start:\n  - {}",
-        problems.join("\n  - ")
-    ));
-    ExitCode::from(BAD_CONFIGURATION)
+fn cannot_start(error: &ConfigError) -> ExitCode {
+    say(&error.to_string());
+    ExitCode::from(error.exit_code())
+}
+
+fn unfit(problems: Vec<String>) -> ConfigError {
+    ConfigError::Settings {
+        program: PROGRAM,
+        problems,
+    }
 }
 
 fn serve(flags: ServeFlags) -> ExitCode {
     let config = match flags.config() {
         Ok(config) => config,
-        Err(problems) => return cannot_start(&problems),
+        Err(problems) => return cannot_start(&unfit(problems)),
     };
     if let Err(error) = init(&config.log_level, LogFormat::Json) {
-        // There is no log yet that could say it.
-        return cannot_start(&[format!("--log-level: {error}")]);
+        return cannot_start(&ConfigError::log_level(PROGRAM, &error));
     }
-    let code = match run(config) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "sandbox-injector ends");
-            if error.downcast_ref::<PollError>().is_some() {
-                ExitCode::from(BAD_CONFIGURATION)
-            } else {
-                ExitCode::FAILURE
-            }
-        }
-    };
-    flush();
-    code
+    process::end(PROGRAM, run(config))
 }
 
 fn run(config: Config) -> anyhow::Result<()> {
@@ -113,14 +104,8 @@ fn run(config: Config) -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     let result = runtime.block_on(async {
-        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let ended = async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        };
-        crate::serve(config, ended).await
+        let mut signals = EndSignals::listen()?;
+        crate::serve(config, async move { signals.next().await }).await
     });
     runtime.shutdown_background();
     result
@@ -129,7 +114,7 @@ fn run(config: Config) -> anyhow::Result<()> {
 fn offline(input: Input, command: impl Fn(&Settings, &str, &str) -> Result<Outcome, String>) -> ExitCode {
     let settings = match input.injection.settings() {
         Ok(settings) => settings,
-        Err(problems) => return cannot_start(&problems),
+        Err(problems) => return cannot_start(&unfit(problems)),
     };
     let outcome = read(&input.filename)
         .and_then(|text| command(&settings, &input.namespace, &text))

@@ -31,6 +31,9 @@ pub struct InjectionFlags {
     /// Image of the gate.
     #[arg(long, default_value = DEFAULT_IMAGE)]
     sidecar_image: String,
+    /// Another image of gates that were put in already; repeatable. For the time in which replicas inject different images.
+    #[arg(long, value_name = "IMAGE")]
+    accepted_sidecar_image: Vec<String>,
     /// When the kubelet pulls it: `IfNotPresent`, `Always` or `Never`.
     #[arg(long, default_value = "IfNotPresent")]
     sidecar_image_pull_policy: String,
@@ -77,6 +80,10 @@ impl InjectionFlags {
         let own_namespace = parse("--own-namespace", &self.own_namespace, problems);
         let trust_domain = parse("--trust-domain", &self.trust_domain, problems);
         let image = parse("--sidecar-image", &self.sidecar_image, problems);
+        let accepted = self.accepted_sidecar_image.iter();
+        let accepted_images = accepted
+            .filter_map(|image| parse("--accepted-sidecar-image", image, problems))
+            .collect();
         let pull_policy = parse("--sidecar-image-pull-policy", &self.sidecar_image_pull_policy, problems);
         let log_level = parse("--sidecar-log-level", &self.sidecar_log_level, problems);
         let cpu_limit = self
@@ -94,6 +101,7 @@ impl InjectionFlags {
             Some(Settings {
                 own_namespace: own_namespace?,
                 image: image?,
+                accepted_images,
                 image_pull_policy: pull_policy?,
                 resources: Resources {
                     cpu_request: cpu_request?,
@@ -181,6 +189,7 @@ mod tests {
         let problems = settings(&[
             "--own-namespace=A",
             "--sidecar-image=a b",
+            "--accepted-sidecar-image=$(X)",
             "--sidecar-image-pull-policy=always",
             "--sidecar-cpu-limit=x",
             "--sidecar-log-level=info,hyper=trace",
@@ -188,7 +197,7 @@ mod tests {
             "--router-identity=nobody",
         ])
         .unwrap_err();
-        assert_eq!(problems.len(), 7, "{problems:#?}");
+        assert_eq!(problems.len(), 8, "{problems:#?}");
         let problems = settings(&["--sidecar-memory-request=1Gi"]).unwrap_err();
         assert_eq!(problems.len(), 1, "{problems:#?}");
     }

@@ -251,7 +251,8 @@ fn plan(settings: &Settings, pod: Pod<'_>, trigger: Trigger, warnings: Vec<Strin
     let (Some(overrides), Some(app_probes)) = (overrides, app_probes) else {
         return Err(denials);
     };
-    let containers = shape::containers(settings, &overrides, &app_probes);
+    let image = existing::accepted_image(settings, pod).unwrap_or(&settings.image);
+    let containers = shape::containers(settings, image, &overrides, &app_probes);
     let volumes = shape::volumes();
     if holds_parts {
         denials.extend(existing::denials(settings, pod, &containers, &volumes));

@@ -7,7 +7,7 @@ use crate::names::{
 };
 use crate::pod::{Container, ContainerList, Pod, text_at};
 use crate::probes;
-use crate::settings::Settings;
+use crate::settings::{Image, Settings};
 use crate::shape::difference;
 use serde_json::Value;
 
@@ -26,6 +26,18 @@ pub(crate) fn any(pod: Pod<'_>) -> bool {
 
 fn is_our_volume(volume: &Value) -> bool {
     matches!(text_at(volume, &["name"]), Some(TOKEN_VOLUME | STATE_VOLUME))
+}
+
+/// The image of the gate that is there, if it is none that would be injected and the operator accepts it as well.
+pub(crate) fn accepted_image<'a>(settings: &'a Settings, pod: Pod<'_>) -> Option<&'a Image> {
+    let mut gates = pod
+        .containers()
+        .filter(|container| is_named_ours(*container) && container.name() == CONTAINER);
+    let image = text_at(gates.next()?.fields(), &["image"])?;
+    settings
+        .accepted_images
+        .iter()
+        .find(|accepted| accepted.as_str() == image)
 }
 
 /// The pod as it was before the gate was added.

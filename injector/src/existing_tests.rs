@@ -48,6 +48,47 @@ fn a_gate_that_is_there_is_accepted_as_the_api_server_stores_it() {
     }
 }
 
+/// Two replicas inject different images while one release follows the other.
+#[test]
+fn a_gate_with_another_image_that_the_operator_accepts_is_left_alone_and_no_other() {
+    for settings in [settings(), lockdown()] {
+        let with = |image: &str| Settings {
+            image: image.parse().unwrap(),
+            ..settings.clone()
+        };
+        let accepting = Settings {
+            accepted_images: vec![
+                "sandgate/sidecar:3".parse().unwrap(),
+                "sandgate/sidecar:1".parse().unwrap(),
+            ],
+            ..with("sandgate/sidecar:2")
+        };
+        let older = injected(&with("sandgate/sidecar:1"), &sandbox());
+        assert_eq!(patched(&accepting, &as_stored(&older)), json!([]));
+        assert_eq!(
+            denials(&with("sandgate/sidecar:2"), &older)[0].reason,
+            DenyReason::Tampered
+        );
+        // What is new gets the image that is injected now.
+        let new = injected(&accepting, &sandbox());
+        assert_eq!(new, injected(&with("sandgate/sidecar:2"), &sandbox()));
+        let other = injected(&with("evil.example/gate:1"), &sandbox());
+        let field = denials(&accepting, &other)[0].field.clone();
+        assert_eq!(field, "spec.initContainers[0].image");
+        // Of an accepted gate nothing else may differ.
+        let mut bent = older.clone();
+        for container in bent["spec"]["initContainers"].as_array_mut().unwrap() {
+            container["command"] = json!(["/bin/sh"]);
+        }
+        assert_eq!(denials(&accepting, &bent)[0].reason, DenyReason::Tampered);
+        if settings.lockdown.is_some() {
+            let mut mixed = older;
+            mixed["spec"]["initContainers"][0]["image"] = "sandgate/sidecar:3".into();
+            assert_eq!(denials(&accepting, &mixed)[0].field, "spec.initContainers[0].image");
+        }
+    }
+}
+
 #[test]
 fn a_gate_that_was_moved_is_moved_back_to_the_front() {
     let names = |pod: &Value| -> Vec<_> {

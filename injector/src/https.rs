@@ -19,10 +19,11 @@ use std::time::{Duration, SystemTime};
 use tokio::net::{TcpListener, TcpStream};
 use warp::{Filter, Rejection, Reply};
 
-/// Open connections, in all and from one address. An API server holds a handful.
+/// Open connections, in all and from one address. An API server opens one for each call under way, and by its defaults has
+/// 600 requests under way at most. Those of the call before are closed at the same time, so it may be twice as many.
 const CONNECTIONS: ConnectionLimits = ConnectionLimits {
-    total: 1024,
-    per_peer: 128,
+    total: 2560,
+    per_peer: 1280,
 };
 /// Longer than API servers keep idle connections (90 s), so that they are the ones who close them: a request that meets a
 /// connection in its last moment fails.
@@ -53,7 +54,7 @@ where
     pub(crate) async fn serve(self, listener: TcpListener, mut draining: Draining) {
         let limits = ConnectionLimits {
             // A process that has no file left can't reach its API server either.
-            total: listener::fit_open_files(CONNECTIONS.total),
+            total: listener::fit_open_files(CONNECTIONS.total, "the webhook takes otherwise"),
             ..CONNECTIONS
         };
         let count = ConnectionCount::new(limits);

@@ -33,5 +33,9 @@ mod testing;
 pub mod validate;
 mod webhook;
 
+// The settings of tests are written once, in words that hold in here and outside.
+#[cfg(test)]
+extern crate self as sandbox_injector;
+
 pub use server::{Injector, serve};
 pub use serving::Timing;

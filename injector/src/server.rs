@@ -159,6 +159,7 @@ impl Injector {
                     roots: roots.clone(),
                     confirmed: confirm,
                     metrics: Arc::clone(metrics),
+                    resync: self.timing.resync,
                 }
             };
             let (mutating, validating) = (bundle(), bundle());

@@ -78,6 +78,8 @@ pub struct Timing {
     /// How long a new root must be in the webhook configurations before anything is served under it: API servers follow
     /// those with a delay.
     pub settle: Duration,
+    /// How often the webhook configurations are looked at although no event came.
+    pub resync: Duration,
 }
 
 impl Default for Timing {
@@ -87,6 +89,7 @@ impl Default for Timing {
             check: Duration::from_secs(30),
             retry: Duration::from_secs(1),
             settle: Duration::from_secs(10),
+            resync: Duration::from_secs(60),
         }
     }
 }

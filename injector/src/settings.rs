@@ -13,6 +13,9 @@ pub struct Settings {
     pub own_namespace: Namespace,
     /// The image of the gate.
     pub image: Image,
+    /// Images of gates that are left as they are where they are there already: another replica, of the release before or
+    /// after this one, put them there while one follows the other.
+    pub accepted_images: Vec<Image>,
     /// When the kubelet pulls it.
     pub image_pull_policy: PullPolicy,
     /// What the gate asks of its node.

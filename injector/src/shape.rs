@@ -7,7 +7,7 @@ use crate::names::{
 use crate::overrides::Overrides;
 use crate::pod::items;
 use crate::probes;
-use crate::settings::{Resources, Settings};
+use crate::settings::{Image, Resources, Settings};
 use sandgate_mesh::contract::{HEALTH_PORT, MESH_PORT};
 use sandgate_mesh::probe::VARIABLE;
 use sandgate_mesh::probe::model::Declaration;
@@ -21,17 +21,22 @@ const TOKEN_SECONDS_MIN: u64 = 600;
 const FILE_MODE: u32 = 0o644;
 
 /// The gate's containers in the order in which they come first in the pod.
-pub(crate) fn containers(settings: &Settings, overrides: &Overrides, app_probes: &[Declaration]) -> Vec<Value> {
+pub(crate) fn containers(
+    settings: &Settings,
+    image: &Image,
+    overrides: &Overrides,
+    app_probes: &[Declaration],
+) -> Vec<Value> {
     let mut containers = Vec::new();
     if settings.lockdown.is_some() {
-        containers.push(lockdown(settings, overrides));
+        containers.push(lockdown(settings, image, overrides));
     }
-    containers.push(gate(settings, overrides, app_probes));
+    containers.push(gate(settings, image, overrides, app_probes));
     containers
 }
 
 /// The gate: a native sidecar, first of all, so that no process of the app can bind its ports before it.
-fn gate(settings: &Settings, overrides: &Overrides, app_probes: &[Declaration]) -> Value {
+fn gate(settings: &Settings, image: &Image, overrides: &Overrides, app_probes: &[Declaration]) -> Value {
     let mut environment = vec![
         from_field("SANDGATE_NAMESPACE", "metadata.namespace"),
         from_field("SANDGATE_SANDBOX", "metadata.name"),
@@ -40,7 +45,7 @@ fn gate(settings: &Settings, overrides: &Overrides, app_probes: &[Declaration]) 
     environment.extend(probes::text(app_probes).map(|text| json!({"name": VARIABLE, "value": text})));
     json!({
         "name": CONTAINER,
-        "image": settings.image.as_str(),
+        "image": image.as_str(),
         "imagePullPolicy": settings.image_pull_policy.as_str(),
         "command": [PROGRAM],
         "args": arguments(settings, overrides),
@@ -87,10 +92,10 @@ fn arguments(settings: &Settings, overrides: &Overrides) -> Vec<String> {
 }
 
 /// Closes the pod's network and exits. Added capabilities take effect for UID 0 only.
-fn lockdown(settings: &Settings, overrides: &Overrides) -> Value {
+fn lockdown(settings: &Settings, image: &Image, overrides: &Overrides) -> Value {
     json!({
         "name": LOCKDOWN_CONTAINER,
-        "image": settings.image.as_str(),
+        "image": image.as_str(),
         "imagePullPolicy": settings.image_pull_policy.as_str(),
         "command": [PROGRAM],
         "args": [LOCKDOWN_ARGUMENT, format!("--mesh-port={MESH_PORT}"), format!("--health-port={HEALTH_PORT}")],

@@ -1,38 +1,18 @@
 //! What the unit tests of this crate share.
 
+#[path = "../../tests/admit_settings.rs"]
+mod chosen;
+
 use crate::decide::{Decision, Operation, Request, User, decide};
 use crate::deny::Denial;
 use crate::patch::patch;
-use crate::settings::{Lockdown, LogLevel, PullPolicy, Resources, Settings};
+use crate::settings::Settings;
+pub(crate) use chosen::settings;
 use serde_json::{Value, json};
 
-/// The settings of a chart that nobody changed.
-pub(crate) fn settings() -> Settings {
-    Settings {
-        own_namespace: "agent-sandbox-system".parse().unwrap(),
-        image: "sandgate/sidecar:1".parse().unwrap(),
-        image_pull_policy: PullPolicy::IfNotPresent,
-        resources: Resources::default(),
-        log_level: LogLevel::Info,
-        router_identities: vec![
-            "spiffe://cluster.local/ns/agent-sandbox-system/sa/sandbox-router"
-                .parse()
-                .unwrap(),
-        ],
-        trust_domain: "cluster.local".parse().unwrap(),
-        allow_opt_out: false,
-        lockdown: None,
-    }
-}
-
-/// The same with lockdown, and one runtime class that obeys it.
+/// Lockdown, and one runtime class that obeys it.
 pub(crate) fn lockdown() -> Settings {
-    Settings {
-        lockdown: Some(Lockdown {
-            runtime_classes: vec!["kata".to_owned()],
-        }),
-        ..settings()
-    }
+    chosen::lockdown(&["kata"])
 }
 
 /// A sandbox pod with one container.

@@ -4,7 +4,7 @@ use crate::metrics::{Metrics, method_label};
 use crate::routing::Destination;
 use http::header::USER_AGENT;
 use http::{HeaderMap, Method, StatusCode};
-use sandgate_mesh::body::{BodyEnd, UploadWatch};
+use sandgate_mesh::body::{BodyEnd, BodyError, Ending, UploadWatch};
 use sandgate_mesh::contract::{TRACEPARENT, X_REQUEST_ID};
 use sandgate_mesh::pool::Lease;
 use sandgate_mesh::telemetry::{LONGEST_METHOD, LONGEST_PATH, LONGEST_TEXT, LineLog, cut, timestamp};
@@ -143,6 +143,13 @@ impl Record {
         self.status = status;
     }
 
+    /// Says that the answer broke off: its status doesn't. Of the request's ID the record knows as much as its line.
+    fn broke_off(&self, error: BodyError, bytes: u64) {
+        let Some(to) = &self.to else { return };
+        let request_id = self.line.as_ref().map(|line| line.request_id.as_str());
+        tracing::info!(sandbox = %to.route.sandbox, request_id, %error, bytes, "the answer broke off");
+    }
+
     pub(crate) fn bytes_out(&mut self, bytes: u64) {
         self.bytes_out = bytes;
     }
@@ -199,10 +206,12 @@ pub(crate) struct End {
 }
 
 impl BodyEnd for End {
-    fn ended(mut self, complete: bool, bytes: u64) {
+    fn ended(mut self, ending: Ending, bytes: u64) {
         self.record.bytes_out(bytes);
-        if complete {
-            self.lease.give_back();
+        match ending {
+            Ending::Complete => self.lease.give_back(),
+            Ending::Broken(error) => self.record.broke_off(error, bytes),
+            Ending::Unread => {}
         }
     }
 }

@@ -25,7 +25,9 @@ pub enum RouterError {
     BadRoute(&'static str),
     /// A routing header occurs twice.
     Duplicate(&'static str),
-    /// The router has no mesh identity that is valid now.
+    /// The router has no mesh identity that is valid now: no gate is to blame.
+    NoIdentity,
+    /// The gate has none, no policy, or is closing.
     NotReady(SandboxName),
     /// Nothing answers there, or not the sandbox that was asked for.
     Unreachable(SandboxName),
@@ -50,7 +52,9 @@ impl RouterError {
         let headers = response.headers_mut();
         match self {
             Self::NoCredential | Self::BadCredential => drop(headers.insert(WWW_AUTHENTICATE, BEARER)),
-            Self::NotReady(_) | Self::Overloaded => drop(headers.insert(RETRY_AFTER, HeaderValue::from_static("1"))),
+            Self::NotReady(_) | Self::NoIdentity | Self::Overloaded => {
+                drop(headers.insert(RETRY_AFTER, HeaderValue::from_static("1")));
+            }
             Self::Connect => drop(headers.insert(
                 ALLOW,
                 HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
@@ -77,6 +81,10 @@ impl RouterError {
             Self::BadCredential => (StatusCode::UNAUTHORIZED, "Invalid token.".into()),
             Self::BadRoute(text) => (StatusCode::BAD_REQUEST, (*text).into()),
             Self::Duplicate(name) => (StatusCode::BAD_REQUEST, format!("Duplicate {name} header.")),
+            Self::NoIdentity => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The router has no valid identity.".into(),
+            ),
             Self::NotReady(name) => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 format!("Sandbox gate is not ready: {name}"),

@@ -4,31 +4,31 @@
 use crate::config::Config;
 use crate::error::RouterError;
 use crate::metrics::Metrics;
-use crate::resolve::{Resolver, Target};
+use crate::resolve::{Resolver, Target, Unresolved};
 use crate::routing::Route;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use sandgate_mesh::body::Upload;
 use sandgate_mesh::contract::CONNECT_TIMEOUT;
-use sandgate_mesh::credentials::MeshCredentials;
+use sandgate_mesh::credentials::{Credentials, MeshCredentials};
 use sandgate_mesh::exchange::{ExchangeError, Upstream};
 use sandgate_mesh::framing::Limits;
 use sandgate_mesh::identity::ExpectedSandbox;
 use sandgate_mesh::pool::{Lease, Pool, PoolLimits};
+use sandgate_mesh::standing::{Unfit, fit};
+use sandgate_mesh::telemetry::chain;
 use sandgate_mesh::tls::{self, HandshakeError};
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
 /// Idle connections that one worker keeps in all.
 const IDLE_TOTAL: usize = 4096;
 /// How long they are kept.
 const IDLE_TIME: Duration = Duration::from_secs(60);
-
-pub(crate) type Credentials = watch::Receiver<Option<Arc<MeshCredentials>>>;
 
 /// One worker's way to the sandboxes.
 #[derive(Debug)]
@@ -38,6 +38,8 @@ pub(crate) struct Forwarder {
     credentials: Option<Credentials>,
     /// Those that kept connections were opened with.
     opened_with: Mutex<Option<Arc<MeshCredentials>>>,
+    /// The second since 1970 with which what they were opened with ends, for each request to compare with the clock.
+    good_until: AtomicU64,
     metrics: Arc<Metrics>,
     retries: u32,
     initial_delay: Duration,
@@ -54,8 +56,22 @@ enum DialError {
     TimedOut,
     #[error("{0}")]
     Handshake(HandshakeError),
-    #[error("the router has no mesh identity that is valid now")]
-    NoIdentity,
+    #[error("the router has no mesh identity that is valid now: {0}")]
+    NoIdentity(Unfit),
+}
+
+/// A request as what is logged of it names it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Errand<'a> {
+    pub(crate) route: &'a Route,
+    pub(crate) request_id: Option<&'a HeaderValue>,
+}
+
+impl Errand<'_> {
+    /// Its ID, which is short and of few characters, or was made here.
+    pub(crate) fn id(&self) -> &str {
+        self.request_id.and_then(|id| id.to_str().ok()).unwrap_or_default()
+    }
 }
 
 impl Forwarder {
@@ -70,10 +86,12 @@ impl Forwarder {
             total: IDLE_TOTAL,
             idle_time: IDLE_TIME,
         };
+        let opened_with = credentials.as_ref().and_then(|current| current.borrow().clone());
         Self {
             pool: Pool::new(limits),
             framing: Arc::clone(framing),
-            opened_with: Mutex::new(credentials.as_ref().and_then(|current| current.borrow().clone())),
+            good_until: AtomicU64::new(end_of(opened_with.as_deref())),
+            opened_with: Mutex::new(opened_with),
             credentials,
             metrics: Arc::clone(metrics),
             retries: config.retries,
@@ -94,6 +112,7 @@ impl Forwarder {
             _ => false,
         };
         if !same {
+            self.good_until.store(end_of(current.as_deref()), Ordering::Relaxed);
             *opened_with = current;
             self.pool.renew();
         }
@@ -101,23 +120,36 @@ impl Forwarder {
         self.pool.sweep();
     }
 
-    /// Sends `request` and waits for its response head, within `budget`.
+    /// Whether the leaf that kept connections were opened with still counts. No lock, as each request asks.
+    fn may_use_kept(&self) -> bool {
+        self.credentials.is_none() || seconds_since_1970(SystemTime::now()) < self.good_until.load(Ordering::Relaxed)
+    }
+
+    /// Whom gates see in this router, for the log.
+    pub(crate) fn identity(&self) -> String {
+        let current = self.credentials.as_ref().and_then(|current| current.borrow().clone());
+        current.map_or_else(|| "none".into(), |current| current.identity().to_string())
+    }
+
+    /// Sends the `request` of `errand` and waits for its response head, within `budget`.
     pub(crate) async fn forward(
         &self,
         resolver: &Resolver,
-        route: &Route,
+        errand: Errand<'_>,
         mut target: Arc<Target>,
         mut request: Box<Request<Upload>>,
         budget: Duration,
     ) -> Result<(Lease<Arc<Target>>, Response<Incoming>), RouterError> {
         let deadline = request.body().started() + budget;
-        let name = &route.sandbox.name;
+        let route = errand.route;
         let wait = self.head_timeout.map_or(budget, |limit| limit.min(budget));
-        if let Some(mut lease) = self.pool.take(&target) {
+        if self.may_use_kept()
+            && let Some(mut lease) = self.pool.take(&target)
+        {
             match lease.upstream.send(request, wait).await {
                 Ok(response) => return Ok((lease, response)),
                 Err(ExchangeError::NotSent(unsent)) => request = unsent,
-                Err(error) => return Err(self.explain(&error, route)),
+                Err(error) => return Err(self.explain(&error, errand)),
             }
         }
         let mut resolved_again = false;
@@ -131,18 +163,16 @@ impl Forwarder {
                     tracing::warn!(sandbox = %route.sandbox, endpoint = %target.endpoint, %error, "not that sandbox's gate");
                     resolved_again = true;
                     self.pool.evict(&target);
-                    target = resolver
-                        .resolve(route, budget)
-                        .await
-                        .ok_or(RouterError::Unreachable(name.clone()))?;
+                    let again = resolver.resolve(route, budget).await;
+                    target = again.map_err(|error| self.unresolved(&error, errand))?;
                 }
-                Err(error) => return Err(self.no_connection(&error, route, &target)),
+                Err(error) => return Err(self.no_connection(&error, errand, &target)),
             }
         };
         let mut lease = self.pool.lease(target, upstream);
         match lease.upstream.send(request, wait).await {
             Ok(response) => Ok((lease, response)),
-            Err(error) => Err(self.explain(&error, route)),
+            Err(error) => Err(self.explain(&error, errand)),
         }
     }
 
@@ -168,64 +198,95 @@ impl Forwarder {
     }
 
     async fn connect(&self, target: &Target) -> Result<Upstream, DialError> {
+        // Before the dial: without an identity there is nothing to say to whoever answers.
+        let as_whom = match &target.expected {
+            None => None,
+            Some(expected) => Some((self.fit()?, expected)),
+        };
         let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(target.endpoint)).await;
         let stream = connected
             .map_err(|_| DialError::TimedOut)?
             .map_err(DialError::Connect)?;
         stream.set_nodelay(true).map_err(DialError::Connect)?;
-        let started = match &target.expected {
+        let started = match as_whom {
             None => Upstream::start(stream, &self.framing).await,
-            Some(expected) => Upstream::start(self.handshake(stream, expected).await?, &self.framing).await,
+            Some((credentials, expected)) => {
+                Upstream::start(handshake(stream, &credentials, expected).await?, &self.framing).await
+            }
         };
         started.map_err(|error| DialError::Connect(io::Error::other(error)))
     }
 
-    async fn handshake(
-        &self,
-        stream: TcpStream,
-        expected: &ExpectedSandbox,
-    ) -> Result<tokio_rustls::client::TlsStream<TcpStream>, DialError> {
-        let current = self
-            .credentials
-            .as_ref()
-            .and_then(|credentials| credentials.borrow().clone());
-        let credentials = current
-            .filter(|found| found.valid_at(SystemTime::now()))
-            .ok_or(DialError::NoIdentity)?;
-        let config = tls::router_client_config(&credentials, expected)
-            .map_err(|error| DialError::Connect(io::Error::other(error.to_string())))?;
-        // Boxed: a handshake is large, and requests on kept connections never need one.
-        Box::pin(tls::connect_mesh(stream, config))
-            .await
-            .map_err(DialError::Handshake)
+    fn fit(&self) -> Result<Arc<MeshCredentials>, DialError> {
+        let credentials = self.credentials.as_ref().ok_or(DialError::NoIdentity(Unfit::Absent))?;
+        fit(credentials, SystemTime::now()).map_err(DialError::NoIdentity)
     }
 
-    fn no_connection(&self, error: &DialError, route: &Route, target: &Target) -> RouterError {
-        let name = route.sandbox.name.clone();
-        tracing::info!(sandbox = %route.sandbox, endpoint = %target.endpoint, %error, "can't connect");
+    /// What to answer where no sandbox of that name was found.
+    pub(crate) fn unresolved(&self, error: &Unresolved, errand: Errand<'_>) -> RouterError {
+        let (sandbox, request_id, reason) = (&errand.route.sandbox, errand.id(), error.reason());
+        tracing::info!(%sandbox, request_id, reason, error = chain(error), "unknown sandbox");
+        self.metrics.unresolved(&sandbox.namespace, reason);
+        RouterError::Unreachable(sandbox.name.clone())
+    }
+
+    fn no_connection(&self, error: &DialError, errand: Errand<'_>, target: &Target) -> RouterError {
+        let (sandbox, request_id) = (&errand.route.sandbox, errand.id());
+        let name = sandbox.name.clone();
         let (reason, answer) = match error {
             DialError::Connect(_) => ("dial", RouterError::Unreachable(name)),
             DialError::TimedOut | DialError::Handshake(HandshakeError::TimedOut) => {
                 ("timeout", RouterError::TimedOut(name))
             }
             // Without an identity a gate has nothing to say that could be believed, and closes.
-            DialError::Handshake(HandshakeError::Io(_)) | DialError::NoIdentity => ("tls", RouterError::NotReady(name)),
+            DialError::Handshake(HandshakeError::Io(_)) => ("tls", RouterError::NotReady(name)),
+            DialError::NoIdentity(_) => ("tls", RouterError::NoIdentity),
             DialError::Handshake(_) => ("tls", RouterError::Unreachable(name)),
         };
-        self.metrics.error(&route.sandbox.namespace, reason);
+        let endpoint = target.endpoint;
+        tracing::info!(%sandbox, request_id, %endpoint, reason, error = chain(error), "can't connect");
+        self.metrics.error(&sandbox.namespace, reason);
         answer
     }
 
-    fn explain(&self, error: &ExchangeError, route: &Route) -> RouterError {
-        let name = route.sandbox.name.clone();
-        tracing::info!(sandbox = %route.sandbox, %error, "no answer");
+    fn explain(&self, error: &ExchangeError, errand: Errand<'_>) -> RouterError {
+        let (sandbox, request_id) = (&errand.route.sandbox, errand.id());
+        let name = sandbox.name.clone();
         let (reason, answer) = match error {
-            ExchangeError::Upload(error) => return RouterError::Upload(*error),
+            ExchangeError::Upload(error) => ("upload", RouterError::Upload(*error)),
             ExchangeError::TimedOut => ("timeout", RouterError::TimedOut(name)),
             ExchangeError::Broken(_) | ExchangeError::NotSent(_) => ("eof", RouterError::Broken(name)),
             ExchangeError::Malformed(_) => ("other", RouterError::Broken(name)),
         };
-        self.metrics.error(&route.sandbox.namespace, reason);
+        tracing::info!(%sandbox, request_id, reason, error = chain(error), "no answer");
+        // Whoever sent the body is no upstream.
+        if !matches!(error, ExchangeError::Upload(_)) {
+            self.metrics.error(&sandbox.namespace, reason);
+        }
         answer
     }
+}
+
+async fn handshake(
+    stream: TcpStream,
+    credentials: &MeshCredentials,
+    expected: &ExpectedSandbox,
+) -> Result<tokio_rustls::client::TlsStream<TcpStream>, DialError> {
+    let config = tls::router_client_config(credentials, expected)
+        .map_err(|error| DialError::Connect(io::Error::other(error.to_string())))?;
+    // Boxed: a handshake is large, and requests on kept connections never need one.
+    Box::pin(tls::connect_mesh(stream, config))
+        .await
+        .map_err(DialError::Handshake)
+}
+
+/// When a leaf ends; 0 without one.
+fn end_of(credentials: Option<&MeshCredentials>) -> u64 {
+    credentials.map_or(0, |found| seconds_since_1970(found.validity().not_after))
+}
+
+fn seconds_since_1970(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }

@@ -6,7 +6,6 @@
 mod access;
 mod authenticate;
 pub mod cli;
-mod command_line;
 pub mod config;
 mod error;
 mod forward;

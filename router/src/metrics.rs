@@ -38,6 +38,7 @@ pub(crate) struct Metrics {
     requests: IntCounterVec,
     durations: HistogramVec,
     errors: IntCounterVec,
+    unresolved: IntCounterVec,
     decisions: IntCounterVec,
     known: Mutex<Known>,
 }
@@ -93,6 +94,11 @@ impl Metrics {
                 "sandbox_router_upstream_errors_total",
                 "Requests without an answer from the sandbox, by reason.",
                 &["sandbox_namespace", "reason"],
+            )?,
+            unresolved: counters(
+                "sandbox_router_unresolved_total",
+                "Requests whose sandbox was not found, by reason.",
+                &["reason"],
             )?,
             decisions: counters(
                 "sandbox_router_authz_decisions_total",
@@ -160,6 +166,23 @@ impl Metrics {
         self.errors
             .with_label_values(&[self.label(Some(namespace)), reason])
             .inc();
+    }
+
+    /// Counts a request whose sandbox was not found.
+    pub(crate) fn unresolved(&self, namespace: &Namespace, reason: &'static str) {
+        self.unresolved.with_label_values(&[reason]).inc();
+        // Dashboards that come from elsewhere know it as this.
+        self.error(namespace, "dial");
+    }
+
+    /// The end of the mesh certificate. Only a router that has one has this metric: 0 stands for a missing one.
+    pub(crate) fn certificate_not_after(&self) -> prometheus::Result<IntGauge> {
+        let gauge = IntGauge::new(
+            "sandbox_router_mesh_certificate_not_after_seconds",
+            "End of the router's mesh certificate, in seconds since 1970; 0 without one.",
+        )?;
+        self.registry.register(Box::new(gauge.clone()))?;
+        Ok(gauge)
     }
 
     /// Counts a decision about a caller that was refused. Admitted requests are counted as requests.

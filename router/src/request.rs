@@ -4,7 +4,7 @@ use crate::access::{End, Record};
 use crate::authenticate::{Authenticated, Authenticator};
 use crate::config::{Config, Mesh};
 use crate::error::RouterError;
-use crate::forward::Forwarder;
+use crate::forward::{Errand, Forwarder};
 use crate::metrics::Metrics;
 use crate::resolve::Resolver;
 use crate::routing::{Destination, LastDestination};
@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use sandgate_mesh::body::{Answer, BodyError, Upload, discard};
 use sandgate_mesh::contract::{
-    TRACEPARENT, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_SANDBOX_PORT, X_SANDGATE_CALLER,
+    TRACEPARENT, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, X_SANDBOX_PORT, X_SANDGATE_CALLER,
     X_SANDGATE_OUTCOME,
 };
 use sandgate_mesh::drain::Draining;
@@ -27,7 +27,6 @@ use sandgate_mesh::headers::{
 use sandgate_mesh::listener::ConnectionSlot;
 use sandgate_mesh::memory::MemoryBudget;
 use sandgate_mesh::outcome::Outcome;
-use sandgate_mesh::sandbox::Namespace;
 use sandgate_mesh::telemetry::LineLog;
 use sandgate_mesh::{admin, tunnel};
 use std::net::IpAddr;
@@ -185,17 +184,18 @@ async fn pass(
     switch: PassThrough,
 ) -> Result<Passed, RouterError> {
     let route = &to.route;
-    let name = &route.sandbox.name;
     let budget = route.timeout.map_or(worker.config.proxy_timeout, |wanted| {
         wanted.min(worker.config.proxy_timeout)
     });
 
     // The identity that must answer is part of the target: decided before anything is dialed.
+    let request_id = request.headers().get(X_REQUEST_ID).cloned();
+    let errand = Errand {
+        route,
+        request_id: request_id.as_ref(),
+    };
     let resolved = worker.resolver.resolve(route, budget).await;
-    let target = resolved.ok_or_else(|| {
-        worker.metrics.error(&route.sandbox.namespace, "dial");
-        RouterError::Unreachable(name.clone())
-    })?;
+    let target = resolved.map_err(|error| worker.forwarder.unresolved(&error, errand))?;
     record.upstream(target.endpoint);
 
     let upgrade = requested_upgrade(&request);
@@ -209,14 +209,14 @@ async fn pass(
     let request = Box::new(Request::from_parts(head, body));
     let (lease, mut response) = worker
         .forwarder
-        .forward(&worker.resolver, route, target, request, budget)
+        .forward(&worker.resolver, errand, target, request, budget)
         .await?;
     // Only a gate's word counts, and only a namespace where one has proven itself is worth a label.
     if worker.config.mesh == Mesh::Required {
         if to.answers_first() {
             worker.metrics.learn(&route.sandbox.namespace);
         }
-        note_outcome(worker, &route.sandbox.namespace, &response);
+        heed_outcome(worker, errand, &response)?;
     }
 
     strip_ours(response.headers_mut());
@@ -225,9 +225,12 @@ async fn pass(
         let switches = upgrade
             .as_ref()
             .is_some_and(|upgrade| upgrade.is_answered_by(response.headers()));
-        let downstream = downstream
-            .filter(|_| switches)
-            .ok_or_else(|| RouterError::Broken(name.clone()))?;
+        let Some(downstream) = downstream.filter(|_| switches) else {
+            let sandbox = &route.sandbox;
+            tracing::info!(%sandbox, request_id = errand.id(), reason = "other", "protocols were switched as nobody asked");
+            worker.metrics.error(&sandbox.namespace, "other");
+            return Err(RouterError::Broken(sandbox.name.clone()));
+        };
         if !switch.open() {
             return Err(RouterError::EarlyBytes);
         }
@@ -249,19 +252,45 @@ async fn pass(
     Ok(Passed::Answered(lease, response, watch, budget))
 }
 
-/// What the gate said of itself belongs to the metrics; the caller gets the answer without it.
-fn note_outcome(worker: &Worker, namespace: &Namespace, response: &Response<Incoming>) {
-    let outcome = response
-        .headers()
-        .get(X_SANDGATE_OUTCOME)
-        .and_then(Outcome::from_header);
+/// What the gate said of itself belongs to the log and the metrics; the caller gets the answer without it.
+///
+/// # Errors
+/// The gate refused this router, and not the caller: that is for the router to answer.
+fn heed_outcome(worker: &Worker, errand: Errand<'_>, response: &Response<Incoming>) -> Result<(), RouterError> {
+    let outcome = response.headers().get(X_SANDGATE_OUTCOME);
+    let Some(outcome) = outcome.and_then(Outcome::from_header) else {
+        return Ok(());
+    };
+    let (sandbox, request_id, reason) = (&errand.route.sandbox, errand.id(), outcome.as_str());
+    let namespace = &sandbox.namespace;
     match outcome {
-        Some(Outcome::Dial) => worker.metrics.error(namespace, "dial"),
-        Some(Outcome::Timeout) => worker.metrics.error(namespace, "timeout"),
-        Some(Outcome::Broken) => worker.metrics.error(namespace, "eof"),
-        Some(Outcome::BadAnswer | Outcome::NotReady | Outcome::Overloaded) => worker.metrics.error(namespace, "other"),
-        Some(Outcome::Denied) => worker.metrics.decision(Some(namespace), "deny"),
-        Some(Outcome::Malformed | Outcome::Upload) | None => {}
+        Outcome::Dial => worker.metrics.error(namespace, "dial"),
+        Outcome::Timeout => worker.metrics.error(namespace, "timeout"),
+        Outcome::Broken => worker.metrics.error(namespace, "eof"),
+        Outcome::BadAnswer | Outcome::NotReady | Outcome::Overloaded => worker.metrics.error(namespace, "other"),
+        Outcome::NotARouter | Outcome::PeerExpired => worker.metrics.error(namespace, "tls"),
+        Outcome::Denied => worker.metrics.decision(Some(namespace), "deny"),
+        Outcome::Malformed | Outcome::Upload => {}
+    }
+    match outcome {
+        Outcome::NotARouter => {
+            let (identity, text) = (
+                worker.forwarder.identity(),
+                "the gate does not accept this router's identity; name it in the gate's --router-identity",
+            );
+            tracing::warn!(%sandbox, request_id, reason, identity, "{text}");
+            Err(RouterError::Unreachable(sandbox.name.clone()))
+        }
+        Outcome::PeerExpired => {
+            let text = "the gate takes the certificate of this router's connection for expired; compare the clocks";
+            tracing::warn!(%sandbox, request_id, reason, "{text}");
+            Err(RouterError::NoIdentity)
+        }
+        _ => {
+            let status = response.status().as_u16();
+            tracing::info!(%sandbox, request_id, reason, status, "the gate answered itself");
+            Ok(())
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use foldhash::HashMap;
 use sandgate_mesh::contract::MESH_PORT;
 use sandgate_mesh::identity::{ExpectedSandbox, TrustDomain};
 use sandgate_mesh::sandbox::{PodUid, SandboxKey};
+use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +21,28 @@ pub(crate) struct Target {
     pub(crate) endpoint: SocketAddr,
     /// `None`: plain HTTP, where no gate is asked for.
     pub(crate) expected: Option<ExpectedSandbox>,
+}
+
+/// Why there is no target.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unresolved {
+    #[error("it is not configured, and its Service's name does not resolve")]
+    NoSuchName(#[source] io::Error),
+    #[error("it is not configured, and its Service's name leads to no address that a pod can have")]
+    NoPod,
+    #[error("looking up its Service's name took too long")]
+    TimedOut,
+}
+
+impl Unresolved {
+    /// As metrics and logs name it.
+    pub(crate) const fn reason(&self) -> &'static str {
+        match self {
+            Self::NoSuchName(_) => "no-such-name",
+            Self::NoPod => "no-pod",
+            Self::TimedOut => "timed-out",
+        }
+    }
 }
 
 /// Finds targets.
@@ -69,42 +92,45 @@ impl Resolver {
         self.target(&route.sandbox, SocketAddr::new(ip, port), None)
     }
 
-    /// Known sandboxes first, where a hint can't change anything; then the hint; then DNS. `None` if nothing answers.
-    pub(crate) async fn resolve(&self, route: &Route, wait: Duration) -> Option<Arc<Target>> {
+    /// Known sandboxes first, where a hint can't change anything; then the hint; then DNS.
+    pub(crate) async fn resolve(&self, route: &Route, wait: Duration) -> Result<Arc<Target>, Unresolved> {
         if let Some((sandbox, target)) = self.known.get(&route.sandbox) {
-            return Some(if self.mesh == Mesh::Required {
+            return Ok(if self.mesh == Mesh::Required {
                 Arc::clone(target)
             } else {
                 self.at(route, sandbox.ip)
             });
         }
         if let Some(ip) = route.pod_ip {
-            return Some(self.at(route, ip));
+            return Ok(self.at(route, ip));
         }
         // Boxed: only this way needs the room.
         Box::pin(self.look_up(route, wait)).await
     }
 
-    async fn look_up(&self, route: &Route, wait: Duration) -> Option<Arc<Target>> {
+    async fn look_up(&self, route: &Route, wait: Duration) -> Result<Arc<Target>, Unresolved> {
         let SandboxKey { namespace, name } = &route.sandbox;
         let host = format!("{name}.{namespace}.svc.{}.", self.cluster_domain.trim_end_matches('.'));
         let port = route.port.get();
         let look_up = async {
             // A look-up that nobody waits for any more goes on, and keeps its place: the system can't end it.
-            let place = Arc::clone(&self.look_ups).acquire_owned().await.ok()?;
+            let place = Arc::clone(&self.look_ups).acquire_owned().await;
+            let place = place.map_err(io::Error::other)?;
             let found = tokio::task::spawn_blocking(move || {
                 let found = (host, port).to_socket_addrs();
                 drop(place);
                 found
             });
-            found.await.ok()?.ok()
+            found.await.map_err(io::Error::other)?
         };
         // A name must not lead where a hint may not.
         let ip = tokio::time::timeout(wait, look_up)
             .await
-            .ok()??
+            .map_err(|_| Unresolved::TimedOut)?
+            .map_err(Unresolved::NoSuchName)?
             .map(|address| address.ip().to_canonical())
-            .find(|ip| may_be_a_pod(*ip, self.allow_loopback))?;
-        Some(self.at(route, ip))
+            .find(|ip| may_be_a_pod(*ip, self.allow_loopback))
+            .ok_or(Unresolved::NoPod)?;
+        Ok(self.at(route, ip))
     }
 }

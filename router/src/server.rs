@@ -2,20 +2,22 @@
 
 use crate::authenticate::{Authenticator, certificate_caller};
 use crate::config::{Config, Https, Mesh, NO_IDENTITY};
-use crate::forward::{Credentials, Forwarder};
+use crate::forward::Forwarder;
 use crate::metrics::Metrics;
 use crate::request::{self, Client, Worker};
 use crate::resolve::Resolver;
 use anyhow::Context;
 use sandgate_mesh::admin::{Admin, Readiness};
 use sandgate_mesh::caller::Caller;
-use sandgate_mesh::credentials::{FrontCredentials, MeshFiles, Role, poll_mesh, roots_from_pem};
+use sandgate_mesh::credentials::{Credentials, FrontCredentials, MeshFiles, poll_router, roots_from_pem};
 use sandgate_mesh::drain::{self, Draining};
-use sandgate_mesh::listener::{self, ConnectionCount, ConnectionLimits, ConnectionSlot, Overflow};
+use sandgate_mesh::listener::{self, ConnectionCount, ConnectionLimits, ConnectionSlot};
 use sandgate_mesh::memory::MemoryBudget;
+use sandgate_mesh::overflow::{Overflow, Unavailable};
 use sandgate_mesh::polled::Poller;
 use sandgate_mesh::pool::LINGER;
-use sandgate_mesh::telemetry::LineLog;
+use sandgate_mesh::standing::{IdentityWatch, fit};
+use sandgate_mesh::telemetry::{LineLog, utc};
 use sandgate_mesh::{serve, tls};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,12 +30,9 @@ use tokio_rustls::rustls::ServerConfig;
 /// How often certificate files are looked at.
 const POLL_PERIOD: Duration = Duration::from_secs(1);
 /// What a client hears that is one too many.
-const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 60\r\n\
-    Retry-After: 1\r\nConnection: close\r\n\r\n{\"detail\":\"The router has too many connections; try again.\"}";
+const TOO_MANY: &str = "The router has too many connections; try again.";
 /// What a client hears that connects while the memory budget is spent.
-const SHORT_OF_MEMORY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n\
-    Content-Length: 54\r\nRetry-After: 1\r\nConnection: close\r\n\r\n\
-    {\"detail\":\"The router is short of memory; try again.\"}";
+const SHORT_OF_MEMORY: &str = "The router is short of memory; try again.";
 /// Accepted connections that may wait for a worker.
 const HANDOVER: usize = 1024;
 
@@ -59,6 +58,8 @@ pub struct Router {
     authenticator: Arc<Authenticator>,
     resolver: Arc<Resolver>,
     memory: MemoryBudget,
+    /// Tells how the mesh identity stands.
+    identity: Option<IdentityWatch>,
 }
 
 impl Router {
@@ -79,6 +80,13 @@ impl Router {
             (Some(credentials), Mesh::Required) => Some(credentials),
             (None, Mesh::Required) => Some(mesh_credentials(&config, &metrics)?),
         };
+        let watched = |credentials: &Credentials| -> anyhow::Result<_> {
+            Ok(IdentityWatch::new(
+                credentials.clone(),
+                metrics.certificate_not_after()?,
+            ))
+        };
+        let identity = credentials.as_ref().map(watched).transpose()?;
         let https = config
             .https
             .as_ref()
@@ -97,6 +105,7 @@ impl Router {
             authenticator: Arc::new(Authenticator::new(&config.authentication)?),
             resolver: Arc::new(Resolver::new(&config)),
             memory: MemoryBudget::default(),
+            identity,
             metrics,
             config,
         })
@@ -151,6 +160,7 @@ impl Router {
             ..Admin::default()
         };
         tokio::spawn(scraped.serve(self.metrics_listener, admin_draining));
+        let watcher = self.identity.map(|identity| tokio::spawn(identity.run(|| {})));
 
         let access = self.config.access_log.then(LineLog::stderr).transpose()?;
         let framing = Arc::clone(&self.config.framing);
@@ -177,6 +187,8 @@ impl Router {
             next: Arc::default(),
             count: ConnectionCount::new(limits),
             overflow: Overflow::default(),
+            too_many: Unavailable::new(TOO_MANY, None),
+            short_of_memory: Unavailable::new(SHORT_OF_MEMORY, None),
             memory: self.memory,
             metrics: Arc::clone(&self.metrics),
         };
@@ -194,6 +206,9 @@ impl Router {
             tracing::warn!("requests were still under way when the shutdown budget ended");
         }
         drop(admin_drain);
+        if let Some(watcher) = watcher {
+            watcher.abort();
+        }
         if let Some(access) = access {
             access.flush();
         }
@@ -206,17 +221,9 @@ impl Router {
             if drain.has_started() {
                 return Err("draining".into());
             }
-            let valid = |credentials: &Credentials| {
-                credentials
-                    .borrow()
-                    .as_ref()
-                    .is_some_and(|found| found.valid_at(SystemTime::now()))
-            };
-            if credentials.as_ref().is_none_or(valid) {
-                Ok(())
-            } else {
-                Err("no valid mesh identity".into())
-            }
+            let stands = |credentials: &Credentials| fit(credentials, SystemTime::now()).map(|_| ());
+            let stands = credentials.as_ref().map_or(Ok(()), stands);
+            stands.map_err(|unfit| unfit.to_string().into())
         })
     }
 }
@@ -228,6 +235,8 @@ struct Acceptor {
     next: Arc<AtomicUsize>,
     count: ConnectionCount,
     overflow: Overflow,
+    too_many: Unavailable,
+    short_of_memory: Unavailable,
     memory: MemoryBudget,
     metrics: Arc<Metrics>,
 }
@@ -236,9 +245,9 @@ impl Acceptor {
     async fn accept(self, listener: TcpListener, tls: Option<FrontTls>, mut draining: Draining) {
         while let Some((stream, peer)) = listener::accept(&listener, &mut draining).await {
             let admitted = if self.memory.is_exhausted() {
-                Err(SHORT_OF_MEMORY)
+                Err(&self.short_of_memory)
             } else {
-                self.count.enter(peer.ip()).ok_or(TOO_MANY)
+                self.count.enter(peer.ip()).ok_or(&self.too_many)
             };
             let slot = match admitted {
                 Ok(slot) => slot,
@@ -386,7 +395,7 @@ fn mesh_credentials(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<C
         key: files.key,
         bundle: files.bundle,
     };
-    let (poller, credentials) = poll_mesh(Role::Router, files, config.trust_domain.clone());
+    let (poller, credentials) = poll_router(files, config.trust_domain.clone());
     let reloads = metrics.cert_reloads.clone();
     let mut poller = poller.on_reload(move |reload| reloads.with_label_values(&[reload.as_str()]).inc());
     poller.load()?;
@@ -402,11 +411,13 @@ fn front_listener(https: &Https, metrics: &Arc<Metrics>) -> anyhow::Result<(TcpL
         let mut files = files.iter();
         let (chain, key) = (files.next().context("no certificate")?, files.next().context("no key")?);
         let roots = files.next().map(|bundle| roots_from_pem(bundle)).transpose()?;
-        Ok(tls::front_server_config(
-            &FrontCredentials::from_pem(chain, key)?,
-            roots.as_ref(),
-            mtls,
-        )?)
+        let credentials = FrontCredentials::from_pem(chain, key)?;
+        let validity = credentials.validity();
+        if let Err(unfit) = validity.check(SystemTime::now()) {
+            let (not_before, not_after) = (utc(validity.not_before), utc(validity.not_after));
+            tracing::warn!(what = "HTTPS certificate", %unfit, %not_before, %not_after, "clients will refuse it");
+        }
+        Ok(tls::front_server_config(&credentials, roots.as_ref(), mtls)?)
     };
     let (poller, config) = Poller::new("HTTPS certificate", paths, move |files| {
         parse(files).map_err(|error| format!("{error:#}"))

@@ -204,6 +204,14 @@ def our_own_pods_meet_the_restricted_level(chart):
             assert context["readOnlyRootFilesystem"] is True and container["resources"]["limits"]["memory"]
 
 
+def the_test_of_a_release_is_a_hook_and_is_checked_with_the_rest(chart):
+    hooks = {o["kind"]: o for o in chart.objects(*DECIDED) if o["metadata"].get("annotations", {}).get("helm.sh/hook") == "test"}
+    assert hooks.keys() == {"ConfigMap", "Pod"}, hooks.keys()
+    policies = {o["metadata"]["annotations"]["helm.sh/hook-delete-policy"] for o in hooks.values()}
+    assert policies == {"before-hook-creation,hook-succeeded"}, policies
+    assert not [o for o in chart.objects(*DECIDED, "--skip-tests") if "helm.sh/hook" in o["metadata"].get("annotations", {})]
+
+
 def only_router_pods_have_upstreams_label_and_the_service_name_is_upstreams(chart):
     objects = chart.objects(*DECIDED)
     labelled = [o["metadata"]["name"] for o in objects if o["kind"] == "Deployment" and o["spec"]["template"]["metadata"]["labels"].get("app")]
@@ -288,6 +296,7 @@ TESTS = [
     dashboards_and_alerts_ask_for_metrics_that_exist,
     the_injectors_rights_are_those_that_the_documentation_gives_reasons_for,
     our_own_pods_meet_the_restricted_level,
+    the_test_of_a_release_is_a_hook_and_is_checked_with_the_rest,
     only_router_pods_have_upstreams_label_and_the_service_name_is_upstreams,
     no_image_is_pulled_from_elsewhere_when_a_registry_is_given,
     generated_files_are_current,

@@ -31,6 +31,7 @@ STRING_LISTS = {
     "router.extraArgs",
     "router.httpRoute.hostnames",
     "injector.extraArgs",
+    "injection.acceptedImages",
     "injection.routerIdentities",
     "injection.lockdownRuntimeClasses",
     "admissionPolicy.networkPolicies.exceptions",

@@ -11,6 +11,12 @@ die() {
     exit 1
 }
 
+# Where cargo puts what it builds.
+target_directory() {
+    (cd "$root" && cargo metadata --format-version 1 --no-deps --locked) |
+        sed 's/.*"target_directory":"\([^"]*\)".*/\1/'
+}
+
 # The version of a module that modules/NAME/go.mod requires.
 pinned() { # pinned NAME MODULE
     sed -n "s|^require $2 ||p" "$here/modules/$1/go.mod"

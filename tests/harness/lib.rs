@@ -182,7 +182,8 @@ impl Mesh {
         ]
     }
 
-    /// A router of this mesh with `more` flags, which serves when it is run.
+    /// A router of this mesh with `more` flags, which serves when it is run. It leads to this mesh's gate, unless `more`
+    /// leads the sandbox elsewhere.
     pub fn bind_router(&self, sandbox: &str, uid: &str, more: &[&str]) -> Router {
         let mut flags = vec![
             "--http-bind-address=127.0.0.1:0".into(),
@@ -191,8 +192,11 @@ impl Mesh {
             "--workers=1".into(),
             "--access-log=false".into(),
             format!("--auth-token={TOKEN}"),
-            format!("--sandbox-endpoint={sandbox}=127.0.0.1:{},uid={uid}", self.ports.mesh),
         ];
+        let endpoint = format!("--sandbox-endpoint={sandbox}=");
+        if !more.iter().any(|flag| flag.starts_with(&endpoint)) {
+            flags.push(format!("{endpoint}127.0.0.1:{},uid={uid}", self.ports.mesh));
+        }
         flags.extend(more.iter().copied().map(String::from));
         let config = Config::from_args(flags.iter().map(Into::into).collect()).unwrap();
         Router::bind(config, Some(self.router_credentials.subscribe())).unwrap()

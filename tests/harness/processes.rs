@@ -233,7 +233,7 @@ impl ProcessMesh {
         let policy = default_policy(model::DefaultPolicy::Authenticated, vec![app_port]);
         folder.rename_over("policy.json", serde_json::to_vec(&policy).unwrap());
         let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let (sidecar, mesh, sidecar_health) = start_sidecar(programs, &folder, anywhere).await;
+        let (sidecar, mesh, sidecar_health) = start_sidecar(programs, sidecar_flags(&folder, anywhere)).await;
         let router_flags: Vec<_> = router_flags.iter().copied().map(String::from).collect();
         let (router, [http, metrics, router_health]) = start_router(programs, &folder, mesh, &router_flags).await;
         let started = Self {
@@ -269,7 +269,14 @@ impl ProcessMesh {
 
     /// A gate in place of the one that ended, on the same mesh port. It may not be ready yet.
     pub async fn restart_sidecar(&mut self) {
-        let (sidecar, _, health) = start_sidecar(self.programs, &self.folder, self.mesh).await;
+        self.restart_sidecar_with(|_| {}).await;
+    }
+
+    /// The same with the flags as `change` leaves them.
+    pub async fn restart_sidecar_with(&mut self, change: impl FnOnce(&mut Vec<String>)) {
+        let mut flags = sidecar_flags(&self.folder, self.mesh);
+        change(&mut flags);
+        let (sidecar, _, health) = start_sidecar(self.programs, flags).await;
         (self.sidecar, self.sidecar_health) = (sidecar, health);
     }
 
@@ -320,8 +327,8 @@ pub fn router_flags(folder: &Folder, gate: SocketAddr) -> Vec<String> {
     ]
 }
 
-async fn start_sidecar(programs: Programs, folder: &Folder, mesh: SocketAddr) -> (Process, SocketAddr, SocketAddr) {
-    let mut sidecar = Process::start(command(programs.sidecar, sidecar_flags(folder, mesh)));
+async fn start_sidecar(programs: Programs, flags: Vec<String>) -> (Process, SocketAddr, SocketAddr) {
+    let mut sidecar = Process::start(command(programs.sidecar, flags));
     let [mesh, health] = sidecar.listens(["mesh", "health"]).await;
     let local = |port: String| SocketAddr::from(([127, 0, 0, 1], port.parse().unwrap()));
     (sidecar, local(mesh), local(health))
@@ -364,4 +371,22 @@ pub async fn until_ready(address: SocketAddr, expected: (u16, &str)) {
     };
     let ready = tokio::time::timeout(PATIENCE, asking).await;
     ready.unwrap_or_else(|_| panic!("never was {expected:?}"));
+}
+
+/// The value of a metric, written as it is scraped: `name{label="value"}`.
+pub async fn metric(address: SocketAddr, name: &str) -> Option<String> {
+    let (_, text) = get(address, "/metrics").await;
+    let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ').map(String::from);
+    text.lines().find_map(value)
+}
+
+/// Waits until a metric has this value.
+pub async fn until_metric(address: SocketAddr, name: &str, expected: &str) {
+    let asking = async {
+        while metric(address, name).await.as_deref() != Some(expected) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let counted = tokio::time::timeout(PATIENCE, asking).await;
+    counted.unwrap_or_else(|_| panic!("{name} never was {expected}"));
 }

@@ -70,12 +70,14 @@ volumeMounts:
   - {name: sandgate-token, readOnly: true, mountPath: /var/run/secrets/kubernetes.io/serviceaccount}
 {{- end }}
 
-{{/* One rule for each field of one of these containers: (dict "fields" … "container" CEL "guard" CEL "place" …) */}}
+{{/* One rule for each field of one of these containers: (dict "fields" … "images" … "container" CEL "guard" CEL "place" …) */}}
 {{- define "sandgate.fieldRules" -}}
 {{- range $field, $expected := .fields }}
 {{- $allowed := list $expected }}
-{{- /* What releases of Kubernetes may add to mean the same. */}}
-{{- if eq $field "securityContext" }}
+{{- /* What the operator accepts as well, and what releases of Kubernetes may add to mean the same. */}}
+{{- if eq $field "image" }}
+{{- $allowed = concat $allowed $.images }}
+{{- else if eq $field "securityContext" }}
 {{- $allowed = append $allowed (mergeOverwrite (deepCopy $expected) (dict "procMount" "Default")) }}
 {{- else if hasSuffix "Probe" $field }}
 {{- $allowed = append $allowed (mergeOverwrite (deepCopy $expected) (dict "httpGet" (dict "protocol" "HTTP1"))) }}
@@ -117,9 +119,9 @@ volumeMounts:
 {{- $variable := list "name" "imagePullPolicy" "resources" "resizePolicy" "terminationMessagePath" "terminationMessagePolicy" }}
 {{- $last := len $args }}
 {{- if $lockdown }}
-{{ include "sandgate.fieldRules" (dict "fields" (fromYaml (include "sandgate.lockdown" .)) "container" "variables.inits[0]" "guard" "variables.closed" "place" "spec.initContainers[sandgate-lockdown]" "variable" $variable) }}
+{{ include "sandgate.fieldRules" (dict "fields" (fromYaml (include "sandgate.lockdown" .)) "images" .Values.injection.acceptedImages "container" "variables.inits[0]" "guard" "variables.closed" "place" "spec.initContainers[sandgate-lockdown]" "variable" $variable) }}
 {{- end }}
-{{ include "sandgate.fieldRules" (dict "fields" (fromYaml (include "sandgate.gate" .)) "container" "variables.gate" "guard" "variables.gated" "place" "spec.initContainers[sandgate]" "variable" (concat $variable (list "args" "env"))) }}
+{{ include "sandgate.fieldRules" (dict "fields" (fromYaml (include "sandgate.gate" .)) "images" .Values.injection.acceptedImages "container" "variables.gate" "guard" "variables.gated" "place" "spec.initContainers[sandgate]" "variable" (concat $variable (list "args" "env"))) }}
 - expression: >-
     !variables.gated || (has(variables.gate.args) && variables.gate.args.size() == {{ add $last 1 }} &&
     variables.gate.args == {{ include "sandgate.cel" $args }} + [variables.gate.args[{{ $last }}]] &&

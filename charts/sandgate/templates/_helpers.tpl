@@ -139,6 +139,9 @@ topologySpreadConstraints:
 {{- define "sandgate.injectionArgs" -}}
 {{- $injection := .Values.injection -}}
 - --sidecar-image={{ include "sandgate.image" (dict "root" . "image" $injection.image) }}
+{{- range $injection.acceptedImages }}
+- --accepted-sidecar-image={{ . }}
+{{- end }}
 - --sidecar-image-pull-policy={{ $injection.image.pullPolicy }}
 {{- range $bound, $amounts := $injection.resources }}
 {{- range $resource, $amount := $amounts }}

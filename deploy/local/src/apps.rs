@@ -28,8 +28,8 @@ pub(crate) struct Sandbox {
 pub(crate) struct Apps {
     pub(crate) sandboxes: Vec<Sandbox>,
     pub(crate) are_demo: bool,
-    pub(crate) stop: watch::Sender<bool>,
-    pub(crate) running: JoinSet<()>,
+    stop: watch::Sender<bool>,
+    running: JoinSet<()>,
 }
 
 impl Apps {
@@ -62,7 +62,7 @@ impl Apps {
         Ok(apps)
     }
 
-    pub(crate) async fn demo(
+    async fn demo(
         &mut self,
         name: &'static str,
         port: u16,
@@ -101,7 +101,7 @@ impl Apps {
 }
 
 /// Looks where the gate will look: on 127.0.0.1, then on `::1`. Without gates the router only has the former.
-pub(crate) async fn check_app(name: &SandboxName, port: AppPort, mesh: MeshMode) -> anyhow::Result<()> {
+async fn check_app(name: &SandboxName, port: AppPort, mesh: MeshMode) -> anyhow::Result<()> {
     let connect = |ip: IpAddr| async move {
         let connecting = TcpStream::connect((ip, port.get()));
         matches!(tokio::time::timeout(APP_TIMEOUT, connecting).await, Ok(Ok(_)))

@@ -7,7 +7,7 @@ use crate::policies::Policies;
 use anyhow::Context;
 use sandbox_sidecar::authorize::OwnPorts;
 use sandbox_sidecar::{Caps, Gate, Settings};
-use sandgate_mesh::contract::{DEFAULT_PROXY_TIMEOUT, DEFAULT_TRUST_DOMAIN};
+use sandgate_mesh::contract::DEFAULT_TRUST_DOMAIN;
 use sandgate_mesh::credentials::{MeshCredentials, Role};
 use sandgate_mesh::drain::{self, Drain};
 use sandgate_mesh::identity::{SandboxIdentity, TrustDomain, WorkloadIdentity};
@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-pub(crate) type Credentials = watch::Receiver<Option<Arc<MeshCredentials>>>;
+type Credentials = watch::Receiver<Option<Arc<MeshCredentials>>>;
 
 /// Whom the gates let in.
 const ROUTER: &str = "spiffe://cluster.local/ns/agent-sandbox-system/sa/sandbox-router";
@@ -40,12 +40,12 @@ pub(crate) struct Gates {
     pub(crate) places: Vec<Place>,
     pub(crate) router_credentials: Credentials,
     pub(crate) drain: Drain,
-    pub(crate) _policies: Policies,
+    _policies: Policies,
 }
 
 impl Gates {
-    /// Starts one gate for each app, each with an identity of its own.
-    pub(crate) async fn start(options: &Options, apps: &Apps) -> Result<Self, Failure> {
+    /// Starts one gate for each app, each with an identity of its own. `proxy_timeout` is theirs.
+    pub(crate) async fn start(options: &Options, apps: &Apps, proxy_timeout: Duration) -> Result<Self, Failure> {
         let mut policies = Policies::load(options.policy.as_deref())?;
         let trust_domain: TrustDomain = DEFAULT_TRUST_DOMAIN.parse().context("the trust domain")?;
         let router: WorkloadIdentity = ROUTER.parse().context("the router's identity")?;
@@ -74,8 +74,8 @@ impl Gates {
                 own_ports: OwnPorts { mesh: port, health: 0 },
                 caps: Caps::default(),
                 framing: Arc::default(),
-                proxy_timeout: DEFAULT_PROXY_TIMEOUT,
-                audit: false,
+                proxy_timeout,
+                audit: true,
             };
             let credentials = issuer.credentials(Subject::Sidecar(identity))?;
             let gate = Gate::new(settings, credentials, policies.of(sandbox)?)
@@ -95,27 +95,27 @@ impl Gates {
 }
 
 /// Whom a leaf is for.
-pub(crate) enum Subject {
+enum Subject {
     Sidecar(SandboxIdentity),
     Router(WorkloadIdentity),
 }
 
 /// A subject, when its leaf was issued, and where it is published.
-pub(crate) struct Leaf {
-    pub(crate) subject: Subject,
-    pub(crate) issued: SystemTime,
-    pub(crate) credentials: watch::Sender<Option<Arc<MeshCredentials>>>,
+struct Leaf {
+    subject: Subject,
+    issued: SystemTime,
+    credentials: watch::Sender<Option<Arc<MeshCredentials>>>,
 }
 
 /// The certificate authority, and everybody it keeps in certificates.
-pub(crate) struct Issuer {
-    pub(crate) authority: Authority,
-    pub(crate) trust_domain: TrustDomain,
-    pub(crate) leafs: Vec<Leaf>,
+struct Issuer {
+    authority: Authority,
+    trust_domain: TrustDomain,
+    leafs: Vec<Leaf>,
 }
 
 impl Issuer {
-    pub(crate) fn new(trust_domain: TrustDomain) -> anyhow::Result<Self> {
+    fn new(trust_domain: TrustDomain) -> anyhow::Result<Self> {
         Ok(Self {
             authority: Authority::new("sandgate-local").context("the certificate authority can't be made")?,
             trust_domain,
@@ -123,7 +123,7 @@ impl Issuer {
         })
     }
 
-    pub(crate) fn credentials(&mut self, subject: Subject) -> anyhow::Result<Credentials> {
+    fn credentials(&mut self, subject: Subject) -> anyhow::Result<Credentials> {
         let (sender, receiver) = watch::channel(Some(Arc::new(self.issue(&subject)?)));
         self.leafs.push(Leaf {
             subject,
@@ -133,7 +133,7 @@ impl Issuer {
         Ok(receiver)
     }
 
-    pub(crate) fn issue(&self, subject: &Subject) -> anyhow::Result<MeshCredentials> {
+    fn issue(&self, subject: &Subject) -> anyhow::Result<MeshCredentials> {
         let (role, issued) = match subject {
             Subject::Sidecar(identity) => (Role::Sidecar, self.authority.sidecar(identity)),
             Subject::Router(identity) => (Role::Router, self.authority.router(identity)),
@@ -146,14 +146,14 @@ impl Issuer {
     }
 
     /// Renews every leaf at half its life, for as long as the process runs.
-    pub(crate) async fn renew(mut self) {
+    async fn renew(mut self) {
         loop {
             tokio::time::sleep(RENEW_CHECK).await;
             self.renew_due(SystemTime::now());
         }
     }
 
-    pub(crate) fn renew_due(&mut self, now: SystemTime) {
+    fn renew_due(&mut self, now: SystemTime) {
         let mut leafs = std::mem::take(&mut self.leafs);
         // A clock that was set back also makes a leaf due: it may not be valid yet.
         let due = |leaf: &&mut Leaf| now.duration_since(leaf.issued).map_or(true, |age| age >= RENEW_AFTER);
@@ -179,11 +179,11 @@ pub(crate) fn random() -> anyhow::Result<u128> {
 }
 
 /// A random UUID (version 4), as the API server gives to a pod.
-pub(crate) fn pod_uid() -> anyhow::Result<PodUid> {
+fn pod_uid() -> anyhow::Result<PodUid> {
     uuid(random()?).parse().context("a random pod UID")
 }
 
-pub(crate) fn uuid(random: u128) -> String {
+fn uuid(random: u128) -> String {
     let bits = random & !(0xf << 76) & !(0b11 << 62) | (4 << 76) | (0b10 << 62);
     let digits = format!("{bits:032x}");
     let mut text = String::with_capacity(36);

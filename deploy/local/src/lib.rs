@@ -9,3 +9,4 @@ pub mod demo;
 mod gates;
 pub mod mesh;
 mod policies;
+mod scene;

@@ -1,23 +1,25 @@
 //! Starts everything in one process and ends it in order: the router first, then the gates, then the demo apps.
 
 use crate::apps::Apps;
-use crate::cli::{Failure, MeshMode, Options, SandboxScene, Scene};
+use crate::cli::{Failure, MeshMode, Options};
 use crate::gates::{Gates, Place, random};
+use crate::scene::{SandboxScene, Scene};
 use anyhow::{Context, anyhow};
 use sandbox_router::Router;
-use sandbox_router::config::Config;
-use sandgate_mesh::contract::DEFAULT_TRUST_DOMAIN;
+use sandbox_router::config::{Config, StaticSandbox};
+use sandgate_mesh::contract::{DEFAULT_PROXY_TIMEOUT, DEFAULT_TRUST_DOMAIN, MESH_PORT};
 use sandgate_mesh::listener::fit_open_files;
+use sandgate_mesh::process::EndSignals;
+use sandgate_mesh::sandbox::{SandboxKey, SandboxName};
 use sandgate_mesh::telemetry::{self, LogFormat};
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
-/// What is logged unless `RUST_LOG` says otherwise: trouble, and that a policy was loaded again.
-const LOG_FILTER: &str = "warn,sandgate_mesh::polled=info";
+/// What is logged unless `RUST_LOG` says otherwise: trouble, why a request failed, and that a policy was loaded again.
+const LOG_FILTER: &str = "warn,sandgate_mesh::polled=info,sandbox_router::forward=info,sandbox_sidecar::audit=info";
 /// How long running requests may go on in the gates after the router has drained.
 const GATES_BUDGET: Duration = Duration::from_secs(10);
 
@@ -36,21 +38,20 @@ pub fn start(options: &Options) -> Result<(), Failure> {
 }
 
 async fn run(options: &Options) -> Result<(), Failure> {
-    let signals = Signals::listen()?;
+    let signals = EndSignals::listen().context("cannot listen for signals")?;
     let apps = Apps::start(options).await?;
     let token = match (&options.token, options.allow_unauthenticated) {
         (_, true) => None,
         (Some(token), false) => Some(token.clone()),
         (None, false) => Some(format!("{:032x}", random()?)),
     };
+    let mut config = router_config(options, token.as_deref())?;
     let gates = match options.mesh {
-        MeshMode::Required => Some(Gates::start(options, &apps).await?),
+        MeshMode::Required => Some(Gates::start(options, &apps, gates_timeout(&config)).await?),
         MeshMode::Off => None,
     };
-    let flags = router_flags(options, &apps, gates.as_ref(), token.as_deref());
-    let mut config = Config::from_args(flags)
-        .map_err(|error| Failure::Configuration(anyhow!("the router's configuration: {error}")))?;
-    config.max_connections = fit_open_files(config.max_connections);
+    config.sandboxes = places(options, &apps, gates.as_ref());
+    config.max_connections = fit_open_files(config.max_connections, "--max-connections behind `--`");
     let router_credentials = gates.as_ref().map(|gates| gates.router_credentials.clone());
     let router = Router::bind(config, router_credentials).map_err(|error| explain_bind_error(error, options.listen))?;
     announce(options, &apps, gates.as_ref(), token.as_deref(), router.http_address())?;
@@ -58,7 +59,7 @@ async fn run(options: &Options) -> Result<(), Failure> {
 }
 
 /// Waits for a signal, then drains; a second one ends at once.
-async fn serve(mut signals: Signals, router: Router, gates: Option<Gates>, apps: Apps) -> Result<(), Failure> {
+async fn serve(mut signals: EndSignals, router: Router, gates: Option<Gates>, apps: Apps) -> Result<(), Failure> {
     let (stop, stopped) = oneshot::channel::<()>();
     let work = async {
         // An error is the sender's end, and ends the work as well.
@@ -146,57 +147,52 @@ fn explain_bind_error(error: anyhow::Error, listen: SocketAddr) -> anyhow::Error
     }
 }
 
-fn router_flags(options: &Options, apps: &Apps, gates: Option<&Gates>, token: Option<&str>) -> Vec<OsString> {
-    let mut flags = vec![
+/// The router's configuration, but for the sandboxes' places.
+fn router_config(options: &Options, token: Option<&str>) -> Result<Config, Failure> {
+    let flags = [
         format!("--http-bind-address={}", options.listen),
         "--metrics-bind-address=127.0.0.1:0".into(),
         "--health-probe-bind-address=127.0.0.1:0".into(),
         format!("--mesh={}", options.mesh),
         format!("--trust-domain={DEFAULT_TRUST_DOMAIN}"),
         "--access-log=false".into(),
+        match token {
+            Some(token) => format!("--auth-token={token}"),
+            None => "--authz-mode=allow-all".into(),
+        },
     ];
-    flags.push(match token {
-        Some(token) => format!("--auth-token={token}"),
-        None => "--authz-mode=allow-all".into(),
-    });
-    match gates {
-        Some(gates) => flags.extend(
-            gates
-                .places
-                .iter()
-                .map(|Place { key, uid, port }| format!("--sandbox-endpoint={key}=127.0.0.1:{port},uid={uid}")),
-        ),
-        None => flags.extend(
-            apps.sandboxes
-                .iter()
-                .map(|sandbox| format!("--sandbox-endpoint={}/{}=127.0.0.1", options.namespace, sandbox.name)),
-        ),
-    }
     let flags = flags.into_iter().map(OsString::from);
-    flags.chain(options.router_flags.iter().cloned()).collect()
+    let flags = flags.chain(options.router_flags.iter().cloned()).collect();
+    Config::from_args(flags).map_err(|error| Failure::Configuration(anyhow!("the router's configuration: {error}")))
 }
 
-/// Ctrl-C and SIGTERM.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
+/// No gate may cut off what the router still waits for. A shorter limit is the router's to keep.
+fn gates_timeout(router: &Config) -> Duration {
+    router.proxy_timeout.max(DEFAULT_PROXY_TIMEOUT)
 }
 
-impl Signals {
-    fn listen() -> anyhow::Result<Self> {
-        let listen = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Self {
-            interrupt: listen(SignalKind::interrupt())?,
-            terminate: listen(SignalKind::terminate())?,
-        })
+/// Where the router finds each sandbox: its gate, or without gates its app.
+fn places(options: &Options, apps: &Apps, gates: Option<&Gates>) -> Vec<StaticSandbox> {
+    let place = |key, mesh_port, pod_uid| StaticSandbox {
+        key,
+        ip: Ipv4Addr::LOCALHOST.into(),
+        mesh_port,
+        pod_uid,
+    };
+    if let Some(gates) = gates {
+        let places = gates.places.iter();
+        return places
+            .map(|Place { key, uid, port }| place(key.clone(), *port, Some(uid.clone())))
+            .collect();
     }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
+    let key = |name: &SandboxName| SandboxKey {
+        namespace: options.namespace.clone(),
+        name: name.clone(),
+    };
+    let sandboxes = apps.sandboxes.iter();
+    sandboxes
+        .map(|sandbox| place(key(&sandbox.name), MESH_PORT, None))
+        .collect()
 }
 
 #[cfg(test)]
@@ -211,6 +207,18 @@ mod tests {
             ("10.0.0.1:80", "10.0.0.1:80"),
         ] {
             assert_eq!(reachable(address.parse().unwrap()).to_string(), expected);
+        }
+    }
+    #[test]
+    fn a_longer_time_limit_of_the_router_is_the_gates_as_well() {
+        for (flags, expected) in [
+            (&[][..], 180),
+            (&["--", "--proxy-timeout=10m"], 600),
+            (&["--", "--proxy-timeout", "5s"], 180),
+        ] {
+            let args = ["sandgate-local"].iter().chain(flags).map(OsString::from);
+            let config = router_config(&Options::read(args).unwrap(), Some("token")).unwrap();
+            assert_eq!(gates_timeout(&config).as_secs(), expected, "{flags:?}");
         }
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
-pub(crate) type Policy = watch::Receiver<Option<Arc<PolicySnapshot>>>;
+type Policy = watch::Receiver<Option<Arc<PolicySnapshot>>>;
 
 /// Who presents the token, as policies name it.
 const TOKEN_HOLDER: &str = "static:default";

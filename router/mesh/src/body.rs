@@ -181,10 +181,21 @@ impl Body for Upload {
     }
 }
 
+/// How an answer's body ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// All of it was relayed.
+    Complete,
+    /// It broke off, or was silent for too long.
+    Broken(BodyError),
+    /// Whoever it was for went away.
+    Unread,
+}
+
 /// What is to happen when an answer's body is over.
 pub trait BodyEnd {
-    /// Called once: `bytes` of payload were relayed, and `complete` says whether that was all of it.
-    fn ended(self, complete: bool, bytes: u64);
+    /// Called once, when `bytes` of payload were relayed.
+    fn ended(self, ending: Ending, bytes: u64);
 }
 
 /// An answer's body on its way down.
@@ -217,13 +228,13 @@ impl<E: BodyEnd> Download<E> {
     // hyper stops polling once a declared length is met, so the end has to be looked for after each frame.
     fn end_if_complete(&mut self) {
         if self.incoming.is_end_stream() {
-            self.end(true);
+            self.end(Ending::Complete);
         }
     }
 
-    fn end(&mut self, complete: bool) {
+    fn end(&mut self, ending: Ending) {
         if let Some(end) = self.end.take() {
-            end.ended(complete, self.bytes);
+            end.ended(ending, self.bytes);
         }
     }
 
@@ -252,7 +263,7 @@ impl<E: BodyEnd + Unpin> Body for Download<E> {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
             ready!(self.poll_silence(cx));
-            self.end(false);
+            self.end(Ending::Broken(BodyError::Silent));
             return Poll::Ready(Some(Err(BodyError::Silent)));
         };
         self.timer = None;
@@ -263,11 +274,12 @@ impl<E: BodyEnd + Unpin> Body for Download<E> {
                 Poll::Ready(Some(Ok(clean_trailers(frame))))
             }
             Some(Err(error)) => {
-                self.end(false);
-                Poll::Ready(Some(Err(error.into())))
+                let error = BodyError::from(error);
+                self.end(Ending::Broken(error));
+                Poll::Ready(Some(Err(error)))
             }
             None => {
-                self.end(true);
+                self.end(Ending::Complete);
                 Poll::Ready(None)
             }
         }
@@ -284,7 +296,7 @@ impl<E: BodyEnd + Unpin> Body for Download<E> {
 
 impl<E: BodyEnd> Drop for Download<E> {
     fn drop(&mut self) {
-        self.end(false);
+        self.end(Ending::Unread);
     }
 }
 

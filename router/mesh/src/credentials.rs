@@ -2,10 +2,14 @@
 //! the key belongs to the certificate, the leaf is one its role may use, and its chain ends in the bundle.
 //!
 //! Expiry is the exception, since it comes with time: expired credentials still parse, so that a restarted process
-//! says that they expired instead of refusing to start. See [`Validity::contains`].
+//! says that they expired instead of refusing to start. See [`crate::standing`].
 
-use crate::identity::{ExtendedKeyUsage, IdentityError, PeerId, TrustDomain};
-use crate::polled::Poller;
+mod files;
+
+pub use files::{MeshFiles, poll_router, poll_sidecar};
+
+use crate::identity::{ExtendedKeyUsage, IdentityError, PeerId, SandboxIdentity, TrustDomain};
+use crate::standing::Unfit;
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
@@ -14,7 +18,6 @@ use rustls::{RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
@@ -129,6 +132,14 @@ pub enum CredentialsError {
         /// Whom the leaf identifies.
         found: Box<PeerId>,
     },
+    /// The leaf is a sandbox's, but not this one's.
+    #[error("certificate chain: {found} is not this gate's identity, which is {expected}")]
+    WrongSandbox {
+        /// Whose gate this is.
+        expected: Box<SandboxIdentity>,
+        /// Whom the leaf identifies.
+        found: Box<PeerId>,
+    },
     /// The chain doesn't end in the bundle.
     #[error("certificate chain does not verify under the trust bundle: {0}; the bundle may be another authority's")]
     Untrusted(rustls::Error),
@@ -146,7 +157,21 @@ pub struct Validity {
 impl Validity {
     /// Whether `time` is within it.
     pub fn contains(&self, time: SystemTime) -> bool {
-        (self.not_before..=self.not_after).contains(&time)
+        self.check(time).is_ok()
+    }
+
+    /// Whether `time` is within it, and if not, on which side.
+    ///
+    /// # Errors
+    /// [`Unfit::Expired`] or [`Unfit::NotYetValid`].
+    pub fn check(&self, time: SystemTime) -> Result<(), Unfit> {
+        if time > self.not_after {
+            Err(Unfit::Expired(self.not_after))
+        } else if time < self.not_before {
+            Err(Unfit::NotYetValid(self.not_before))
+        } else {
+            Ok(())
+        }
     }
 
     /// Reads a certificate's.
@@ -281,6 +306,9 @@ impl MeshCredentials {
     }
 }
 
+/// Credentials as they are now; `None` before the first.
+pub type Credentials = watch::Receiver<Option<Arc<MeshCredentials>>>;
+
 /// What the router's own listener proves itself with to clients: any certificate that clients trust.
 pub struct FrontCredentials {
     certified_key: Arc<CertifiedKey>,
@@ -335,46 +363,6 @@ pub fn roots_from_pem(bundle: &[u8]) -> Result<Arc<RootCertStore>, CredentialsEr
             .map_err(|_| CredentialsError::BadCertificate(Part::Bundle))?;
     }
     Ok(Arc::new(roots))
-}
-
-/// Where a process of the mesh finds its credentials, all PEM.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MeshFiles {
-    /// Leaf certificate and intermediates, leaf first.
-    pub chain: PathBuf,
-    /// The leaf's private key.
-    pub key: PathBuf,
-    /// The trusted authorities.
-    pub bundle: PathBuf,
-}
-
-/// Credentials that follow their files. See [`Poller`] for the two ways to start.
-pub fn poll_mesh(
-    role: Role,
-    files: MeshFiles,
-    trust_domain: TrustDomain,
-) -> (Poller<MeshCredentials>, watch::Receiver<Option<Arc<MeshCredentials>>>) {
-    let (poller, credentials) = Poller::new(
-        "mesh credentials",
-        vec![files.chain, files.key, files.bundle],
-        move |contents| {
-            let mut contents = contents.into_iter();
-            let mut next = || contents.next().unwrap_or_default();
-            let (chain, key, bundle) = (next(), next(), next());
-            MeshCredentials::from_pem(role, &chain, &key, &bundle, &trust_domain)
-        },
-    );
-    (poller.replace_if(serves_on), credentials)
-}
-
-/// Credentials that serve are not replaced by ones that don't.
-fn serves_on(in_force: &MeshCredentials, new: &MeshCredentials) -> Result<(), String> {
-    let now = SystemTime::now();
-    if in_force.valid_at(now) && !new.valid_at(now) {
-        Err("the new leaf has expired or is not yet valid, and the previous one is valid".into())
-    } else {
-        Ok(())
-    }
 }
 
 fn certificates(part: Part, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, CredentialsError> {

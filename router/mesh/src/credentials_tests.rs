@@ -132,7 +132,7 @@ fn a_torn_pair_keeps_the_old_credentials_until_it_is_whole() {
     std::fs::write(&files.chain, &old.chain_pem).unwrap();
     std::fs::write(&files.key, &old.key_pem).unwrap();
     std::fs::write(&files.bundle, authority.root_pem()).unwrap();
-    let (mut poller, value) = poll_mesh(Role::Router, files.clone(), "cluster.local".parse().unwrap());
+    let (mut poller, value) = poll_router(files.clone(), "cluster.local".parse().unwrap());
     let leaf = || value.borrow().as_ref().unwrap().certified_key().cert[0].to_vec();
     poller.load().unwrap();
     std::fs::write(&files.chain, &new.chain_pem).unwrap();
@@ -141,5 +141,43 @@ fn a_torn_pair_keeps_the_old_credentials_until_it_is_whole() {
     std::fs::write(&files.key, &new.key_pem).unwrap();
     poller.load().unwrap();
     assert_eq!(leaf(), new.chain_der[0]);
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn another_sandboxs_certificate_is_refused_whatever_of_it_differs() {
+    let authority = Authority::new("mesh").unwrap();
+    let dir = std::env::temp_dir().join(format!("sandgate-own-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let [chain, key, bundle] = ["tls.crt", "tls.key", "ca.crt"].map(|name| dir.join(name));
+    std::fs::write(&bundle, authority.root_pem()).unwrap();
+    let PeerId::Sandbox(own) = SANDBOX.parse().unwrap() else {
+        panic!()
+    };
+    let files = MeshFiles {
+        chain: chain.clone(),
+        key: key.clone(),
+        bundle,
+    };
+    let (mut poller, value) = poll_sidecar(files, own);
+    let mut load = |identity: &str| {
+        let issued = authority
+            .issue(&LeafSpec::new("leaf", identity, Usage::Server))
+            .unwrap();
+        std::fs::write(&chain, &issued.chain_pem).unwrap();
+        std::fs::write(&key, &issued.key_pem).unwrap();
+        poller.load()
+    };
+    load(SANDBOX).unwrap();
+    for other in [
+        "spiffe://cluster.local/ns/x/sandbox/b/pod/u1",
+        "spiffe://cluster.local/ns/a/sandbox/x/pod/u1",
+        "spiffe://cluster.local/ns/a/sandbox/b/pod/x",
+    ] {
+        let error = load(other).unwrap_err().to_string();
+        let told = format!("{other} is not this gate's identity, which is {SANDBOX}");
+        assert!(error.contains(&told), "{error}");
+        assert_eq!(value.borrow().as_ref().unwrap().identity().to_string(), SANDBOX);
+    }
     std::fs::remove_dir_all(dir).unwrap();
 }

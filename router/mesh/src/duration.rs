@@ -48,6 +48,18 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     from_seconds(seconds).ok_or_else(wrong)
 }
 
+/// As [`parse`], for a limit that nothing could keep if it were 0.
+///
+/// # Errors
+/// A sentence that says what was expected.
+pub fn parse_above_zero(text: &str) -> Result<Duration, String> {
+    let duration = parse(text)?;
+    if duration.is_zero() {
+        return Err("must be above 0".into());
+    }
+    Ok(duration)
+}
+
 /// Writes a duration so that [`parse`] reads it back: milliseconds where seconds don't suffice.
 pub fn display(duration: Duration) -> String {
     if duration.subsec_nanos() == 0 {

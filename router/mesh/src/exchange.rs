@@ -34,8 +34,8 @@ pub enum ExchangeError {
     #[error("no response head in time")]
     TimedOut,
     /// The connection broke before a response head.
-    #[error("the connection broke before a response head: {0}")]
-    Broken(hyper::Error),
+    #[error("the connection broke before a response head")]
+    Broken(#[source] hyper::Error),
     /// What came is not a response that can be read in one way only.
     #[error("malformed response: {0}")]
     Malformed(String),

@@ -1,13 +1,14 @@
 //! What Sandgate's programs must agree on.
 //!
 //! The router, the sidecar and the control plane share these pieces and nothing else: who somebody is
-//! ([`identity`], [`caller`]), how that is proven ([`tls`], [`credentials`]), what is allowed ([`policy`]), how bytes are
-//! framed ([`framing`]) and moved ([`exchange`], [`tunnel`]), and how a process reports and ends ([`admin`], [`probe`],
-//! [`drain`], [`telemetry`]).
+//! ([`identity`], [`caller`]), how that is proven ([`tls`], [`credentials`], [`standing`]), what is allowed ([`policy`]),
+//! how bytes are framed ([`framing`]) and moved ([`exchange`], [`tunnel`]), and how a process starts, reports and ends
+//! ([`command_line`], [`admin`], [`probe`], [`drain`], [`telemetry`], [`process`]).
 
 pub mod admin;
 pub mod body;
 pub mod caller;
+pub mod command_line;
 pub mod contract;
 pub mod credentials;
 pub mod drain;
@@ -19,12 +20,15 @@ pub mod identity;
 pub mod listener;
 pub mod memory;
 pub mod outcome;
+pub mod overflow;
 pub mod policy;
 pub mod polled;
 pub mod pool;
 pub mod probe;
+pub mod process;
 pub mod sandbox;
 pub mod serve;
+pub mod standing;
 pub mod telemetry;
 pub mod tls;
 pub mod tunnel;

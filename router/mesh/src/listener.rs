@@ -8,9 +8,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 /// How long to wait after an accept that failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -41,10 +40,11 @@ fn connections_within(files: u64) -> u64 {
 }
 
 /// Lets this process open as many files as the system grants, and returns how many of the `wanted` connections that is
-/// enough for, each with another one upstream. Whoever accepts more can't dial for anybody.
+/// enough for, each with another one upstream. Whoever accepts more can't dial for anybody. `source` is what asks for so
+/// many, as the log names it.
 ///
 /// Systems grant many, but give only 1,024 to who doesn't ask.
-pub fn fit_open_files(wanted: usize) -> usize {
+pub fn fit_open_files(wanted: usize, source: &str) -> usize {
     let granted = getrlimit(Resource::Nofile);
     let all = Rlimit {
         current: granted.maximum,
@@ -58,7 +58,7 @@ pub fn fit_open_files(wanted: usize) -> usize {
         tracing::info!(
             wanted,
             fitting,
-            "the limit of open files allows fewer connections than --max-connections"
+            "the limit of open files allows fewer connections than {source}"
         );
     }
     fitting.min(wanted)
@@ -193,48 +193,6 @@ impl Drop for Newcomer {
     fn drop(&mut self) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.by_age.remove(&self.number);
-    }
-}
-
-/// Connections over a cap that are told so at the same time; further ones are only closed.
-const TOLD_AT_ONCE: usize = 64;
-/// How long such a connection may take to hear it.
-const TELLING_TIME: Duration = Duration::from_secs(1);
-/// What it may send meanwhile, in bytes. Closing with unread bytes would take the answer back.
-const HEARD_OUT: u64 = 64 * 1024;
-
-/// Tells clients over a cap to come back later, where that costs next to nothing.
-#[derive(Debug, Clone)]
-pub struct Overflow(Arc<Semaphore>);
-
-impl Default for Overflow {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(TOLD_AT_ONCE)))
-    }
-}
-
-impl Overflow {
-    /// Answers the first bytes of a request with a whole response and closes, or only closes when many are being told
-    /// already.
-    pub fn answer<S>(&self, mut stream: S, response: &'static [u8])
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let Ok(permit) = Arc::clone(&self.0).try_acquire_owned() else {
-            return;
-        };
-        tokio::spawn(async move {
-            let tell = async {
-                // An answer that comes before its request is nobody's.
-                let _first_bytes = stream.read(&mut [0; 1024]).await?;
-                stream.write_all(response).await?;
-                stream.shutdown().await?;
-                tokio::io::copy(&mut stream.take(HEARD_OUT), &mut tokio::io::sink()).await
-            };
-            // A client that is gone, or too slow, isn't told.
-            let _ = tokio::time::timeout(TELLING_TIME, tell).await;
-            drop(permit);
-        });
     }
 }
 

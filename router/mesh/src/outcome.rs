@@ -8,6 +8,10 @@ use http::HeaderValue;
 pub enum Outcome {
     /// The request was not one that may be passed on.
     Malformed,
+    /// Somebody asserted a caller whom the gate doesn't take for a router.
+    NotARouter,
+    /// The certificate that the connection was opened with has expired since.
+    PeerExpired,
     /// The sandbox's policy refused it.
     Denied,
     /// The gate has no identity or no policy yet.
@@ -27,8 +31,10 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    const ALL: [(Self, &'static str); 9] = [
+    const ALL: [(Self, &'static str); 11] = [
         (Self::Malformed, "malformed"),
+        (Self::NotARouter, "not-a-router"),
+        (Self::PeerExpired, "peer-expired"),
         (Self::Denied, "denied"),
         (Self::NotReady, "not-ready"),
         (Self::Overloaded, "overloaded"),

@@ -7,11 +7,13 @@ use prometheus::proto::MetricFamily;
 use prometheus::{IntCounter, Registry};
 use serde::Serialize;
 use std::borrow::Cow;
+use std::error::Error;
+use std::fmt::{self, Display};
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tracing_subscriber::EnvFilter;
 
 /// Bytes of lines that may wait to be written.
@@ -240,16 +242,51 @@ impl Collector for DroppedLines {
 
 /// The current time as RFC 3339 in UTC with milliseconds, for access and audit lines.
 pub fn timestamp() -> String {
-    let since = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
-    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    let (year, month, day) = civil_from_days(days);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z",
-        since.subsec_millis()
-    )
+    let since = since_1970(SystemTime::now());
+    format!("{}.{:03}Z", DateTime(since.as_secs()), since.subsec_millis())
+}
+
+/// A time as RFC 3339 in UTC with seconds, for what is said of certificates.
+pub fn utc(time: SystemTime) -> impl Display {
+    struct Utc(DateTime);
+    impl Display for Utc {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "{}Z", self.0)
+        }
+    }
+    Utc(DateTime(since_1970(time).as_secs()))
+}
+
+fn since_1970(time: SystemTime) -> Duration {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Seconds since 1970 as date and time.
+struct DateTime(u64);
+
+impl Display for DateTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (days, second) = (self.0 / 86_400, self.0 % 86_400);
+        let (year, month, day) = civil_from_days(days);
+        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}")
+    }
+}
+
+/// An error and all that it was caused by, in one line: what a library says of an error is seldom why it came to it.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let told = cause.to_string();
+        // Some errors repeat their cause in their own text.
+        if !text.ends_with(&told) {
+            text.push_str(": ");
+            text.push_str(&told);
+        }
+        next = cause.source();
+    }
+    text
 }
 
 /// The Gregorian date `days` after 1970-01-01, counting in 400-year cycles whose years begin on 1 March.
@@ -282,6 +319,25 @@ mod tests {
             (20_781, (2026, 11, 24)),
         ] {
             assert_eq!(civil_from_days(days), date);
+        }
+        let leap = SystemTime::UNIX_EPOCH + Duration::from_secs(951_868_799);
+        assert_eq!(utc(leap).to_string(), "2000-02-29T23:59:59Z");
+    }
+
+    #[test]
+    fn an_error_is_told_with_its_causes_and_no_cause_twice() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("{text}")]
+        struct Outer {
+            text: &'static str,
+            source: io::Error,
+        }
+        for (text, told) in [
+            ("no answer", "no answer: reset"),
+            ("no answer: reset", "no answer: reset"),
+        ] {
+            let source = io::Error::other("reset");
+            assert_eq!(chain(&Outer { text, source }), told);
         }
     }
 

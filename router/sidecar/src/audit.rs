@@ -2,12 +2,15 @@
 
 use crate::Gate;
 use crate::authorize::{Denied, Permit};
-use crate::request::{Parsed, Peer};
-use http::Request;
+use crate::request::{Parsed, Peer, Refused};
+use http::{HeaderValue, Request};
+use sandgate_mesh::body::BodyError;
 use sandgate_mesh::contract::X_REQUEST_ID;
+use sandgate_mesh::outcome::Outcome;
 use sandgate_mesh::policy::Basis;
+use sandgate_mesh::sandbox::{AppPort, SandboxKey};
 use sandgate_mesh::telemetry::{LONGEST_METHOD, LONGEST_PATH, LONGEST_TEXT, cut, timestamp};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use std::borrow::Cow;
 
 #[derive(Serialize)]
@@ -22,6 +25,8 @@ struct AuditLine<'a> {
     caller: Option<String>,
     router: Option<String>,
     peer: Option<String>,
+    #[serde(serialize_with = "shown")]
+    sandbox: &'a SandboxKey,
     pod_uid: &'a str,
     port: Option<u16>,
     method: Option<Cow<'a, str>>,
@@ -29,13 +34,21 @@ struct AuditLine<'a> {
     request_id: Option<Cow<'a, str>>,
 }
 
+/// As `Display` has it, without a text of its own.
+fn shown<S: Serializer>(sandbox: &SandboxKey, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(sandbox)
+}
+
 fn method<B>(request: &Request<B>) -> Cow<'_, str> {
     cut(request.method().as_str(), LONGEST_METHOD)
 }
 
 fn request_id<B>(request: &Request<B>) -> Option<Cow<'_, str>> {
-    let id = request.headers().get(X_REQUEST_ID)?.to_str().ok()?;
-    Some(cut(id, LONGEST_TEXT))
+    request.headers().get(X_REQUEST_ID).and_then(id_text)
+}
+
+fn id_text(id: &HeaderValue) -> Option<Cow<'_, str>> {
+    id.to_str().ok().map(|id| cut(id, LONGEST_TEXT))
 }
 
 /// A decision about a request.
@@ -63,12 +76,32 @@ pub(crate) fn decided<B>(
         caller: Some(parsed.caller.to_string()),
         router: peer.direct.is_none().then(|| peer.id.to_string()),
         peer: None,
+        sandbox: &gate.settings.sandbox,
         pod_uid: gate.settings.pod_uid.as_str(),
         port: Some(parsed.port.get()),
         method: Some(method(request)),
         path: Some(cut(parsed.target.path(), LONGEST_PATH)),
         request_id: request_id(request),
     });
+}
+
+/// What became of a request that was allowed, and that the app didn't answer. One line a request, as for the decision.
+pub(crate) fn unanswered(gate: &Gate, port: AppPort, request_id: Option<&HeaderValue>, refused: &Refused) {
+    let (sandbox, port, reason) = (&gate.settings.sandbox, port.get(), refused.outcome.as_str());
+    let request_id = request_id.and_then(id_text).unwrap_or_default();
+    let cause = refused.cause.as_deref().unwrap_or(&refused.detail);
+    // An app that is down or slow is everyday life; one that answers like this needs to be looked at.
+    if refused.outcome == Outcome::BadAnswer {
+        tracing::warn!(%sandbox, port, %request_id, reason, cause, "the app's answer was dropped");
+    } else {
+        tracing::info!(%sandbox, port, %request_id, reason, cause, "the app did not answer the request");
+    }
+}
+
+/// What became of an allowed request whose answer the app began and didn't end.
+pub(crate) fn broke_off(request_id: Option<&HeaderValue>, error: BodyError, bytes: u64) {
+    let request_id = request_id.and_then(id_text).unwrap_or_default();
+    tracing::info!(%request_id, %error, bytes, "the app's answer broke off");
 }
 
 /// A request that was refused before anybody could be said to have made it: an attack, a fault of the peer's, or a gate
@@ -86,6 +119,7 @@ pub(crate) fn unread<B>(gate: &Gate, peer: &Peer, request: Option<&Request<B>>, 
         caller: None,
         router: None,
         peer: Some(peer.id.to_string()),
+        sandbox: &gate.settings.sandbox,
         pod_uid: gate.settings.pod_uid.as_str(),
         port: None,
         method: request.map(method),

@@ -4,29 +4,32 @@ use crate::authorize::OwnPorts;
 use crate::lockdown::{OpenPorts, lock_down};
 use crate::{Caps, Gate, Settings, probe};
 use anyhow::Context;
-use clap::error::ErrorKind;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use sandgate_mesh::admin::Admin;
+use sandgate_mesh::command_line::{self, ConfigError};
 use sandgate_mesh::contract::{DEFAULT_TRUST_DOMAIN, HEALTH_PORT};
-use sandgate_mesh::credentials::{MeshFiles, Role, poll_mesh};
-use sandgate_mesh::framing::Limits;
-use sandgate_mesh::identity::{TrustDomain, WorkloadIdentity};
+use sandgate_mesh::credentials::{MeshFiles, poll_sidecar};
+use sandgate_mesh::framing::LimitFlags;
+use sandgate_mesh::identity::{SandboxIdentity, TrustDomain, WorkloadIdentity};
 use sandgate_mesh::listener::{ConnectionLimits, bind, fit_open_files, parse_address};
 use sandgate_mesh::memory::{self, Allocated};
 use sandgate_mesh::policy::PolicySnapshot;
 use sandgate_mesh::polled::Poller;
 use sandgate_mesh::probe::{AppProbes, VARIABLE};
+use sandgate_mesh::process::{self, EndSignals};
 use sandgate_mesh::sandbox::{AppPort, Namespace, PodUid, SandboxKey, SandboxName};
-use sandgate_mesh::telemetry::{LogFormat, flush, init};
+use sandgate_mesh::telemetry::{LogFormat, init};
 use sandgate_mesh::{drain, duration, serve};
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
 
+/// The program, as its errors name it.
+const PROGRAM: &str = "sandbox-sidecar";
 /// How often certificate and policy files are looked at.
 const POLL_PERIOD: Duration = Duration::from_secs(1);
 
@@ -71,7 +74,7 @@ struct Flags {
     #[arg(long, env = VARIABLE, hide_env_values = true)]
     app_probes: Option<AppProbes>,
     /// Wait for a response head and for each silence between body chunks.
-    #[arg(long, default_value = "180s", value_parser = duration::parse)]
+    #[arg(long, default_value = "180s", value_parser = duration::parse_above_zero)]
     proxy_timeout: Duration,
     /// How long requests may take to finish after SIGTERM.
     #[arg(long, default_value = "30s", value_parser = duration::parse)]
@@ -79,25 +82,11 @@ struct Flags {
     /// Open mesh connections in all.
     #[arg(long, default_value_t = 1024)]
     max_connections: usize,
-    /// Open mesh connections from one address.
+    /// Open mesh connections from one address. Routers may have more: they speak for many.
     #[arg(long, default_value_t = 256)]
     max_connections_per_peer: usize,
-    /// Longest head of a request in bytes; a longer one is 431. An app's answer with a longer one is 502.
-    #[arg(long, default_value_t = Limits::default().head_bytes)]
-    max_request_head_bytes: usize,
-    /// Most header lines of a request; more are 431. An app's answer with more is 502.
-    #[arg(long, default_value_t = Limits::default().headers)]
-    max_request_headers: usize,
-    /// Longest target of a request in bytes; a longer one is 414.
-    #[arg(long, default_value_t = Limits::default().target_bytes)]
-    max_request_target_bytes: usize,
-    /// Time for a request's head, from its first byte to its last; a slower one is 408.
-    #[arg(long, default_value = "10s", value_parser = duration::parse)]
-    request_head_timeout: Duration,
-    /// A connection on which no request began for this long, or whose peer took nothing of an answer for this long, is
-    /// closed; it may last up to twice as long.
-    #[arg(long, default_value = "180s", value_parser = duration::parse)]
-    idle_timeout: Duration,
+    #[command(flatten)]
+    framing: LimitFlags,
     /// Bytes of memory above which requests are shed with 503; by default 80 % of the container's limit.
     #[arg(long)]
     memory_budget_bytes: Option<u64>,
@@ -107,28 +96,6 @@ struct Flags {
     /// Log level or filter, for example `info` or `debug`.
     #[arg(long, default_value = "info")]
     log_level: String,
-}
-
-impl Flags {
-    fn framing(&self) -> Limits {
-        Limits {
-            head_bytes: self.max_request_head_bytes,
-            headers: self.max_request_headers,
-            target_bytes: self.max_request_target_bytes,
-            head_time: self.request_head_timeout,
-            idle_time: self.idle_timeout,
-            ..Limits::default()
-        }
-    }
-
-    /// These flags, or all that is wrong with their values.
-    fn checked(self) -> Result<Self, clap::Error> {
-        let problems = self.framing().problems();
-        if problems.is_empty() {
-            return Ok(self);
-        }
-        Err(Self::command().error(ErrorKind::ValueValidation, problems.join("; ")))
-    }
 }
 
 /// Closes the pod's network from outside, but for the gate's ports, and ends. Needs `CAP_NET_ADMIN`.
@@ -159,13 +126,20 @@ impl Task {
             .args_conflicts_with_subcommands(true)
     }
 
-    fn from_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        match matches.subcommand() {
-            Some((_, matches)) => LockdownFlags::from_arg_matches(matches).map(Self::Lockdown),
-            None => Flags::from_arg_matches(matches)
-                .and_then(Flags::checked)
-                .map(|flags| Self::Serve(Box::new(flags))),
+    /// Reads the command line, program name first.
+    fn read(args: Vec<OsString>) -> Result<Self, ConfigError> {
+        command_line::read(PROGRAM, Self::command(), args, Self::check)
+    }
+
+    fn check(matches: &ArgMatches, problems: &mut Vec<String>) -> Option<Self> {
+        if let Some((_, matches)) = matches.subcommand() {
+            return LockdownFlags::from_arg_matches(matches).ok().map(Self::Lockdown);
         }
+        // Of their own, because other flags may be missing.
+        let framing = LimitFlags::from_arg_matches(matches).ok()?;
+        problems.extend(framing.limits().problems());
+        let flags = Flags::from_arg_matches(matches).ok()?;
+        Some(Self::Serve(Box::new(flags)))
     }
 
     fn log_level(&self) -> &str {
@@ -194,23 +168,16 @@ fn lockdown(flags: LockdownFlags) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs the program and maps its end to an exit code: 0 done, 1 failed, 2 usage.
+/// Runs the program and maps its end to an exit code: 0 done, 1 failed, 2 usage, 64 bad configuration.
 pub fn main(allocated: Allocated) -> ExitCode {
-    let task = Task::from_matches(&Task::command().get_matches()).unwrap_or_else(|error| error.exit());
-    if let Err(error) = init(task.log_level(), LogFormat::Json) {
-        // There is no log yet that could say it.
-        let text = format!("--log-level: {error}");
-        Flags::command().error(ErrorKind::ValueValidation, text).exit();
-    }
-    let code = match task.run(allocated) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "sandbox-sidecar ends");
-            ExitCode::FAILURE
-        }
+    let task = match Task::read(std::env::args_os().collect()) {
+        Ok(task) => task,
+        Err(error) => return error.report(),
     };
-    flush();
-    code
+    if let Err(error) = init(task.log_level(), LogFormat::Json) {
+        return ConfigError::log_level(PROGRAM, &error).report();
+    }
+    process::end(PROGRAM, task.run(allocated))
 }
 
 /// The pod's other processes must not read this one's memory, and no crash may write it to a file.
@@ -229,7 +196,7 @@ fn protect_memory() -> anyhow::Result<()> {
 
 fn run(mut flags: Flags, allocated: Allocated) -> anyhow::Result<()> {
     protect_memory()?;
-    flags.max_connections = fit_open_files(flags.max_connections);
+    flags.max_connections = fit_open_files(flags.max_connections, "--max-connections");
     let runtime = serve::runtime()?;
     let result = runtime.block_on(serve(flags, allocated));
     runtime.shutdown_background();
@@ -244,15 +211,21 @@ async fn serve(flags: Flags, allocated: Allocated) -> anyhow::Result<()> {
         key: flags.tls_key_file.clone(),
         bundle: flags.trust_bundle_file.clone(),
     };
-    let (credentials_poller, credentials) = poll_mesh(Role::Sidecar, files, flags.trust_domain.clone());
+    let identity = SandboxIdentity {
+        trust_domain: flags.trust_domain.clone(),
+        sandbox: SandboxKey {
+            namespace: flags.namespace.clone(),
+            name: flags.sandbox.clone(),
+        },
+        pod_uid: flags.pod_uid.clone(),
+    };
+    let (credentials_poller, credentials) = poll_sidecar(files, identity);
     let (policy_poller, policy) = Poller::new(
         "policy snapshot",
         vec![flags.policy_file.clone()],
         |files: Vec<Vec<u8>>| PolicySnapshot::parse(&files.concat()),
     );
     let policy_poller = policy_poller.replace_if(PolicySnapshot::may_give_way_to);
-    tokio::spawn(credentials_poller.run(POLL_PERIOD));
-    tokio::spawn(policy_poller.run(POLL_PERIOD));
 
     let health_port = health.local_addr().map_or(HEALTH_PORT, |address| address.port());
     let own_ports = OwnPorts {
@@ -263,6 +236,8 @@ async fn serve(flags: Flags, allocated: Allocated) -> anyhow::Result<()> {
     let shutdown_timeout = flags.shutdown_timeout;
     let app_probes = flags.app_probes.clone();
     let gate = Gate::new(settings(flags, own_ports), credentials, policy)?;
+    tokio::spawn(credentials_poller.on_reload(gate.on_credentials()).run(POLL_PERIOD));
+    tokio::spawn(policy_poller.on_reload(gate.on_policy()).run(POLL_PERIOD));
     let app_probes = app_probes.map(|probes| probe::runner(&probes, &own_ports, &gate.settings.framing));
     if let Some(budget) = budget {
         tokio::spawn(gate.memory().watch(budget, allocated));
@@ -278,7 +253,7 @@ async fn serve(flags: Flags, allocated: Allocated) -> anyhow::Result<()> {
     tokio::spawn(Arc::clone(&gate).serve(mesh, draining));
     tracing::info!(mesh = own_ports.mesh, health = own_ports.health, sandbox = %gate.settings.sandbox, "listening");
 
-    ended().await?;
+    EndSignals::listen()?.next().await;
     tracing::info!("draining");
     if !drain.finish(shutdown_timeout).await {
         tracing::warn!("requests were still under way when the shutdown budget ended");
@@ -290,7 +265,7 @@ async fn serve(flags: Flags, allocated: Allocated) -> anyhow::Result<()> {
 
 fn settings(flags: Flags, own_ports: OwnPorts) -> Settings {
     Settings {
-        framing: Arc::new(flags.framing()),
+        framing: Arc::new(flags.framing.limits()),
         sandbox: SandboxKey {
             namespace: flags.namespace,
             name: flags.sandbox,
@@ -310,83 +285,99 @@ fn settings(flags: Flags, own_ports: OwnPorts) -> Settings {
     }
 }
 
-/// Completes on SIGTERM or SIGINT.
-async fn ended() -> std::io::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parse(more: &[&str]) -> Result<Flags, clap::Error> {
-        let needed = [
-            "sandbox-sidecar",
-            "--namespace=a",
-            "--sandbox=b",
-            "--pod-uid=u",
-            "--router-identity=spiffe://cluster.local/ns/a/sa/r",
-            "--tls-cert-file=c",
-            "--tls-key-file=k",
-            "--trust-bundle-file=t",
-            "--policy-file=p",
-        ];
-        Flags::try_parse_from(needed.iter().chain(more)).and_then(Flags::checked)
+    const NEEDED: [&str; 8] = [
+        "--namespace=a",
+        "--sandbox=b",
+        "--pod-uid=u",
+        "--router-identity=spiffe://cluster.local/ns/a/sa/r",
+        "--tls-cert-file=c",
+        "--tls-key-file=k",
+        "--trust-bundle-file=t",
+        "--policy-file=p",
+    ];
+
+    fn read(args: &[&str]) -> Result<Task, ConfigError> {
+        Task::read([PROGRAM].iter().chain(args).map(OsString::from).collect())
     }
 
     #[test]
     fn lockdown_takes_its_own_flags_and_none_of_the_gates() {
-        let parse = |args: &[&str]| {
-            let args = ["sandbox-sidecar"].iter().chain(args);
-            Task::command()
-                .try_get_matches_from(args)
-                .and_then(|matches| Task::from_matches(&matches))
-        };
-        let ports = |args: &[&str]| match parse(args) {
+        let ports = |args: &[&str]| match read(args) {
             Ok(Task::Lockdown(flags)) => (flags.mesh_port.get(), flags.health_port.get()),
             other => panic!("{other:?}"),
         };
         assert_eq!(ports(&["lockdown"]), (14443, 14480));
         assert_eq!(ports(&["lockdown", "--mesh-port=1", "--health-port=2"]), (1, 2));
         for bad in [
-            &["lockdown", "--mesh-port=0"][..],
-            &["lockdown", "--sandbox=a"],
+            &["lockdown", "--sandbox=a"][..],
             &["lockdown", "now"],
             &["--sandbox=a", "lockdown"],
             &["open-up"],
         ] {
-            assert_eq!(parse(bad).unwrap_err().exit_code(), 2, "{bad:?}");
+            assert_eq!(read(bad).unwrap_err().exit_code(), 2, "{bad:?}");
         }
-    }
-
-    #[test]
-    fn caps_of_framing_are_what_the_flags_say_and_the_shared_defaults_otherwise() {
-        let (found, shared) = (parse(&[]).unwrap().framing(), Limits::default());
-        assert_eq!(format!("{found:?}"), format!("{shared:?}"));
-        let found = parse(&[
-            "--max-request-head-bytes=2048",
-            "--max-request-headers=7",
-            "--max-request-target-bytes=99",
-            "--request-head-timeout=1s",
-            "--idle-timeout=1m",
-        ]);
-        let found = found.unwrap().framing();
-        assert_eq!((found.head_bytes, found.headers, found.target_bytes), (2048, 7, 99));
-        assert_eq!((found.head_time.as_secs(), found.idle_time.as_secs()), (1, 60));
-    }
-
-    #[test]
-    fn caps_that_bound_nothing_or_everything_are_refused_together() {
-        let error = parse(&["--idle-timeout=0", "--max-request-headers=0"]).unwrap_err();
+        let error = read(&["lockdown", "--mesh-port=0", "--health-port", "x"]).unwrap_err();
+        assert_eq!(error.exit_code(), 64);
         let text = error.to_string();
-        assert_eq!(error.exit_code(), 2, "{text}");
+        assert!(text.contains("--mesh-port") && text.contains("--health-port"), "{text}");
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_reported_together() {
+        let error = read(&[
+            "--namespace=A",
+            "--sandbox=b",
+            "--pod-uid",
+            "/",
+            "--router-identity=spiffe://cluster.local/ns/a/sa/r",
+            "--tls-cert-file=c",
+            "--trust-bundle-file=t",
+            "--proxy-timeout=0",
+            "--max-connections=many",
+            "--idle-timeout=0",
+        ]);
+        let error = error.unwrap_err();
+        assert_eq!(error.exit_code(), 64);
+        let text = error.to_string();
+        let problems = [
+            "  - invalid value 'A' for '--namespace <NAMESPACE>': ",
+            "  - invalid value '/' for '--pod-uid <POD_UID>': ",
+            "  - invalid value '0' for '--proxy-timeout <PROXY_TIMEOUT>': must be above 0",
+            "  - invalid value 'many' for '--max-connections <MAX_CONNECTIONS>': ",
+            "  - --idle-timeout is 0s, ",
+            "  - --tls-key-file <TLS_KEY_FILE> is not given",
+            "  - --policy-file <POLICY_FILE> is not given",
+        ];
+        for problem in problems {
+            assert!(text.contains(problem), "{problem}\n{text}");
+        }
+        // And nothing else: what was given, though badly, isn't missing.
+        assert_eq!(text.lines().count(), 1 + problems.len(), "{text}");
+    }
+
+    #[test]
+    fn caps_of_framing_are_what_the_flags_say() {
+        let Ok(Task::Serve(flags)) = read(&[&NEEDED[..], &["--max-request-headers=7"]].concat()) else {
+            panic!()
+        };
+        assert_eq!(flags.framing.limits().headers, 7);
+    }
+
+    #[test]
+    fn flags_that_are_only_missing_are_wrong_usage() {
+        let error = read(&NEEDED[1..]).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("--namespace <NAMESPACE>"), "{error}");
+        // Unless more than that is wrong.
+        let error = read(&[&NEEDED[1..], &["--idle-timeout=0"]].concat()).unwrap_err();
+        assert_eq!(error.exit_code(), 64);
+        let text = error.to_string();
         assert!(
-            text.contains("--idle-timeout") && text.contains("--max-request-headers"),
+            text.contains("--namespace <NAMESPACE> is not given") && text.contains("--idle-timeout"),
             "{text}"
         );
     }

@@ -14,32 +14,38 @@ mod netlink;
 pub mod probe;
 mod relay;
 pub mod request;
+mod strangers;
 
 use crate::authorize::OwnPorts;
 use crate::dial::Door;
-use crate::metrics::Metrics;
+use crate::metrics::{File, Metrics};
+use crate::strangers::Strangers;
 use sandgate_mesh::admin::Readiness;
-use sandgate_mesh::credentials::MeshCredentials;
+use sandgate_mesh::credentials::{Credentials, MeshCredentials};
 use sandgate_mesh::drain::{DrainState, Draining};
 use sandgate_mesh::framing::Limits;
 use sandgate_mesh::identity::{PeerId, WorkloadIdentity};
-use sandgate_mesh::listener::{self, ConnectionCount, ConnectionLimits, Newcomer, Newcomers, Overflow};
+use sandgate_mesh::listener::{self, ConnectionCount, ConnectionLimits, Newcomer, Newcomers};
 use sandgate_mesh::memory::MemoryBudget;
+use sandgate_mesh::outcome::Outcome;
+use sandgate_mesh::overflow::{Overflow, Unavailable};
 use sandgate_mesh::policy::PolicySnapshot;
+use sandgate_mesh::polled::Reload;
 use sandgate_mesh::pool::LINGER;
 use sandgate_mesh::sandbox::{PodUid, SandboxKey};
+use sandgate_mesh::standing::{IdentityWatch, Unfit, fit};
 use sandgate_mesh::telemetry::LineLog;
 use sandgate_mesh::tunnel::TunnelLimits;
 use sandgate_mesh::{serve, tls};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 /// What a peer hears whose connection is one too many.
-const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 66\r\n\
-    Retry-After: 1\r\nX-Sandgate-Outcome: overloaded\r\nConnection: close\r\n\r\n{\"detail\":\"The sandbox gate has too many connections; try again.\"}";
+const TOO_MANY: &str = "The sandbox gate has too many connections; try again.";
 
 /// How much peers may make the gate hold.
 #[derive(Debug, Clone, Copy)]
@@ -93,7 +99,7 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Gate {
     pub(crate) settings: Settings,
-    credentials: watch::Receiver<Option<Arc<MeshCredentials>>>,
+    credentials: Credentials,
     pub(crate) policy: watch::Receiver<Option<Arc<PolicySnapshot>>>,
     pub(crate) door: Door,
     pub(crate) audit: Option<LineLog>,
@@ -101,8 +107,12 @@ pub struct Gate {
     memory: MemoryBudget,
     newcomers: Newcomers,
     overflow: Overflow,
+    too_many: Unavailable,
     connections: ConnectionCount,
     tls: Mutex<Option<ServerTls>>,
+    pub(crate) strangers: Strangers,
+    /// Whether the log was told that connections are refused for want of an identity, since that last changed.
+    told_of_refusals: AtomicBool,
 }
 
 /// The TLS configuration made from one set of credentials.
@@ -119,7 +129,7 @@ impl Gate {
     /// The audit log's thread or a metric couldn't be made.
     pub fn new(
         settings: Settings,
-        credentials: watch::Receiver<Option<Arc<MeshCredentials>>>,
+        credentials: Credentials,
         policy: watch::Receiver<Option<Arc<PolicySnapshot>>>,
     ) -> anyhow::Result<Arc<Self>> {
         let metrics = Metrics::new()?;
@@ -131,8 +141,11 @@ impl Gate {
             memory: MemoryBudget::default(),
             newcomers: Newcomers::new(settings.caps.handshakes),
             overflow: Overflow::default(),
+            too_many: Unavailable::new(TOO_MANY, Some(Outcome::Overloaded)),
             connections: ConnectionCount::new(settings.caps.connections),
             tls: Mutex::new(None),
+            strangers: Strangers::default(),
+            told_of_refusals: AtomicBool::new(false),
             settings,
             credentials,
             policy,
@@ -155,8 +168,8 @@ impl Gate {
         Arc::new(move || {
             if drain.has_started() {
                 Err("draining".into())
-            } else if gate.valid_credentials().is_none() {
-                Err("no valid identity".into())
+            } else if let Err(unfit) = gate.valid_credentials() {
+                Err(unfit.to_string().into())
             } else if gate.policy.borrow().is_none() {
                 Err("no policy snapshot".into())
             } else if gate.memory.is_exhausted() {
@@ -174,15 +187,31 @@ impl Gate {
         }
     }
 
-    fn valid_credentials(&self) -> Option<Arc<MeshCredentials>> {
-        self.credentials
-            .borrow()
-            .clone()
-            .filter(|credentials| credentials.valid_at(SystemTime::now()))
+    /// What counts attempts to load the files of the gate's identity.
+    pub fn on_credentials(&self) -> impl Fn(Reload) + Send + use<> {
+        self.metrics.on_reload(File::Credentials)
+    }
+
+    /// What counts attempts to load the gate's policy.
+    pub fn on_policy(&self) -> impl Fn(Reload) + Send + use<> {
+        self.metrics.on_reload(File::Policy)
+    }
+
+    fn valid_credentials(&self) -> Result<Arc<MeshCredentials>, Unfit> {
+        fit(&self.credentials, SystemTime::now())
+    }
+
+    /// Counts a connection that the gate can't prove itself on, and tells of the first.
+    fn refuse_for(&self, unfit: Unfit) {
+        self.metrics.refused.no_identity.inc();
+        if !self.told_of_refusals.swap(true, Ordering::Relaxed) {
+            tracing::warn!(reason = %unfit, "mesh connections are refused until the gate has a valid identity");
+        }
     }
 
     fn server_tls(&self) -> Option<Arc<tokio_rustls::rustls::ServerConfig>> {
-        let credentials = self.valid_credentials()?;
+        let credentials = self.valid_credentials().inspect_err(|unfit| self.refuse_for(*unfit));
+        let credentials = credentials.ok()?;
         let mut cached = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(cached) = cached.as_ref().filter(|cached| Arc::ptr_eq(&cached.from, &credentials)) {
             return Some(Arc::clone(&cached.config));
@@ -205,15 +234,20 @@ impl Gate {
     /// Serves the mesh port until the drain starts.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, mut draining: Draining) {
         let sweeper = tokio::spawn(Arc::clone(&self).sweep());
+        let identity = IdentityWatch::new(self.credentials.clone(), self.metrics.certificate_not_after.clone());
+        let gate = Arc::clone(&self);
+        let watcher = tokio::spawn(identity.run(move || gate.told_of_refusals.store(false, Ordering::Relaxed)));
         while let Some((stream, address)) = listener::accept(&listener, &mut draining).await {
             let (gate, draining, newcomer) = (Arc::clone(&self), draining.clone(), self.newcomers.enter());
             tokio::spawn(async move { Box::pin(gate.serve_connection(stream, address, newcomer, draining)).await });
         }
         sweeper.abort();
+        watcher.abort();
     }
 
     async fn sweep(self: Arc<Self>) {
         loop {
+            self.metrics.in_force(self.policy.borrow().as_deref());
             tokio::time::sleep(LINGER).await;
             self.door.sweep();
         }
@@ -231,7 +265,7 @@ impl Gate {
         let accepted = tokio::select! {
             accepted = tls::accept_mesh(stream, config) => accepted,
             () = newcomer.displaced() => {
-                self.metrics.refused_connections.inc();
+                self.metrics.refused.handshakes.inc();
                 return;
             }
             () = draining.started() => return,
@@ -254,8 +288,8 @@ impl Gate {
             self.connections.enter(address.ip())
         };
         let Some(slot) = slot else {
-            self.metrics.refused_connections.inc();
-            self.overflow.answer(stream, TOO_MANY);
+            self.metrics.refused.connections.inc();
+            self.overflow.answer(stream, &self.too_many);
             return;
         };
         let peer = Arc::new(request::Peer::new(peer, is_router, address.ip(), slot));

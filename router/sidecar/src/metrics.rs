@@ -1,7 +1,10 @@
 //! What the gate counts. No label holds anything that a caller can choose.
 
-use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
+use prometheus::core::Collector;
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use sandgate_mesh::outcome::Outcome;
+use sandgate_mesh::policy::PolicySnapshot;
+use sandgate_mesh::polled::Reload;
 
 /// The gate's counters.
 #[derive(Debug)]
@@ -10,38 +13,113 @@ pub(crate) struct Metrics {
     pub(crate) allowed: IntCounter,
     pub(crate) handshakes: IntCounter,
     pub(crate) handshake_failures: IntCounter,
-    pub(crate) refused_connections: IntCounter,
+    pub(crate) refused: RefusedConnections,
+    pub(crate) certificate_not_after: IntGauge,
+    policy_epoch: IntGauge,
+    policy_counter: IntGauge,
+    reloads: IntCounterVec,
     outcomes: IntCounterVec,
+}
+
+/// Connections that nothing was said on, by reason.
+#[derive(Debug)]
+pub(crate) struct RefusedConnections {
+    /// So many others were in their handshake that the oldest of them had to go.
+    pub(crate) handshakes: IntCounter,
+    /// The caps on open connections, in all and from one address.
+    pub(crate) connections: IntCounter,
+    /// The gate itself has no identity that counts now.
+    pub(crate) no_identity: IntCounter,
+}
+
+/// Files that the gate follows, as metrics name them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum File {
+    Credentials,
+    Policy,
+}
+
+impl File {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Credentials => "credentials",
+            Self::Policy => "policy",
+        }
+    }
 }
 
 impl Metrics {
     pub(crate) fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
-        let counter = |name: &str, help: &str| -> prometheus::Result<IntCounter> {
-            let counter = IntCounter::new(name, help)?;
-            registry.register(Box::new(counter.clone()))?;
-            Ok(counter)
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            registered(&registry, IntCounterVec::new(Opts::new(name, help), labels)?)
         };
-        let outcomes = IntCounterVec::new(
-            Opts::new(
-                "sandgate_sidecar_refusals_total",
-                "Requests the gate answered itself, by reason.",
-            ),
+        let counter = |name: &str, help: &str| registered(&registry, IntCounter::new(name, help)?);
+        let gauge = |name: &str, help: &str| registered(&registry, IntGauge::new(name, help)?);
+        let refused = counters(
+            "sandgate_sidecar_refused_connections_total",
+            "Connections over a cap, or while the gate has no valid identity, by reason.",
             &["reason"],
         )?;
-        let metrics = Self {
+        let refused = |reason| refused.with_label_values(&[reason]);
+        Ok(Self {
             allowed: counter("sandgate_sidecar_allowed_total", "Requests that the policy allowed.")?,
             handshakes: counter("sandgate_sidecar_handshakes_total", "Mesh connections accepted.")?,
             handshake_failures: counter("sandgate_sidecar_handshake_failures_total", "Mesh handshakes refused.")?,
-            refused_connections: counter("sandgate_sidecar_refused_connections_total", "Connections over a cap.")?,
-            outcomes: outcomes.clone(),
+            refused: RefusedConnections {
+                handshakes: refused("handshakes"),
+                connections: refused("connections"),
+                no_identity: refused("no-identity"),
+            },
+            certificate_not_after: gauge(
+                "sandgate_sidecar_certificate_not_after_seconds",
+                "End of the gate's certificate, in seconds since 1970; 0 without one.",
+            )?,
+            policy_epoch: gauge(
+                "sandgate_sidecar_policy_generation_epoch",
+                "Epoch of the policy snapshot in force; 0 without one.",
+            )?,
+            policy_counter: gauge(
+                "sandgate_sidecar_policy_generation_counter",
+                "Counter, within its epoch, of the policy snapshot in force; 0 without one.",
+            )?,
+            reloads: counters(
+                "sandgate_sidecar_reloads_total",
+                "Attempts to load changed files, by file and outcome.",
+                &["file", "outcome"],
+            )?,
+            outcomes: counters(
+                "sandgate_sidecar_refusals_total",
+                "Requests the gate answered itself, by reason.",
+                &["reason"],
+            )?,
             registry: registry.clone(),
-        };
-        registry.register(Box::new(outcomes))?;
-        Ok(metrics)
+        })
     }
 
     pub(crate) fn count(&self, outcome: Outcome) {
         self.outcomes.with_label_values(&[outcome.as_str()]).inc();
     }
+
+    /// What counts attempts to load `file`. They are there with 0 from the first.
+    pub(crate) fn on_reload(&self, file: File) -> impl Fn(Reload) + Send + use<> {
+        let counter = |outcome: Reload| self.reloads.with_label_values(&[file.as_str(), outcome.as_str()]);
+        let (success, failure) = (counter(Reload::Success), counter(Reload::Failure));
+        move |outcome| match outcome {
+            Reload::Success => success.inc(),
+            Reload::Failure => failure.inc(),
+        }
+    }
+
+    pub(crate) fn in_force(&self, policy: Option<&PolicySnapshot>) {
+        let generation = policy.map(PolicySnapshot::generation);
+        let [epoch, counter] = generation.map_or([0, 0], |found| [found.epoch, found.counter]);
+        self.policy_epoch.set(i64::try_from(epoch).unwrap_or(i64::MAX));
+        self.policy_counter.set(i64::try_from(counter).unwrap_or(i64::MAX));
+    }
+}
+
+fn registered<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> prometheus::Result<C> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
 }

@@ -5,7 +5,7 @@ use crate::Gate;
 use crate::authorize::Permit;
 use crate::dial::Key;
 use crate::request::{INTERNAL, Peer, Refused, Return};
-use http::{Request, Response, StatusCode, Version};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -18,6 +18,7 @@ use sandgate_mesh::headers::{Upgrade, cross_hop, names_too_much, strip_ours};
 use sandgate_mesh::outcome::Outcome;
 use sandgate_mesh::pool::Lease;
 use sandgate_mesh::sandbox::SandboxName;
+use sandgate_mesh::telemetry::chain;
 use sandgate_mesh::tunnel;
 use std::io;
 use std::sync::Arc;
@@ -41,6 +42,7 @@ pub(crate) async fn relay(
     caller: &Arc<Caller>,
     mut request: Box<Request<Incoming>>,
     switch: Option<Switch>,
+    request_id: Option<&HeaderValue>,
 ) -> Result<Response<Answer<Return>>, Refused> {
     let client = switch.is_some().then(|| hyper::upgrade::on(&mut *request));
     let (head, body) = request.into_parts();
@@ -50,18 +52,23 @@ pub(crate) async fn relay(
     let (lease, mut response) = exchange(gate, permit, caller, Box::new(Request::from_parts(head, body))).await?;
 
     if names_too_much(response.headers()) {
-        tracing::warn!("the app's Connection or Trailer header is too long; its answer was dropped");
-        return Err(could_not_connect(&gate.settings.sandbox.name, Outcome::BadAnswer));
+        let refused = could_not_connect(&gate.settings.sandbox.name, Outcome::BadAnswer);
+        return Err(refused.because("its Connection or Trailer header is too long"));
     }
     strip_ours(response.headers_mut());
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let answered = |switch: &Switch| switch.upgrade.is_answered_by(response.headers());
         let (Some(switch), Some(client)) = (switch.filter(answered), client) else {
-            return Err(unasked_upgrade(gate));
+            let refused = could_not_connect(&gate.settings.sandbox.name, Outcome::BadAnswer);
+            return Err(refused.because("it switched protocols as nobody asked"));
         };
         return tunnel_through(gate, switch, client, response, lease);
     }
-    Ok(finish(gate, lease, response, watch))
+    let back = Return {
+        lease,
+        request_id: request_id.cloned(),
+    };
+    Ok(finish(gate, back, response, watch))
 }
 
 /// Joins client and app once both have switched.
@@ -98,13 +105,13 @@ fn tunnel_through(
 
 fn finish(
     gate: &Gate,
-    lease: Lease<Key>,
+    back: Return,
     mut response: Response<Incoming>,
     watch: Option<Arc<UploadWatch>>,
 ) -> Response<Answer<Return>> {
     cross_hop(response.headers_mut(), None);
     *response.version_mut() = Version::HTTP_11;
-    response.map(|body| Answer::relay(body, gate.settings.proxy_timeout, watch, Return(lease)))
+    response.map(|body| Answer::relay(body, gate.settings.proxy_timeout, watch, back))
 }
 
 /// Sends the request on a kept connection, or on a new one where the kept one turns out to be closed and nothing of the
@@ -142,11 +149,12 @@ async fn exchange(
 }
 
 fn no_connection(error: &io::Error, name: &SandboxName) -> Refused {
-    if error.kind() == io::ErrorKind::TimedOut {
+    let refused = if error.kind() == io::ErrorKind::TimedOut {
         timed_out(name)
     } else {
         could_not_connect(name, Outcome::Dial)
-    }
+    };
+    refused.because(format!("can't connect: {}", chain(error)))
 }
 
 fn could_not_connect(name: &SandboxName, outcome: Outcome) -> Refused {
@@ -165,14 +173,8 @@ fn timed_out(name: &SandboxName) -> Refused {
     )
 }
 
-fn unasked_upgrade(gate: &Gate) -> Refused {
-    tracing::warn!("the app switched protocols as nobody asked; its answer was dropped");
-    could_not_connect(&gate.settings.sandbox.name, Outcome::BadAnswer)
-}
-
 fn explain(error: &ExchangeError, name: &SandboxName) -> Refused {
-    tracing::debug!(%error, "no answer from the app");
-    match error {
+    let refused = match error {
         ExchangeError::NotSent(_) | ExchangeError::Broken(_) => could_not_connect(name, Outcome::Broken),
         ExchangeError::Malformed(_) => could_not_connect(name, Outcome::BadAnswer),
         ExchangeError::TimedOut => timed_out(name),
@@ -193,5 +195,6 @@ fn explain(error: &ExchangeError, name: &SandboxName) -> Refused {
         ExchangeError::Upload(BodyError::Broken) => {
             Refused::new(StatusCode::INTERNAL_SERVER_ERROR, Outcome::Upload, INTERNAL)
         }
-    }
+    };
+    refused.because(chain(error))
 }

@@ -11,10 +11,10 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use sandgate_mesh::body::{Answer, BodyEnd, detail, discard};
+use sandgate_mesh::body::{Answer, BodyEnd, Ending, detail, discard};
 use sandgate_mesh::caller::Caller;
 use sandgate_mesh::contract::{
-    TRACEPARENT, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_SANDBOX_PORT, X_SANDGATE_CALLER,
+    TRACEPARENT, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, X_SANDBOX_PORT, X_SANDGATE_CALLER,
     X_SANDGATE_OUTCOME,
 };
 use sandgate_mesh::drain::Draining;
@@ -48,12 +48,17 @@ pub struct Peer {
 
 /// Gives the app's connection back once its answer is through.
 #[derive(Debug)]
-pub struct Return(pub(crate) Lease<Key>);
+pub struct Return {
+    pub(crate) lease: Lease<Key>,
+    pub(crate) request_id: Option<HeaderValue>,
+}
 
 impl BodyEnd for Return {
-    fn ended(self, complete: bool, _bytes: u64) {
-        if complete {
-            self.0.give_back();
+    fn ended(self, ending: Ending, bytes: u64) {
+        match ending {
+            Ending::Complete => self.lease.give_back(),
+            Ending::Broken(error) => audit::broke_off(self.request_id.as_ref(), error, bytes),
+            Ending::Unread => {}
         }
     }
 }
@@ -64,6 +69,8 @@ pub(crate) struct Refused {
     pub(crate) status: StatusCode,
     pub(crate) detail: String,
     pub(crate) outcome: Outcome,
+    /// What the log is told beside, and the caller isn't.
+    pub(crate) cause: Option<String>,
 }
 
 impl Refused {
@@ -72,7 +79,14 @@ impl Refused {
             status,
             detail: detail.into(),
             outcome,
+            cause: None,
         }
+    }
+
+    /// The same, with what the log is told of why.
+    pub(crate) fn because(mut self, cause: impl Into<String>) -> Self {
+        self.cause = Some(cause.into());
+        self
     }
 
     fn into_response(self) -> Response<Full<Bytes>> {
@@ -80,7 +94,10 @@ impl Refused {
         response
             .headers_mut()
             .insert(X_SANDGATE_OUTCOME, self.outcome.to_header());
-        if matches!(self.outcome, Outcome::NotReady | Outcome::Overloaded) {
+        if matches!(
+            self.outcome,
+            Outcome::NotReady | Outcome::PeerExpired | Outcome::Overloaded
+        ) {
             response
                 .headers_mut()
                 .insert(RETRY_AFTER, HeaderValue::from_static("1"));
@@ -119,7 +136,10 @@ impl Peer {
         let bad = |text: &str| Refused::new(StatusCode::BAD_REQUEST, Outcome::Malformed, text);
         let assertion = only(request.headers(), &X_SANDGATE_CALLER).map_err(|_| bad("Repeated caller assertion."))?;
         match (&self.direct, assertion) {
-            (Some(_), Some(_)) => Err(bad("Only a router may assert a caller.")),
+            (Some(_), Some(_)) => {
+                let text = "Only a router may assert a caller.";
+                Err(Refused::new(StatusCode::BAD_REQUEST, Outcome::NotARouter, text))
+            }
             (Some(direct), None) => Ok(Arc::clone(direct)),
             (None, None) => Err(bad("A router must assert the caller.")),
             (None, Some(assertion)) => self
@@ -174,7 +194,7 @@ async fn pass(
         audit::unread(gate, peer, Some(&request), text);
         return Err(reject(
             request,
-            Refused::new(StatusCode::SERVICE_UNAVAILABLE, Outcome::NotReady, text),
+            Refused::new(StatusCode::SERVICE_UNAVAILABLE, Outcome::PeerExpired, text),
         )
         .await);
     };
@@ -189,6 +209,9 @@ async fn pass(
         Ok(parsed) => parsed,
         Err(refused) => {
             audit::unread(gate, peer, Some(&request), &refused.detail);
+            if refused.outcome == Outcome::NotARouter {
+                gate.strangers.tell(&peer.id, &gate.settings.routers);
+            }
             return Err(reject(request, refused).await);
         }
     };
@@ -229,7 +252,10 @@ async fn pass(
         remaining,
         draining,
     });
-    relay::relay(gate, &permit, &parsed.caller, request, upgrade).await
+    let request_id = request.headers().get(X_REQUEST_ID).cloned();
+    relay::relay(gate, &permit, &parsed.caller, request, upgrade, request_id.as_ref())
+        .await
+        .inspect_err(|refused| audit::unanswered(gate, parsed.port, request_id.as_ref(), refused))
 }
 
 /// Takes a bounded rest of the body first, or closing the connection could overtake the answer.

@@ -1,7 +1,7 @@
 //! Where a run keeps its files, and how an interactive user finds them.
 
-use anyhow::Context;
-use std::fs;
+use anyhow::{Context, bail};
+use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -58,28 +58,36 @@ impl Drop for Folder {
     }
 }
 
-/// A link to a folder at a place that `tests/cluster/exec` knows. The newest run has it.
+/// A link to a folder at a place that `tests/cluster/exec` knows. One run at a time has it.
 #[derive(Debug)]
 pub(crate) struct KeptLink {
     link: PathBuf,
-    target: PathBuf,
+    // Held as long as the link is ours. The kernel lets go of it when this process ends, however it ends.
+    _lock: File,
 }
 
 impl KeptLink {
     pub(crate) fn new(link: &Path, folder: &Folder) -> anyhow::Result<Self> {
+        let lock = link.with_extension("lock");
+        let lock = File::create(&lock).with_context(|| format!("making {}", lock.display()))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => bail!(
+                "another run keeps its cluster{}: end that one first, or run without --keep",
+                fs::read_link(link).map_or(String::new(), |kept| format!(" in {}", kept.display()))
+            ),
+            Err(TryLockError::Error(error)) => return Err(error).context("locking the place of the kept cluster"),
+        }
+        // Of a run that was killed.
         let _ = fs::remove_file(link);
         symlink(folder.path(), link).with_context(|| format!("linking {}", link.display()))?;
-        Ok(Self {
-            link: link.to_owned(),
-            target: folder.path().to_owned(),
-        })
+        let link = link.to_owned();
+        Ok(Self { link, _lock: lock })
     }
 }
 
 impl Drop for KeptLink {
     fn drop(&mut self) {
-        if fs::read_link(&self.link).is_ok_and(|target| target == self.target) {
-            let _ = fs::remove_file(&self.link);
-        }
+        let _ = fs::remove_file(&self.link);
     }
 }

@@ -35,7 +35,7 @@ struct Options {
     #[arg(long, value_name = "FILE")]
     kube_apiserver: PathBuf,
 
-    /// Leaves both running after the command, until a signal comes, and links their folder here
+    /// Leaves both running after the command, until a signal comes, and links their folder here. One run at a time can
     #[arg(long, value_name = "LINK")]
     keep: Option<PathBuf>,
 
@@ -93,6 +93,9 @@ fn failed(error: &anyhow::Error) -> ExitCode {
 async fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let folder = Folder::new()?;
+    // First of all: who can't have it needn't wait for a server.
+    let kept = options.keep.as_ref().map(|link| KeptLink::new(link, &folder));
+    let kept = kept.transpose()?;
     let programs = Programs {
         etcd: &options.etcd,
         kube_apiserver: &options.kube_apiserver,
@@ -109,8 +112,8 @@ async fn run(options: &Options) -> anyhow::Result<ExitCode> {
         let tail = servers.log_tail(LOG_TAIL_LINES);
         eprintln!("\nthe end of the API server's log:\n{tail}");
     }
-    if let Some(link) = &options.keep {
-        keep(link, &folder, &mut servers).await?;
+    if kept.is_some() {
+        keep(&mut servers).await?;
     }
     Ok(ExitCode::from(code))
 }
@@ -155,8 +158,7 @@ impl Drop for Running {
 }
 
 /// Waits as long as the servers run; a signal ends the wait from outside.
-async fn keep(link: &Path, folder: &Folder, servers: &mut Servers) -> anyhow::Result<()> {
-    let _link = KeptLink::new(link, folder)?;
+async fn keep(servers: &mut Servers) -> anyhow::Result<()> {
     eprintln!("kept until Ctrl-C; in another terminal: tests/cluster/exec kubectl get namespaces");
     loop {
         servers.check()?;

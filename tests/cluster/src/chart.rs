@@ -64,6 +64,11 @@ impl Chart {
         policies
     }
 
+    /// What the injector's program is started with.
+    pub fn arguments(&self) -> Vec<String> {
+        arguments(&self.objects)
+    }
+
     /// How the injector is configured that the chart installs, from the flags that it gets.
     pub fn config(&self) -> &Config {
         &self.config
@@ -175,6 +180,15 @@ pub fn sandbox_pod(name: &str) -> Value {
     })
 }
 
+fn arguments(objects: &[Value]) -> Vec<String> {
+    let injector = objects
+        .iter()
+        .find(|object| object["kind"] == "Deployment" && object["metadata"]["name"] == "sandgate-injector")
+        .expect("a Deployment of the injector");
+    let arguments = &injector["spec"]["template"]["spec"]["containers"][0]["args"];
+    serde_json::from_value(arguments.clone()).unwrap()
+}
+
 /// The injector's own reading of the flags in the rendered Deployment.
 fn config(objects: &[Value]) -> Config {
     #[derive(Parser)]
@@ -183,17 +197,7 @@ fn config(objects: &[Value]) -> Config {
         #[command(flatten)]
         serve: ServeFlags,
     }
-    let injector = objects
-        .iter()
-        .find(|object| object["kind"] == "Deployment" && object["metadata"]["name"] == "sandgate-injector")
-        .expect("a Deployment of the injector");
-    let arguments = injector["spec"]["template"]["spec"]["containers"][0]["args"]
-        .as_array()
-        .unwrap();
-    let mut arguments: Vec<_> = arguments
-        .iter()
-        .map(|argument| argument.as_str().unwrap().to_owned())
-        .collect();
+    let mut arguments = arguments(objects);
     assert_eq!(arguments.remove(0), "serve");
     // A pod has it in its environment.
     arguments.push(format!("--own-namespace={OWN_NAMESPACE}"));

@@ -5,7 +5,9 @@ use crate::{Namespace, until};
 use serde_json::{Value, json};
 use std::cell::{Ref, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 use tokio::task::{JoinHandle, spawn_local};
+use tokio::time::Instant;
 
 /// Whether a stored pod has its gate first.
 pub fn has_gate(pod: &Value) -> bool {
@@ -15,6 +17,7 @@ pub fn has_gate(pod: &Value) -> bool {
 /// Creates sandbox pods one after the other until it is stopped.
 pub struct Creations {
     made: Rc<RefCell<Vec<Result<Value, String>>>>,
+    answered: Rc<RefCell<Vec<Instant>>>,
     task: JoinHandle<()>,
 }
 
@@ -22,16 +25,18 @@ impl Creations {
     /// Starts creating.
     pub fn start(namespace: &Namespace) -> Self {
         let (made, namespace) = (Rc::<RefCell<Vec<_>>>::default(), namespace.clone());
-        let results = Rc::clone(&made);
+        let answered = Rc::<RefCell<Vec<_>>>::default();
+        let (results, times) = (Rc::clone(&made), Rc::clone(&answered));
         let task = spawn_local(async move {
             let mut pod = sandbox_pod("");
             pod["metadata"] = json!({"generateName": "loop-", "labels": pod["metadata"]["labels"]});
             loop {
                 let answer = namespace.create(&pod).await;
+                times.borrow_mut().push(Instant::now());
                 results.borrow_mut().push(answer.map_err(|status| status.message));
             }
         });
-        Self { made, task }
+        Self { made, answered, task }
     }
 
     /// What came of each so far: the stored pod, or why there is none.
@@ -42,6 +47,17 @@ impl Creations {
     /// How many were answered.
     pub fn count(&self) -> usize {
         self.made().len()
+    }
+
+    /// How many failed, and the time from the first that did to the first success after the last that did.
+    pub fn outage(&self) -> (usize, Duration) {
+        let (made, answered) = (self.made(), self.answered.borrow());
+        let failed = |made: &Result<Value, String>| made.is_err();
+        let Some((first, last)) = made.iter().position(failed).zip(made.iter().rposition(failed)) else {
+            return (0, Duration::ZERO);
+        };
+        let end = answered.get(last + 1).copied().unwrap_or_else(Instant::now);
+        (made.iter().filter(|made| failed(made)).count(), end - answered[first])
     }
 
     /// Waits for some more.

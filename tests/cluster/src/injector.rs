@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 /// The name of the webhook's Service and configurations.
 const NAME: &str = "sandgate-injector";
 /// The injector's ServiceAccount.
-const ACCOUNT: &str = "sandbox-injector";
+pub(crate) const ACCOUNT: &str = "sandbox-injector";
 
 /// What of the chart the injector needs besides its webhook configurations: its rights, and its empty Secret.
 const NEEDED: [&str; 5] = ["ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "Secret"];
@@ -76,6 +76,11 @@ impl System {
         let objects = in_namespace(&self.namespace, &objects);
         apply(self.namespace.cluster(), &objects).await;
         objects
+    }
+
+    /// The chart's admission policies, for the injector of this namespace.
+    pub fn policies(&self, chart: &Chart) -> Vec<Value> {
+        in_namespace(&self.namespace, &chart.policies())
     }
 
     /// Starts a replica that is configured as the chart does it, save for what a test changes.

@@ -17,6 +17,7 @@ mod identity;
 pub mod injector;
 pub mod inventory;
 mod namespace;
+pub mod process;
 pub mod runner;
 pub mod service;
 pub mod upstream;

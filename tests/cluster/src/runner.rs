@@ -112,6 +112,12 @@ async fn run_all(tests: &[Test]) -> usize {
     failed
 }
 
+/// Tells a figure beside a test's verdict: what a developer may want to know and no machine can promise.
+pub fn note(text: &str) {
+    let name = RUNNING.try_with(|test| *test).unwrap_or("a task of a test");
+    println!("       {name}: {text}");
+}
+
 async fn run_list(cluster: &Cluster, mut waiting: VecDeque<Test>, at_a_time: usize) -> usize {
     let (mut running, mut failed) = (JoinSet::new(), 0);
     loop {

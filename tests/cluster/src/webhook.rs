@@ -21,23 +21,33 @@ use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 /// From an `AdmissionReview`'s request to its response, without the `uid`.
 type Answering = dyn Fn(&Value) -> Value + Send + Sync;
+/// The requests so far; none where nobody will ask.
+type Seen = Option<Arc<Mutex<Vec<Value>>>>;
 
 /// A webhook that answers every path. It is down when dropped.
 pub struct StubWebhook {
     address: SocketAddr,
     ca_pem: String,
-    seen: Arc<Mutex<Vec<Value>>>,
+    seen: Seen,
     serving: JoinHandle<()>,
 }
 
 impl StubWebhook {
     /// Starts one that answers each request with what `answer` makes of it.
     pub async fn start(answer: impl Fn(&Value) -> Value + Send + Sync + 'static) -> Self {
+        Self::with(Arc::new(answer), Some(Arc::default())).await
+    }
+
+    /// Starts one that allows everything and remembers nothing: the least that a webhook costs.
+    pub async fn empty() -> Self {
+        Self::with(Arc::new(|_| json!({"allowed": true})), None).await
+    }
+
+    async fn with(answer: Arc<Answering>, seen: Seen) -> Self {
         let (tls, ca_pem) = certificates();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let seen = Arc::default();
-        let serving = tokio::spawn(serve(listener, tls, Arc::new(answer), Arc::clone(&seen)));
+        let serving = tokio::spawn(serve(listener, tls, answer, seen.clone()));
         Self {
             address,
             ca_pem,
@@ -58,7 +68,8 @@ impl StubWebhook {
 
     /// The requests of all reviews so far.
     pub fn seen(&self) -> Vec<Value> {
-        self.seen.lock().unwrap().clone()
+        let seen = self.seen.as_ref().expect("an empty webhook remembers nothing");
+        seen.lock().unwrap().clone()
     }
 
     /// Stops listening and ends all connections, and returns when that is done.
@@ -81,20 +92,20 @@ impl Drop for StubWebhook {
     }
 }
 
-async fn serve(listener: TcpListener, tls: TlsAcceptor, answer: Arc<Answering>, seen: Arc<Mutex<Vec<Value>>>) {
+async fn serve(listener: TcpListener, tls: TlsAcceptor, answer: Arc<Answering>, seen: Seen) {
     // Dropped with this task, so that no connection outlives the webhook.
     let mut connections = tokio::task::JoinSet::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             return;
         };
-        let (tls, answer, seen) = (tls.clone(), Arc::clone(&answer), Arc::clone(&seen));
+        let (tls, answer, seen) = (tls.clone(), Arc::clone(&answer), seen.clone());
         connections.spawn(async move {
             // The API server looks whether anybody listens, and closes.
             let Ok(stream) = tls.accept(stream).await else {
                 return;
             };
-            let service = service_fn(|request| review(request, &*answer, &seen));
+            let service = service_fn(|request| review(request, &*answer, seen.as_deref()));
             let _ = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
@@ -105,7 +116,7 @@ async fn serve(listener: TcpListener, tls: TlsAcceptor, answer: Arc<Answering>, 
 async fn review(
     request: Request<Incoming>,
     answer: &Answering,
-    seen: &Mutex<Vec<Value>>,
+    seen: Option<&Mutex<Vec<Value>>>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let body = request
         .into_body()
@@ -116,7 +127,7 @@ async fn review(
     let review: Value = serde_json::from_slice(&body).expect("the API server sends JSON");
     let request = &review["request"];
     let mut response = answer(request);
-    seen.lock().unwrap().push(request.clone());
+    seen.inspect(|seen| seen.lock().unwrap().push(request.clone()));
     response["uid"] = request["uid"].clone();
     let review = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response});
     Ok(Response::new(Full::new(serde_json::to_vec(&review).unwrap().into())))

@@ -109,7 +109,7 @@ fn rows() -> Vec<Row> {
 }
 
 /// The pod with an init container and a sidecar of its own beside the app.
-fn base() -> Value {
+pub(crate) fn base() -> Value {
     let mut pod = sandbox_pod("sandbox");
     pod["spec"]["initContainers"] = json!([
         {"name": "prepare", "image": "app.example/app:1"},
@@ -141,7 +141,7 @@ fn made_of(row: &Row) -> Vec<Value> {
 }
 
 /// The pod with its gate, although the injector denies it: as if somebody else had put it there.
-fn with_gate(chart: &Chart, pod: &Value) -> Value {
+pub(crate) fn with_gate(chart: &Chart, pod: &Value) -> Value {
     let example = chart.injected(&sandbox_pod("example"));
     let mut pod = pod.clone();
     let parts = |list: &str| example["spec"][list].as_array().unwrap().clone();
@@ -166,7 +166,7 @@ fn with_gate(chart: &Chart, pod: &Value) -> Value {
 }
 
 /// Whether the API server's policy refused it with one of these sentences. Otherwise it wasn't valid anyway.
-fn refused_by_policy(what: &str, answer: Answer, policy: &str, sentences: &[&str]) -> bool {
+pub(crate) fn refused_by_policy(what: &str, answer: Answer, policy: &str, sentences: &[&str]) -> bool {
     let status = answer.err().unwrap_or_else(|| panic!("admitted: {what}"));
     if status.message.contains(policy) {
         let told = sentences.iter().any(|sentence| status.message.contains(sentence));

@@ -4,6 +4,8 @@ use sandgate_cluster_tests::admission::at_address;
 use sandgate_cluster_tests::webhook::StubWebhook;
 use sandgate_cluster_tests::{Cluster, documents, runner::Test, tests};
 use serde_json::{Value, json};
+use std::fs::{self, File};
+use std::process::Command;
 
 pub(crate) const TESTS: &[Test] = tests![
     a_webhook_on_loopback_decides_for_its_namespace_alone,
@@ -12,6 +14,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_service_account_may_do_what_it_was_granted_and_no_more,
     a_node_may_create_a_mirror_pod_of_its_own_and_of_no_other,
     yaml_documents_are_applied_by_discovery,
+    a_kept_cluster_is_not_forgotten_for_another,
 ];
 
 /// A webhook configuration as a chart renders it.
@@ -159,4 +162,40 @@ async fn yaml_documents_are_applied_by_discovery(cluster: Cluster) {
     cluster.apply_all(&objects).await;
     cluster.delete(&objects[0]).await.unwrap();
     assert!(cluster.get(&objects[0]).await.unwrap_err().is_not_found());
+}
+
+/// Two terminals, each with `--keep`: the second would take the first one's place, and leave it running with no name.
+async fn a_kept_cluster_is_not_forgotten_for_another(_: Cluster) {
+    let folder = std::env::temp_dir().join(format!("sandgate-kept-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let (link, first) = (folder.join("kept"), folder.join("first"));
+    std::os::unix::fs::symlink(&first, &link).unwrap();
+    let second = || {
+        // It looks for its servers after that.
+        let mut command = Command::new(std::env::current_exe().unwrap().with_file_name("with-api-server"));
+        command.args([
+            "--etcd",
+            "/nowhere/etcd",
+            "--kube-apiserver",
+            "/nowhere/kube-apiserver",
+            "--keep",
+        ]);
+        let done = command.arg(&link).output().unwrap();
+        assert!(!done.status.success());
+        String::from_utf8(done.stderr).unwrap()
+    };
+    let lock = File::create(folder.join("kept.lock")).unwrap();
+    lock.lock().unwrap();
+    let told = second();
+    assert!(
+        told.contains("another run keeps its cluster in ") && told.contains("/first"),
+        "{told}"
+    );
+    assert_eq!(fs::read_link(&link).unwrap(), first);
+    // When that one has ended, even by a crash, the place is free.
+    drop(lock);
+    let told = second();
+    assert!(told.contains("etcd isn't there"), "{told}");
+    assert!(fs::read_link(&link).is_err(), "it takes its link away");
+    fs::remove_dir_all(&folder).unwrap();
 }

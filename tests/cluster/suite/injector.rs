@@ -8,7 +8,7 @@ use sandgate_cluster_tests::injector::{Replica, System};
 use sandgate_cluster_tests::service::Service;
 use sandgate_cluster_tests::upstream::{pod_of, sandbox};
 use sandgate_cluster_tests::webhook::StubWebhook;
-use sandgate_cluster_tests::{Cluster, Namespace, runner::Test, tests, until};
+use sandgate_cluster_tests::{Cluster, Namespace, runner::Test, runner::note, tests, until};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -31,7 +31,11 @@ const OPTED_IN: &[(&str, &str)] = &[("sandgate.dev/inject", "enabled")];
 /// One replica behind the webhook configurations, in force.
 async fn serving(system: &System, sandboxes: &Namespace) -> Replica {
     let chart = Chart::render(&[]);
-    let replica = system.start(&chart, |_, timing| timing.settle = Duration::from_secs(3));
+    let replica = system.start(&chart, |_, timing| {
+        timing.settle = Duration::from_secs(3);
+        // What is put right is put right since the watch says so, not since it is looked at now and then.
+        timing.resync = Duration::from_secs(24 * 3600);
+    });
     system.configure(&chart, replica.webhook.port()).await;
     sandboxes.until_admitted(&sandbox_pod("until"), has_gate).await;
     replica
@@ -341,6 +345,11 @@ async fn a_ca_bundle_that_somebody_emptied_is_filled_at_once(cluster: Cluster) {
                 ),
             }
         }
+        let (failed, outage) = creations.outage();
+        note(&format!(
+            "{failed} creations were refused, for {} ms",
+            outage.as_millis()
+        ));
     }
 }
 

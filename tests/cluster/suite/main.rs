@@ -9,12 +9,16 @@ mod admission_policy_networks;
 mod admission_policy_shape;
 mod admission_policy_tampering;
 mod admission_policy_updates;
+mod admission_policy_ways;
 mod api_server;
+mod bursts;
 mod chart_release;
 mod harness;
+mod helm_test;
 mod injector;
 mod injector_guard;
 mod network_policy;
+mod rollout;
 mod upstream;
 mod upstream_examples;
 
@@ -28,12 +32,16 @@ fn main() -> ExitCode {
         admission_policy_shape::TESTS,
         admission_policy_tampering::TESTS,
         admission_policy_updates::TESTS,
+        admission_policy_ways::TESTS,
         api_server::TESTS,
+        bursts::TESTS,
         chart_release::TESTS,
         harness::TESTS,
+        helm_test::TESTS,
         injector::TESTS,
         injector_guard::TESTS,
         network_policy::TESTS,
+        rollout::TESTS,
         upstream::TESTS,
         upstream_examples::TESTS,
     ])

@@ -18,6 +18,7 @@
 //! refuse first, and must ask [`refusal`] about every request before anything else.
 
 mod body;
+mod flags;
 mod gate;
 mod head;
 mod request;
@@ -25,6 +26,7 @@ mod response;
 #[cfg(test)]
 mod tests;
 
+pub use flags::LimitFlags;
 pub use request::{PassThrough, RequestGuard, judge_request_bytes, refusal};
 pub use response::{ExpectResponse, ResponseGuard, judge_response_bytes};
 

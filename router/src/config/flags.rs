@@ -1,0 +1,148 @@
+//! The router's flags, as clap reads and explains them.
+
+use super::StaticSandbox;
+use clap::{ArgAction, Parser, ValueEnum};
+use sandgate_mesh::contract::DEFAULT_TRUST_DOMAIN;
+use sandgate_mesh::duration;
+use sandgate_mesh::framing::LimitFlags;
+use sandgate_mesh::identity::TrustDomain;
+use sandgate_mesh::listener::parse_address;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The variables without a flag, for the help.
+const VARIABLES: &str = "Variables without a flag:
+  WEBSOCKET_IDLE_TIMEOUT_SECONDS
+          Longest silence on an upgraded connection; 0 for no limit [default: 3600]
+  WEBSOCKET_MAX_LIFETIME_SECONDS
+          Longest life of an upgraded connection; 0 for no limit [default: 86400]";
+
+/// Whether requests go through the sandbox's gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Mesh {
+    /// Only through the gate, over mTLS.
+    Required,
+    /// Plain HTTP straight to the app, for clusters without gates.
+    Off,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum AuthzMode {
+    AllowAll,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum MtlsFlag {
+    Off,
+    Optional,
+    Required,
+}
+
+/// Forwards HTTP requests to agent-sandbox sandboxes, through each sandbox's own gate.
+///
+/// A choice about callers is needed: `--auth-token` (or `ROUTER_AUTH_TOKEN`), or `--authz-mode=allow-all` (or
+/// `ALLOW_UNAUTHENTICATED_ROUTER=true`).
+#[derive(Debug, Parser)]
+#[command(name = "sandbox-router", version, no_binary_name = true, args_override_self = true, after_help = VARIABLES)]
+#[expect(clippy::doc_markdown, reason = "clap prints these comments as they stand")]
+pub(super) struct Flags {
+    /// Address of the HTTP listener.
+    #[arg(long, default_value = ":8080", value_parser = parse_address)]
+    pub(super) http_bind_address: SocketAddr,
+    /// Address of the HTTPS listener; empty for none.
+    #[arg(long, default_value = "")]
+    pub(super) https_bind_address: String,
+    /// Address of the metrics listener.
+    #[arg(long, default_value = ":9090", value_parser = parse_address)]
+    pub(super) metrics_bind_address: SocketAddr,
+    /// Address of the health listener.
+    #[arg(long, default_value = ":8081", value_parser = parse_address)]
+    pub(super) health_probe_bind_address: SocketAddr,
+    /// PEM file with the HTTPS listener's certificate chain; polled.
+    #[arg(long)]
+    pub(super) tls_cert_file: Option<PathBuf>,
+    /// PEM file with its private key.
+    #[arg(long)]
+    pub(super) tls_key_file: Option<PathBuf>,
+    /// PEM file with the roots that client certificates are verified under; polled.
+    #[arg(long)]
+    pub(super) tls_client_ca_file: Option<PathBuf>,
+    /// Whether the HTTPS listener asks for client certificates.
+    #[arg(long, value_enum, default_value_t = MtlsFlag::Off)]
+    pub(super) mtls_mode: MtlsFlag,
+    /// Whether requests go through the sandbox's gate (required), or straight to the app (off).
+    #[arg(long, value_enum, default_value_t = Mesh::Required)]
+    pub(super) mesh: Mesh,
+    /// PEM file with the router's own mesh certificate chain; polled.
+    #[arg(long)]
+    pub(super) mesh_cert_file: Option<PathBuf>,
+    /// PEM file with its private key.
+    #[arg(long)]
+    pub(super) mesh_key_file: Option<PathBuf>,
+    /// PEM file with the roots that gates are verified under.
+    #[arg(long)]
+    pub(super) mesh_trust_bundle_file: Option<PathBuf>,
+    /// SPIFFE trust domain of the gates.
+    #[arg(long, default_value = DEFAULT_TRUST_DOMAIN)]
+    pub(super) trust_domain: TrustDomain,
+    /// A sandbox's address, NAMESPACE/NAME=IP[:MESHPORT][,uid=UID]; repeatable.
+    #[arg(long, value_name = "SANDBOX")]
+    pub(super) sandbox_endpoint: Vec<StaticSandbox>,
+    /// Let every caller in: allow-all [env: ALLOW_UNAUTHENTICATED_ROUTER=true].
+    #[arg(long, value_enum)]
+    pub(super) authz_mode: Option<AuthzMode>,
+    /// Bearer token that callers must present. The variable keeps it out of process lists.
+    #[arg(long, env = "ROUTER_AUTH_TOKEN", hide_env_values = true)]
+    pub(super) auth_token: Option<String>,
+    /// Domain of the cluster's DNS names [env: CLUSTER_DOMAIN] [default: cluster.local].
+    #[arg(long)]
+    pub(super) cluster_domain: Option<String>,
+    /// Wait for a response head, and for each silence between body chunks [env: PROXY_TIMEOUT_SECONDS] [default: 180s].
+    #[arg(long, value_parser = duration::parse_above_zero)]
+    pub(super) proxy_timeout: Option<Duration>,
+    /// Wait for a response head, if shorter than --proxy-timeout; 0 for that one.
+    #[arg(long, default_value = "0s", value_parser = duration::parse)]
+    pub(super) response_header_timeout: Duration,
+    /// How long requests may take to finish after SIGTERM.
+    #[arg(long, default_value = "30s", value_parser = duration::parse)]
+    pub(super) shutdown_timeout: Duration,
+    /// Longest request body in bytes; 0 for no limit.
+    #[arg(long, default_value_t = 0)]
+    pub(super) max_request_body_bytes: u64,
+    #[command(flatten)]
+    pub(super) framing: LimitFlags,
+    /// Let X-Sandbox-Pod-IP name a loopback address.
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
+    pub(super) allow_loopback_pod_ip: bool,
+    /// Further attempts after a failed connection.
+    #[arg(long, default_value_t = 3)]
+    pub(super) upstream_max_retries: u32,
+    /// Pause before the first further attempt; it doubles each time.
+    #[arg(long, default_value = "200ms", value_parser = duration::parse)]
+    pub(super) upstream_retry_initial_delay: Duration,
+    /// Longest pause.
+    #[arg(long, default_value = "800ms", value_parser = duration::parse)]
+    pub(super) upstream_retry_max_delay: Duration,
+    /// Idle upstream connections kept per sandbox [env: MAX_KEEPALIVE_CONNECTIONS] [default: 20].
+    #[arg(long)]
+    pub(super) max_keepalive_connections: Option<usize>,
+    /// Proxies whose X-Forwarded-* headers are kept, as comma-separated networks [env: TRUSTED_PROXY_CIDRS].
+    #[arg(long)]
+    pub(super) trusted_proxy_cidrs: Option<String>,
+    /// Open client connections in all.
+    #[arg(long, default_value_t = 65_536)]
+    pub(super) max_connections: usize,
+    /// Bytes of memory above which requests and connections are shed with 503; by default 80 % of the container's limit.
+    #[arg(long)]
+    pub(super) memory_budget_bytes: Option<u64>,
+    /// Worker threads [default: one per core].
+    #[arg(long)]
+    pub(super) workers: Option<usize>,
+    /// Write one access line per request to standard error.
+    #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
+    pub(super) access_log: bool,
+    /// Log level or filter, for example `info` or `debug`.
+    #[arg(long, default_value = "info")]
+    pub(super) log_level: String,
+}

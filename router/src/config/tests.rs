@@ -1,0 +1,113 @@
+use super::*;
+
+fn parse(args: &[&str]) -> Result<Config, ConfigError> {
+    Config::from_args(args.iter().map(OsString::from).collect())
+}
+
+#[test]
+fn starting_without_a_decision_about_callers_is_refused_and_names_the_choices() {
+    let text = parse(&["--mesh=off"]).unwrap_err().to_string();
+    for choice in [
+        "ROUTER_AUTH_TOKEN",
+        "--authz-mode=allow-all",
+        "ALLOW_UNAUTHENTICATED_ROUTER",
+    ] {
+        assert!(text.contains(choice), "{text}");
+    }
+}
+
+#[test]
+fn flags_are_accepted_as_go_accepts_them() {
+    let config = parse(&[
+        "-authz-mode=allow-all",
+        "-http-bind-address",
+        ":9",
+        "--access-log=false",
+        "-proxy-timeout=1m30s",
+    ]);
+    let config = config.unwrap();
+    assert_eq!(config.http.port(), 9);
+    assert!(!config.access_log);
+    assert_eq!(config.proxy_timeout, Duration::from_secs(90));
+}
+
+#[test]
+fn all_problems_are_reported_together() {
+    let error = parse(&["--mtls-mode=required", "--mesh-cert-file=x"]).unwrap_err();
+    assert_eq!(error.exit_code(), 64);
+    let ConfigError::Settings { problems, .. } = error else {
+        panic!()
+    };
+    assert_eq!(problems.len(), 3, "{problems:?}");
+}
+
+#[test]
+fn bad_values_are_reported_together_with_all_other_problems() {
+    let error = parse(&[
+        "--proxy-timeout=soon",
+        "--trust-domain",
+        "A B",
+        "--mesh=maybe",
+        "--access-log=perhaps",
+        "--mtls-mode=required",
+    ]);
+    let error = error.unwrap_err();
+    assert_eq!(error.exit_code(), 64);
+    let text = error.to_string();
+    for expected in [
+        "  - invalid value 'soon' for '--proxy-timeout <PROXY_TIMEOUT>': \"soon\" is not a duration",
+        "  - invalid value 'A B' for '--trust-domain <TRUST_DOMAIN>'",
+        "  - invalid value 'maybe' for '--mesh <MESH>' [possible values: required, off]",
+        "  - invalid value 'perhaps' for '--access-log [<ACCESS_LOG>]'",
+        "  - nothing says who may call",
+        "  - --mtls-mode needs the HTTPS listener",
+    ] {
+        assert!(text.contains(expected), "{expected}\n{text}");
+    }
+    assert_eq!(parse(&["--mesh=maybe", "--nonsense"]).unwrap_err().exit_code(), 2);
+    assert_eq!(parse(&["--mesh=maybe", "--help"]).unwrap_err().exit_code(), 0);
+    assert_eq!(parse(&["--mesh"]).unwrap_err().exit_code(), 2);
+}
+
+#[test]
+fn only_a_program_without_an_embedder_needs_the_files_of_its_identity() {
+    let args = || vec!["--authz-mode=allow-all".into()];
+    assert!(Config::from_args(args()).is_ok());
+    let error = Config::of_program(args()).unwrap_err();
+    assert!(error.to_string().contains("--mesh-cert-file"), "{error}");
+    let args = [args(), vec!["--mesh=off".into()]].concat();
+    assert!(Config::of_program(args).is_ok());
+}
+
+#[test]
+fn caps_of_framing_are_what_the_flags_say_and_are_checked() {
+    let config = parse(&["--authz-mode=allow-all", "--max-request-headers=7"]).unwrap();
+    assert_eq!(config.framing.headers, 7);
+    let error = parse(&["--authz-mode=allow-all", "--max-request-headers=0"]).unwrap_err();
+    assert_eq!(error.exit_code(), 64);
+    assert!(error.to_string().contains("--max-request-headers is 0"), "{error}");
+}
+
+#[test]
+fn files_of_the_https_listener_are_refused_where_there_is_none() {
+    let files = ["--tls-cert-file=c", "--tls-key-file=k", "--tls-client-ca-file=a"];
+    let error = parse(&[&files[..], &["--authz-mode=allow-all"]].concat()).unwrap_err();
+    assert_eq!(error.exit_code(), 64);
+    let text = error.to_string();
+    for file in files {
+        let flag = file.split('=').next().unwrap();
+        let sentence = format!("  - {flag} needs the HTTPS listener: set --https-bind-address");
+        assert!(text.contains(&sentence), "{sentence}\n{text}");
+    }
+    let listener = ["--authz-mode=allow-all", "--https-bind-address=:8443"];
+    assert!(parse(&[&files[..], &listener].concat()).unwrap().https.is_some());
+}
+
+#[test]
+fn a_time_limit_of_nothing_is_refused() {
+    for zero in ["--proxy-timeout=0", "--proxy-timeout=0s"] {
+        let error = parse(&["--authz-mode=allow-all", zero]).unwrap_err();
+        assert_eq!(error.exit_code(), 64);
+        assert!(error.to_string().contains("must be above 0"), "{error}");
+    }
+}

@@ -1,0 +1,111 @@
+//! The injector as a process of its own: the program that is released, with the flags that the chart gives it.
+
+use crate::chart::{Chart, OWN_NAMESPACE};
+use crate::documents;
+use crate::injector::{ACCOUNT, System};
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, ChildStderr, Command, Stdio};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+/// Where the program is. `tests/cluster/run` builds it and says so.
+pub fn program() -> PathBuf {
+    let program = std::env::var_os("SANDGATE_INJECTOR");
+    program
+        .expect("SANDGATE_INJECTOR isn't set: use tests/cluster/run")
+        .into()
+}
+
+/// A running injector. It is killed when dropped.
+pub struct Process {
+    /// Where its webhook listens.
+    pub webhook: SocketAddr,
+    child: Child,
+    // Removed with the process: it says how to become the injector's ServiceAccount.
+    kubeconfig: PathBuf,
+}
+
+impl Process {
+    /// Starts the program as the ServiceAccount that the chart gives it, on ports of this machine.
+    pub async fn start(system: &System, chart: &Chart) -> Self {
+        let namespace = system.namespace.name();
+        let kubeconfig = std::env::temp_dir().join(format!("sandgate-injector-{}", std::process::id()));
+        std::fs::write(&kubeconfig, as_injector(namespace).to_string()).unwrap();
+        let mut child = Command::new(program())
+            .args(
+                chart
+                    .arguments()
+                    .iter()
+                    .map(|flag| flag.replace(OWN_NAMESPACE, namespace)),
+            )
+            .args(["--webhook-bind-address=127.0.0.1:0", "--admin-bind-address=127.0.0.1:0"])
+            .env("POD_NAMESPACE", namespace)
+            .env("KUBECONFIG", &kubeconfig)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the injector's program runs");
+        let stderr = child.stderr.take().unwrap();
+        let (tell, mut told) = unbounded_channel();
+        std::thread::spawn(move || follow(stderr, &tell));
+        let mut process = Self {
+            webhook: ([127, 0, 0, 1], 0).into(),
+            child,
+            kubeconfig,
+        };
+        let told = tokio::time::timeout(crate::PATIENCE, told.recv()).await;
+        process.webhook = told.expect("the injector says in time where it listens").unwrap();
+        process
+    }
+
+    /// A memory figure of the kernel's in bytes, such as `VmRSS` or `VmHWM`.
+    pub fn memory(&self, figure: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(figure)?.strip_prefix(':'));
+        let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kibibytes.unwrap_or_else(|| panic!("no {figure} in {status}")) * 1024
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_file(&self.kubeconfig);
+    }
+}
+
+/// Reads the program's log to its end, so that it never waits for its reader, and tells where it listens.
+fn follow(log: ChildStderr, tell: &UnboundedSender<SocketAddr>) {
+    let mut log = BufReader::new(log);
+    let mut lines = log.by_ref().lines().map_while(Result::ok);
+    let told = lines.find_map(|line| {
+        let line: Value = serde_json::from_str(&line).ok()?;
+        let told = [&line["fields"]["webhook"], &line["webhook"]];
+        told.into_iter().find_map(|told| told.as_str()?.parse().ok())
+    });
+    // Without an address it has ended, and whoever waits hears that.
+    let _ = told.map(|address| tell.send(address));
+    let _ = std::io::copy(&mut log, &mut std::io::sink());
+}
+
+/// A kubeconfig for the injector's ServiceAccount, from the administrator's.
+fn as_injector(namespace: &str) -> Value {
+    let path = std::env::var_os("KUBECONFIG").expect("these tests need a cluster of their own: use tests/cluster/run");
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut config = documents(&text).remove(0);
+    for user in config["users"].as_array_mut().unwrap() {
+        user["user"]["as"] = json!(format!("system:serviceaccount:{namespace}:{ACCOUNT}"));
+        let groups = [
+            "system:serviceaccounts",
+            &format!("system:serviceaccounts:{namespace}"),
+            "system:authenticated",
+        ];
+        user["user"]["as-groups"] = json!(groups);
+    }
+    config
+}
