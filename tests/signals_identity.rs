@@ -78,25 +78,22 @@ fn assert_named(log: &str, message: &str, role: &str, spec: &LeafSpec) {
     }
 }
 
+/// Lives of certificates that don't hold `now`: from, to, what the log says, and how the reason begins.
+fn lives_elsewhere(now: SystemTime) -> [(SystemTime, SystemTime, &'static str, &'static str); 2] {
+    let expired = "the mesh certificate has expired";
+    let early = "the mesh certificate is not yet valid";
+    [
+        (now - 2 * HOUR, now - HOUR, expired, "expired at"),
+        (now + HOUR, now + 2 * HOUR, early, "not valid before"),
+    ]
+}
+
 #[tokio::test]
 async fn a_gate_without_a_valid_certificate_names_it_and_counts_whom_it_refuses() {
     let app = RecordingApp::polite().await;
     let mut mesh = ProcessMesh::start(PROGRAMS, app.port(), &[]).await;
     let now = SystemTime::now();
-    for (from, to, message, reason) in [
-        (
-            now - 2 * HOUR,
-            now - HOUR,
-            "the mesh certificate has expired",
-            "expired at",
-        ),
-        (
-            now + HOUR,
-            now + 2 * HOUR,
-            "the mesh certificate is not yet valid",
-            "not valid before",
-        ),
-    ] {
+    for (from, to, message, reason) in lives_elsewhere(now) {
         mesh.sidecar.kill().await;
         let spec = issue(&mesh, "sidecar", from, to);
         mesh.restart_sidecar().await;
@@ -165,20 +162,7 @@ async fn a_router_without_a_valid_certificate_blames_itself_and_dials_no_gate() 
     let app = RecordingApp::polite().await;
     let mut mesh = ProcessMesh::start(PROGRAMS, app.port(), &[]).await;
     let now = SystemTime::now();
-    for (from, to, message, reason) in [
-        (
-            now - 2 * HOUR,
-            now - HOUR,
-            "the mesh certificate has expired",
-            "expired at",
-        ),
-        (
-            now + HOUR,
-            now + 2 * HOUR,
-            "the mesh certificate is not yet valid",
-            "not valid before",
-        ),
-    ] {
+    for (from, to, message, reason) in lives_elsewhere(now) {
         mesh.router.kill().await;
         let spec = issue(&mesh, "router", from, to);
         mesh.restart_router().await;
