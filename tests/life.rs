@@ -5,14 +5,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use rustix::process::Signal;
-use sandgate_local::authority::{LeafSpec, Usage};
 use sandgate_mesh::policy::model;
 use sandgate_mesh::telemetry::utc;
-use sandgate_tests::folder::{Replacing, put};
-use sandgate_tests::processes::{Process, ProcessMesh, Programs, command, get, router_identity, until_ready};
+use sandgate_tests::processes::{Process, ProcessMesh, Programs, command, get, until_ready};
 use sandgate_tests::{
-    POD_UID, RecordingApp, assert_detail, default_policy, exchange, ok, programs, read_until, rule, sandbox, status,
-    token_holder,
+    RecordingApp, assert_detail, default_policy, exchange, ok, programs, read_until, rule, status, token_holder,
 };
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -313,41 +310,24 @@ async fn a_gate_without_a_policy_file_refuses_everything_and_is_not_ready_until_
     assert_eq!(status(&ask(&mesh, "GET /").await), 200);
 }
 
-/// Gives a program a certificate that ends in so many seconds,
-/// and returns what `/readyz` says afterwards.
-fn expire(mesh: &ProcessMesh, program: &str, identity: &str, usage: Usage, seconds: u64) -> String {
-    let mut spec = LeafSpec::new(program, identity, usage);
-    spec.not_after = SystemTime::now() + Duration::from_secs(seconds);
-    let issued = mesh.authority.issue(&spec).unwrap();
-    put(
-        &mesh.folder,
-        program,
-        Replacing::AtOnce,
-        &issued,
-        mesh.authority.root_pem(),
-    );
-    format!("certificate expired at {}", utc(spec.not_after))
+/// Gives a program a certificate that ends in so many seconds, and returns what `/readyz` says afterwards.
+fn expire(mesh: &ProcessMesh, program: &str, seconds: u64) -> String {
+    let end = SystemTime::now() + Duration::from_secs(seconds);
+    mesh.issue(program, |spec| spec.not_after = end);
+    format!("certificate expired at {}", utc(end))
 }
 
 #[tokio::test]
 async fn a_gate_whose_identity_has_expired_is_not_ready_and_serves_no_new_connection() {
     let app = RecordingApp::polite().await;
     let mesh = ProcessMesh::start(PROGRAMS, app.port(), &[NO_KEEPALIVE]).await;
-    let identity = sandbox("alpha", POD_UID);
-    let expired = expire(&mesh, "sidecar", &identity.to_string(), Usage::Server, 3);
+    let expired = expire(&mesh, "sidecar", 3);
     until_ready(mesh.sidecar_health, (503, &expired)).await;
     let refused = ask(&mesh, "GET /").await;
     assert_detail(&refused, 503, NOT_READY, "expired");
     assert!(refused.contains("\r\nretry-after: 1\r\n"), "{refused}");
     app.assert_untouched("expired");
-    let issued = mesh.authority.sidecar(&identity).unwrap();
-    put(
-        &mesh.folder,
-        "sidecar",
-        Replacing::AtOnce,
-        &issued,
-        mesh.authority.root_pem(),
-    );
+    mesh.issue("sidecar", |_| {});
     until_ready(mesh.sidecar_health, (200, "ok")).await;
     assert_eq!(status(&ask(&mesh, "GET /").await), 200);
 }
@@ -356,21 +336,13 @@ async fn a_gate_whose_identity_has_expired_is_not_ready_and_serves_no_new_connec
 async fn a_router_whose_identity_has_expired_is_not_ready_and_says_so_to_callers() {
     let app = RecordingApp::polite().await;
     let mesh = ProcessMesh::start(PROGRAMS, app.port(), &[NO_KEEPALIVE]).await;
-    let identity = router_identity();
-    let expired = expire(&mesh, "router", &identity.to_string(), Usage::Client, 3);
+    let expired = expire(&mesh, "router", 3);
     until_ready(mesh.router_health, (503, &expired)).await;
     let refused = ask(&mesh, "GET /").await;
     assert_detail(&refused, 503, NO_IDENTITY, "expired");
     assert!(refused.contains("\r\nretry-after: 1\r\n"), "{refused}");
     app.assert_untouched("expired");
-    let issued = mesh.authority.router(&identity).unwrap();
-    put(
-        &mesh.folder,
-        "router",
-        Replacing::AtOnce,
-        &issued,
-        mesh.authority.root_pem(),
-    );
+    mesh.issue("router", |_| {});
     until_ready(mesh.router_health, (200, "ok")).await;
     assert_eq!(status(&ask(&mesh, "GET /").await), 200);
 }
@@ -379,13 +351,7 @@ async fn a_router_whose_identity_has_expired_is_not_ready_and_says_so_to_callers
 async fn an_expired_certificate_does_not_take_the_place_of_one_that_serves() {
     let app = RecordingApp::polite().await;
     let mut mesh = ProcessMesh::start(PROGRAMS, app.port(), &[NO_KEEPALIVE]).await;
-    expire(
-        &mesh,
-        "sidecar",
-        &sandbox("alpha", POD_UID).to_string(),
-        Usage::Server,
-        0,
-    );
+    expire(&mesh, "sidecar", 0);
     mesh.sidecar.logs("can't be used (certificate expired at ", 1).await;
     assert_eq!(get(mesh.sidecar_health, "/readyz").await, (200, "ok".to_owned()));
     assert_eq!(status(&ask(&mesh, "GET /").await), 200);

@@ -4,9 +4,8 @@
 // Tests fail by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use sandgate_local::authority::{LeafSpec, Usage};
+use sandgate_local::authority::LeafSpec;
 use sandgate_mesh::telemetry::utc;
-use sandgate_tests::folder::{Replacing, put};
 use sandgate_tests::processes::{ProcessMesh, Programs, get, json_lines, metric, until_metric, until_ready};
 use sandgate_tests::{
     Mesh, POD_UID, ROUTER, RecordingApp, assert_detail, exchange, field, programs, sandbox, send, status,
@@ -28,16 +27,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// Gives a program a certificate for this time.
 fn issue(mesh: &ProcessMesh, program: &str, from: SystemTime, to: SystemTime) -> LeafSpec {
-    let (identity, usage) = match program {
-        "sidecar" => (sandbox("alpha", POD_UID).to_string(), Usage::Server),
-        _ => (ROUTER.to_owned(), Usage::Client),
-    };
-    let mut spec = LeafSpec::new(program, identity, usage);
-    (spec.not_before, spec.not_after) = (from, to);
-    let issued = mesh.authority.issue(&spec).unwrap();
-    let root = mesh.authority.root_pem();
-    put(&mesh.folder, program, Replacing::AtOnce, &issued, root);
-    spec
+    mesh.issue(program, |spec| (spec.not_before, spec.not_after) = (from, to))
 }
 
 /// Sends a request on a connection of its own.
@@ -223,19 +213,9 @@ async fn another_sandboxs_certificate_is_refused_and_both_identities_are_named()
     let app = RecordingApp::polite().await;
     let mut mesh = ProcessMesh::start(PROGRAMS, app.port(), &[]).await;
     let (own, other) = (sandbox("alpha", POD_UID), sandbox("beta", POD_UID));
-    let put_other = |mesh: &ProcessMesh| {
-        let issued = mesh.authority.sidecar(&other).unwrap();
-        put(
-            &mesh.folder,
-            "sidecar",
-            Replacing::AtOnce,
-            &issued,
-            mesh.authority.root_pem(),
-        );
-    };
     let message = "the certificate is not this gate's";
     let failures = "sandgate_sidecar_reloads_total{file=\"credentials\",outcome=\"failure\"}";
-    put_other(&mesh);
+    mesh.give("sidecar", &mesh.authority.sidecar(&other).unwrap());
     mesh.sidecar.logs(message, 1).await;
     until_metric(mesh.sidecar_health, failures, "1").await;
     let lines = told(&mesh.sidecar.stderr(), message);

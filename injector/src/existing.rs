@@ -30,10 +30,10 @@ fn is_our_volume(volume: &Value) -> bool {
 
 /// The image of the gate that is there, if it is none that would be injected and the operator accepts it as well.
 pub(crate) fn accepted_image<'a>(settings: &'a Settings, pod: Pod<'_>) -> Option<&'a Image> {
-    let mut gates = pod
+    let gate = pod
         .containers()
-        .filter(|container| is_named_ours(*container) && container.name() == CONTAINER);
-    let image = text_at(gates.next()?.fields(), &["image"])?;
+        .find(|container| is_named_ours(*container) && container.name() == CONTAINER)?;
+    let image = text_at(gate.fields(), &["image"])?;
     settings
         .accepted_images
         .iter()

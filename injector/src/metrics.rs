@@ -1,6 +1,8 @@
 //! What the injector counts. No label holds anything that a pod's author can choose.
 
 use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use sandgate_mesh::metrics;
+use sandgate_mesh::telemetry::seconds_since_1970;
 use std::time::{Duration, SystemTime};
 
 /// Seconds: most decisions take well under a millisecond, and the API server gives up after five.
@@ -25,40 +27,19 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(crate) fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
-        let counters = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<IntCounterVec> {
-            let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(counters.clone()))?;
-            Ok(counters)
-        };
-        let counter = |name: &str, help: &str| -> prometheus::Result<IntCounter> {
-            let counter = IntCounter::new(name, help)?;
-            registry.register(Box::new(counter.clone()))?;
-            Ok(counter)
-        };
-        let durations = HistogramVec::new(
-            HistogramOpts::new(
-                "sandgate_injector_admission_duration_seconds",
-                "From the last byte of a review to its answer.",
-            )
-            .buckets(BUCKETS.to_vec()),
-            &["webhook"],
-        )?;
-        registry.register(Box::new(durations.clone()))?;
-        let not_after = IntGaugeVec::new(
-            Opts::new(
-                "sandgate_injector_certificate_not_after_timestamp_seconds",
-                "When a certificate in use expires.",
-            ),
-            &["certificate"],
-        )?;
-        registry.register(Box::new(not_after.clone()))?;
-        let openings = IntGauge::new(
-            "sandgate_injector_network_policy_openings",
-            "NetworkPolicies of others that open further ports of injected pods.",
-        )?;
-        registry.register(Box::new(openings.clone()))?;
-        let build = IntGaugeVec::new(Opts::new("sandgate_injector_build_info", "1."), &["version"])?;
-        registry.register(Box::new(build.clone()))?;
+        let counters = |name, help, labels: &[&str]| metrics::counters(&registry, name, help, labels);
+        let counter = |name, help| metrics::counter(&registry, name, help);
+        let durations = HistogramOpts::new(
+            "sandgate_injector_admission_duration_seconds",
+            "From the last byte of a review to its answer.",
+        )
+        .buckets(BUCKETS.to_vec());
+        let not_after = Opts::new(
+            "sandgate_injector_certificate_not_after_timestamp_seconds",
+            "When a certificate in use expires.",
+        );
+        let build = Opts::new("sandgate_injector_build_info", "1.");
+        let build = metrics::registered(&registry, IntGaugeVec::new(build, &["version"]))?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Ok(Self {
             decisions: counters(
@@ -66,7 +47,7 @@ impl Metrics {
                 "Reviews answered, by decision and reason.",
                 &["webhook", "decision", "reason"],
             )?,
-            durations,
+            durations: metrics::registered(&registry, HistogramVec::new(durations, &["webhook"]))?,
             refused_connections: counter(
                 "sandgate_injector_refused_connections_total",
                 "Connections to the webhook over a cap.",
@@ -84,13 +65,17 @@ impl Metrics {
                 "sandgate_injector_ca_bundle_updates_total",
                 "Times that a caBundle of the webhook configurations was corrected.",
             )?,
-            not_after,
+            not_after: metrics::registered(&registry, IntGaugeVec::new(not_after, &["certificate"]))?,
             network_policies: counters(
                 "sandgate_injector_network_policy_changes_total",
                 "NetworkPolicies created, repaired after somebody changed or deleted them, and removed.",
                 &["action"],
             )?,
-            network_policy_openings: openings,
+            network_policy_openings: metrics::gauge(
+                &registry,
+                "sandgate_injector_network_policy_openings",
+                "NetworkPolicies of others that open further ports of injected pods.",
+            )?,
             failures: counters(
                 "sandgate_injector_failures_total",
                 "Attempts at background work that failed and are repeated.",
@@ -117,12 +102,8 @@ impl Metrics {
 
     /// Says when a certificate in use expires.
     pub(crate) fn expires(&self, certificate: &str, at: SystemTime) {
-        let since = at
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .as_ref()
-            .map_or(0, Duration::as_secs);
         let gauge = self.not_after.with_label_values(&[certificate]);
-        gauge.set(i64::try_from(since).unwrap_or(i64::MAX));
+        gauge.set(i64::try_from(seconds_since_1970(at)).unwrap_or(i64::MAX));
     }
 
     /// Counts a change to a `NetworkPolicy` of ours.

@@ -218,7 +218,6 @@ fn the_gate_cannot_be_resized_and_the_app_can() {
     assert_eq!(updated("resize", &pod, limit("containers")), ("gate_unchanged", None));
 }
 
-/// What comes of debugging a pod with this container.
 #[test]
 fn neither_the_status_nor_a_binding_is_a_way_to_the_gates_labels() {
     let pod = injected(&settings(), &sandbox());
@@ -246,6 +245,7 @@ fn neither_the_status_nor_a_binding_is_a_way_to_the_gates_labels() {
     assert_eq!(bound(topology), ("gate_unchanged", None));
 }
 
+/// What comes of debugging a pod with this container.
 fn debugged(settings: &Settings, pod: &Value, container: &Value) -> (&'static str, Option<String>) {
     let mut new = pod.clone();
     let list = new["spec"]

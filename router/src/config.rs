@@ -14,6 +14,7 @@ use flags::{AuthzMode, Flags, MtlsFlag};
 use ipnet::IpNet;
 use sandgate_mesh::command_line;
 use sandgate_mesh::contract::DEFAULT_PROXY_TIMEOUT;
+use sandgate_mesh::credentials::MeshFiles;
 use sandgate_mesh::framing::Limits;
 use sandgate_mesh::identity::TrustDomain;
 use sandgate_mesh::listener::parse_address;
@@ -44,17 +45,6 @@ impl fmt::Debug for Authentication {
     }
 }
 
-/// Files of the router's own mesh identity.
-#[derive(Debug, Clone)]
-pub struct MeshFilePaths {
-    /// Certificate chain.
-    pub chain: PathBuf,
-    /// Private key.
-    pub key: PathBuf,
-    /// Trust bundle.
-    pub bundle: PathBuf,
-}
-
 /// The HTTPS listener.
 #[derive(Debug, Clone)]
 pub struct Https {
@@ -79,7 +69,7 @@ pub struct Config {
     pub metrics: SocketAddr,
     pub health: SocketAddr,
     pub mesh: Mesh,
-    pub mesh_files: Option<MeshFilePaths>,
+    pub mesh_files: Option<MeshFiles>,
     pub trust_domain: TrustDomain,
     pub sandboxes: Vec<StaticSandbox>,
     pub authentication: Authentication,
@@ -257,14 +247,14 @@ fn https(flags: &Flags, problems: &mut Vec<String>) -> Option<Https> {
     })
 }
 
-fn mesh_files(flags: &Flags, needed: bool, problems: &mut Vec<String>) -> Option<MeshFilePaths> {
+fn mesh_files(flags: &Flags, needed: bool, problems: &mut Vec<String>) -> Option<MeshFiles> {
     let given = (
         &flags.mesh_cert_file,
         &flags.mesh_key_file,
         &flags.mesh_trust_bundle_file,
     );
     match given {
-        (Some(chain), Some(key), Some(bundle)) => Some(MeshFilePaths {
+        (Some(chain), Some(key), Some(bundle)) => Some(MeshFiles {
             chain: chain.clone(),
             key: key.clone(),
             bundle: bundle.clone(),

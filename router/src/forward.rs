@@ -10,13 +10,13 @@ use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use sandgate_mesh::body::Upload;
 use sandgate_mesh::contract::CONNECT_TIMEOUT;
-use sandgate_mesh::credentials::{Credentials, MeshCredentials};
+use sandgate_mesh::credentials::{Credentials, MeshCredentials, Unfit};
 use sandgate_mesh::exchange::{ExchangeError, Upstream};
 use sandgate_mesh::framing::Limits;
 use sandgate_mesh::identity::ExpectedSandbox;
 use sandgate_mesh::pool::{Lease, Pool, PoolLimits};
-use sandgate_mesh::standing::{Unfit, fit};
-use sandgate_mesh::telemetry::chain;
+use sandgate_mesh::standing::fit;
+use sandgate_mesh::telemetry::{chain, seconds_since_1970};
 use sandgate_mesh::tls::{self, HandshakeError};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -283,10 +283,4 @@ async fn handshake(
 /// When a leaf ends; 0 without one.
 fn end_of(credentials: Option<&MeshCredentials>) -> u64 {
     credentials.map_or(0, |found| seconds_since_1970(found.validity().not_after))
-}
-
-fn seconds_since_1970(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
 }

@@ -5,6 +5,7 @@
 
 mod access;
 mod authenticate;
+mod certificates;
 pub mod cli;
 pub mod config;
 mod error;

@@ -6,6 +6,8 @@ use http::{Method, StatusCode};
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
+use sandgate_mesh::metrics;
+use sandgate_mesh::polled::Reload;
 use sandgate_mesh::sandbox::Namespace;
 use std::sync::{Mutex, PoisonError};
 
@@ -34,7 +36,7 @@ pub(crate) struct Metrics {
     pub(crate) inflight: IntGauge,
     pub(crate) retries: IntCounter,
     pub(crate) refused_connections: IntCounter,
-    pub(crate) cert_reloads: IntCounterVec,
+    cert_reloads: IntCounterVec,
     requests: IntCounterVec,
     durations: HistogramVec,
     errors: IntCounterVec,
@@ -47,34 +49,17 @@ impl Metrics {
     pub(crate) fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         let labels = ["method", "code", "sandbox_namespace"];
-        let counters = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<IntCounterVec> {
-            let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(counters.clone()))?;
-            Ok(counters)
-        };
-        let counter = |name: &str, help: &str| -> prometheus::Result<IntCounter> {
-            let counter = IntCounter::new(name, help)?;
-            registry.register(Box::new(counter.clone()))?;
-            Ok(counter)
-        };
-        let durations = HistogramVec::new(
-            HistogramOpts::new(
-                "sandbox_router_request_duration_seconds",
-                "Duration of requests in seconds.",
-            ),
-            &labels,
-        )?;
-        registry.register(Box::new(durations.clone()))?;
-        let inflight = IntGauge::new("sandbox_router_inflight_requests", "Requests under way.")?;
-        registry.register(Box::new(inflight.clone()))?;
-        let build = IntGaugeVec::new(
-            Opts::new("sandbox_router_build_info", "1, labelled with the version."),
-            &["version"],
-        )?;
+        let counters = |name, help, labels: &[&str]| metrics::counters(&registry, name, help, labels);
+        let counter = |name, help| metrics::counter(&registry, name, help);
+        let durations = HistogramOpts::new(
+            "sandbox_router_request_duration_seconds",
+            "Duration of requests in seconds.",
+        );
+        let build = Opts::new("sandbox_router_build_info", "1, labelled with the version.");
+        let build = metrics::registered(&registry, IntGaugeVec::new(build, &["version"]))?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        registry.register(Box::new(build))?;
         Ok(Self {
-            inflight,
+            inflight: metrics::gauge(&registry, "sandbox_router_inflight_requests", "Requests under way.")?,
             retries: counter("sandbox_router_upstream_retries_total", "Further connection attempts.")?,
             refused_connections: counter(
                 "sandbox_router_refused_connections_total",
@@ -105,7 +90,7 @@ impl Metrics {
                 "Decisions about callers.",
                 &["sandbox_namespace", "decision"],
             )?,
-            durations,
+            durations: metrics::registered(&registry, HistogramVec::new(durations, &labels))?,
             known: Mutex::default(),
             registry,
         })
@@ -175,14 +160,19 @@ impl Metrics {
         self.error(namespace, "dial");
     }
 
+    /// What counts attempts to load changed certificates.
+    pub(crate) fn on_cert_reload(&self) -> impl Fn(Reload) + Send + use<> {
+        let reloads = self.cert_reloads.clone();
+        move |outcome| reloads.with_label_values(&[outcome.as_str()]).inc()
+    }
+
     /// The end of the mesh certificate. Only a router that has one has this metric: 0 stands for a missing one.
     pub(crate) fn certificate_not_after(&self) -> prometheus::Result<IntGauge> {
-        let gauge = IntGauge::new(
+        metrics::gauge(
+            &self.registry,
             "sandbox_router_mesh_certificate_not_after_seconds",
             "End of the router's mesh certificate, in seconds since 1970; 0 without one.",
-        )?;
-        self.registry.register(Box::new(gauge.clone()))?;
-        Ok(gauge)
+        )
     }
 
     /// Counts a decision about a caller that was refused. Admitted requests are counted as requests.

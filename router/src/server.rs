@@ -1,7 +1,8 @@
 //! Listeners, worker threads, readiness and drain.
 
 use crate::authenticate::{Authenticator, certificate_caller};
-use crate::config::{Config, Https, Mesh, NO_IDENTITY};
+use crate::certificates::{FrontTls, front_tls, mesh_credentials};
+use crate::config::{Config, Mesh};
 use crate::forward::Forwarder;
 use crate::metrics::Metrics;
 use crate::request::{self, Client, Worker};
@@ -9,34 +10,29 @@ use crate::resolve::Resolver;
 use anyhow::Context;
 use sandgate_mesh::admin::{Admin, Readiness};
 use sandgate_mesh::caller::Caller;
-use sandgate_mesh::credentials::{Credentials, FrontCredentials, MeshFiles, poll_router, roots_from_pem};
+use sandgate_mesh::credentials::Credentials;
 use sandgate_mesh::drain::{self, Draining};
 use sandgate_mesh::listener::{self, ConnectionCount, ConnectionLimits, ConnectionSlot};
 use sandgate_mesh::memory::MemoryBudget;
 use sandgate_mesh::overflow::{Overflow, Unavailable};
-use sandgate_mesh::polled::Poller;
 use sandgate_mesh::pool::LINGER;
 use sandgate_mesh::standing::{IdentityWatch, fit};
-use sandgate_mesh::telemetry::{LineLog, utc};
+use sandgate_mesh::telemetry::LineLog;
 use sandgate_mesh::{serve, tls};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_rustls::rustls::ServerConfig;
 
-/// How often certificate files are looked at.
-const POLL_PERIOD: Duration = Duration::from_secs(1);
 /// What a client hears that is one too many.
 const TOO_MANY: &str = "The router has too many connections; try again.";
 /// What a client hears that connects while the memory budget is spent.
 const SHORT_OF_MEMORY: &str = "The router is short of memory; try again.";
 /// Accepted connections that may wait for a worker.
 const HANDOVER: usize = 1024;
-
-type FrontTls = watch::Receiver<Option<Arc<Arc<ServerConfig>>>>;
 
 /// A connection on its way to a worker.
 struct Accepted {
@@ -90,7 +86,10 @@ impl Router {
         let https = config
             .https
             .as_ref()
-            .map(|https| front_listener(https, &metrics))
+            .map(|https| {
+                let tls = front_tls(https, &metrics)?;
+                anyhow::Ok((listener::bind(https.address)?, tls))
+            })
             .transpose()?;
         for warning in &config.warnings {
             tracing::warn!("{warning}");
@@ -386,45 +385,4 @@ where
         async move { request::handle(&worker, &client, request, switch).await }
     })
     .await;
-}
-
-fn mesh_credentials(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Credentials> {
-    let files = config.mesh_files.clone().context(NO_IDENTITY)?;
-    let files = MeshFiles {
-        chain: files.chain,
-        key: files.key,
-        bundle: files.bundle,
-    };
-    let (poller, credentials) = poll_router(files, config.trust_domain.clone());
-    let reloads = metrics.cert_reloads.clone();
-    let mut poller = poller.on_reload(move |reload| reloads.with_label_values(&[reload.as_str()]).inc());
-    poller.load()?;
-    tokio::spawn(poller.run(POLL_PERIOD));
-    Ok(credentials)
-}
-
-fn front_listener(https: &Https, metrics: &Arc<Metrics>) -> anyhow::Result<(TcpListener, FrontTls)> {
-    let mut paths = vec![https.chain.clone(), https.key.clone()];
-    paths.extend(https.client_ca.clone());
-    let mtls = https.mtls;
-    let parse = move |files: Vec<Vec<u8>>| -> anyhow::Result<Arc<ServerConfig>> {
-        let mut files = files.iter();
-        let (chain, key) = (files.next().context("no certificate")?, files.next().context("no key")?);
-        let roots = files.next().map(|bundle| roots_from_pem(bundle)).transpose()?;
-        let credentials = FrontCredentials::from_pem(chain, key)?;
-        let validity = credentials.validity();
-        if let Err(unfit) = validity.check(SystemTime::now()) {
-            let (not_before, not_after) = (utc(validity.not_before), utc(validity.not_after));
-            tracing::warn!(what = "HTTPS certificate", %unfit, %not_before, %not_after, "clients will refuse it");
-        }
-        Ok(tls::front_server_config(&credentials, roots.as_ref(), mtls)?)
-    };
-    let (poller, config) = Poller::new("HTTPS certificate", paths, move |files| {
-        parse(files).map_err(|error| format!("{error:#}"))
-    });
-    let reloads = metrics.cert_reloads.clone();
-    let mut poller = poller.on_reload(move |reload| reloads.with_label_values(&[reload.as_str()]).inc());
-    poller.load()?;
-    tokio::spawn(poller.run(POLL_PERIOD));
-    Ok((listener::bind(https.address)?, config))
 }

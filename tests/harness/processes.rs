@@ -3,7 +3,7 @@
 use crate::folder::{Folder, Replacing, put};
 use crate::{PATIENCE, POD_UID, ROUTER, TOKEN, default_policy, exchange, sandbox, status};
 use rustix::process::{Pid, Signal, kill_process};
-use sandgate_local::authority::Authority;
+use sandgate_local::authority::{Authority, Issued, LeafSpec, Usage};
 use sandgate_mesh::identity::WorkloadIdentity;
 use sandgate_mesh::policy::model;
 use std::io::Read;
@@ -252,6 +252,24 @@ impl ProcessMesh {
         };
         until_ready(started.sidecar_health, (200, "ok")).await;
         started
+    }
+
+    /// Replaces a program's certificate, key and bundle, all at once.
+    pub fn give(&self, program: &str, issued: &Issued) {
+        let root = self.authority.root_pem();
+        put(&self.folder, program, Replacing::AtOnce, issued, root);
+    }
+
+    /// Gives the `sidecar` or the `router` a certificate of its own identity, as `change` leaves it.
+    pub fn issue(&self, program: &str, change: impl FnOnce(&mut LeafSpec)) -> LeafSpec {
+        let (identity, usage) = match program {
+            "sidecar" => (sandbox("alpha", POD_UID).to_string(), Usage::Server),
+            _ => (ROUTER.to_owned(), Usage::Client),
+        };
+        let mut spec = LeafSpec::new(program, identity, usage);
+        change(&mut spec);
+        self.give(program, &self.authority.issue(&spec).unwrap());
+        spec
     }
 
     /// One more router with `flags`, and where it serves clients and its metrics are.

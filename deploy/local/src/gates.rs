@@ -8,7 +8,7 @@ use anyhow::Context;
 use sandbox_sidecar::authorize::OwnPorts;
 use sandbox_sidecar::{Caps, Gate, Settings};
 use sandgate_mesh::contract::DEFAULT_TRUST_DOMAIN;
-use sandgate_mesh::credentials::{MeshCredentials, Role};
+use sandgate_mesh::credentials::{Credentials, MeshCredentials, Role};
 use sandgate_mesh::drain::{self, Drain};
 use sandgate_mesh::identity::{SandboxIdentity, TrustDomain, WorkloadIdentity};
 use sandgate_mesh::sandbox::{PodUid, SandboxKey};
@@ -18,8 +18,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-
-type Credentials = watch::Receiver<Option<Arc<MeshCredentials>>>;
 
 /// Whom the gates let in.
 const ROUTER: &str = "spiffe://cluster.local/ns/agent-sandbox-system/sa/sandbox-router";

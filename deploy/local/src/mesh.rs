@@ -209,6 +209,7 @@ mod tests {
             assert_eq!(reachable(address.parse().unwrap()).to_string(), expected);
         }
     }
+
     #[test]
     fn a_longer_time_limit_of_the_router_is_the_gates_as_well() {
         for (flags, expected) in [

@@ -5,11 +5,12 @@
 //! says that they expired instead of refusing to start. See [`crate::standing`].
 
 mod files;
+mod validity;
 
 pub use files::{MeshFiles, poll_router, poll_sidecar};
+pub use validity::{Unfit, Validity};
 
 use crate::identity::{ExtendedKeyUsage, IdentityError, PeerId, SandboxIdentity, TrustDomain};
-use crate::standing::Unfit;
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
@@ -19,7 +20,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 use tokio::sync::watch;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -143,50 +144,6 @@ pub enum CredentialsError {
     /// The chain doesn't end in the bundle.
     #[error("certificate chain does not verify under the trust bundle: {0}; the bundle may be another authority's")]
     Untrusted(rustls::Error),
-}
-
-/// From when until when a certificate may be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Validity {
-    /// The first second of it.
-    pub not_before: SystemTime,
-    /// The last second of it.
-    pub not_after: SystemTime,
-}
-
-impl Validity {
-    /// Whether `time` is within it.
-    pub fn contains(&self, time: SystemTime) -> bool {
-        self.check(time).is_ok()
-    }
-
-    /// Whether `time` is within it, and if not, on which side.
-    ///
-    /// # Errors
-    /// [`Unfit::Expired`] or [`Unfit::NotYetValid`].
-    pub fn check(&self, time: SystemTime) -> Result<(), Unfit> {
-        if time > self.not_after {
-            Err(Unfit::Expired(self.not_after))
-        } else if time < self.not_before {
-            Err(Unfit::NotYetValid(self.not_before))
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Reads a certificate's.
-    ///
-    /// # Errors
-    /// [`CredentialsError::BadCertificate`].
-    pub fn of(leaf: &CertificateDer<'_>) -> Result<Self, CredentialsError> {
-        let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| CredentialsError::BadCertificate(Part::Chain))?;
-        let time = |seconds: i64| SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
-        let validity = parsed.validity();
-        Ok(Self {
-            not_before: time(validity.not_before.timestamp()),
-            not_after: time(validity.not_after.timestamp()),
-        })
-    }
 }
 
 /// What a process of the mesh proves itself with, and whom it believes.

@@ -1,5 +1,6 @@
 use super::*;
 use crate::authority::{Authority, Issued, LeafSpec, Usage};
+use std::time::Duration;
 
 const SANDBOX: &str = "spiffe://cluster.local/ns/a/sandbox/b/pod/u1";
 const ROUTER: &str = "spiffe://cluster.local/ns/s/sa/router";

@@ -3,7 +3,7 @@
 //! The router, the sidecar and the control plane share these pieces and nothing else: who somebody is
 //! ([`identity`], [`caller`]), how that is proven ([`tls`], [`credentials`], [`standing`]), what is allowed ([`policy`]),
 //! how bytes are framed ([`framing`]) and moved ([`exchange`], [`tunnel`]), and how a process starts, reports and ends
-//! ([`command_line`], [`admin`], [`probe`], [`drain`], [`telemetry`], [`process`]).
+//! ([`command_line`], [`admin`], [`probe`], [`drain`], [`metrics`], [`telemetry`], [`process`]).
 
 pub mod admin;
 pub mod body;
@@ -19,6 +19,7 @@ pub mod headers;
 pub mod identity;
 pub mod listener;
 pub mod memory;
+pub mod metrics;
 pub mod outcome;
 pub mod overflow;
 pub mod policy;

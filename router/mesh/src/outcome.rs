@@ -31,26 +31,35 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    const ALL: [(Self, &'static str); 11] = [
-        (Self::Malformed, "malformed"),
-        (Self::NotARouter, "not-a-router"),
-        (Self::PeerExpired, "peer-expired"),
-        (Self::Denied, "denied"),
-        (Self::NotReady, "not-ready"),
-        (Self::Overloaded, "overloaded"),
-        (Self::Dial, "dial"),
-        (Self::Timeout, "timeout"),
-        (Self::Broken, "broken"),
-        (Self::BadAnswer, "bad-answer"),
-        (Self::Upload, "upload"),
+    const ALL: [Self; 11] = [
+        Self::Malformed,
+        Self::NotARouter,
+        Self::PeerExpired,
+        Self::Denied,
+        Self::NotReady,
+        Self::Overloaded,
+        Self::Dial,
+        Self::Timeout,
+        Self::Broken,
+        Self::BadAnswer,
+        Self::Upload,
     ];
 
     /// The outcome's name on the wire, in logs and in metrics.
-    pub fn as_str(self) -> &'static str {
-        Self::ALL
-            .iter()
-            .find(|(outcome, _)| *outcome == self)
-            .map_or("", |(_, name)| name)
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::NotARouter => "not-a-router",
+            Self::PeerExpired => "peer-expired",
+            Self::Denied => "denied",
+            Self::NotReady => "not-ready",
+            Self::Overloaded => "overloaded",
+            Self::Dial => "dial",
+            Self::Timeout => "timeout",
+            Self::Broken => "broken",
+            Self::BadAnswer => "bad-answer",
+            Self::Upload => "upload",
+        }
     }
 
     /// The value of the [`X_SANDGATE_OUTCOME`](crate::contract::X_SANDGATE_OUTCOME) header.
@@ -61,9 +70,8 @@ impl Outcome {
     /// Reads that header; an unknown value is nothing.
     pub fn from_header(value: &HeaderValue) -> Option<Self> {
         Self::ALL
-            .iter()
-            .find(|(_, name)| value.as_bytes() == name.as_bytes())
-            .map(|(outcome, _)| *outcome)
+            .into_iter()
+            .find(|outcome| value.as_bytes() == outcome.as_str().as_bytes())
     }
 }
 
@@ -73,7 +81,7 @@ mod tests {
 
     #[test]
     fn every_outcome_survives_the_wire() {
-        for (outcome, _) in Outcome::ALL {
+        for outcome in Outcome::ALL {
             assert_eq!(Outcome::from_header(&outcome.to_header()), Some(outcome));
         }
         assert_eq!(Outcome::from_header(&HeaderValue::from_static("")), None);

@@ -1,8 +1,8 @@
 //! Does this process's own identity count now, and who is told when that changes? Certificates end by themselves, at
 //! hours at which nobody changes a file: so it is looked at again and again, and each change is said once.
 
-use crate::credentials::{Credentials, MeshCredentials};
-use crate::telemetry::utc;
+use crate::credentials::{Credentials, MeshCredentials, Unfit};
+use crate::telemetry::{seconds_since_1970, utc};
 use prometheus::IntGauge;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -11,20 +11,6 @@ use std::time::{Duration, SystemTime};
 const PERIOD: Duration = Duration::from_secs(1);
 /// The last part of its life, in which a certificate should have been renewed: one of so many.
 const LAST_PART: u32 = 10;
-
-/// Why a process has no identity that counts now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Unfit {
-    /// None has come yet.
-    #[error("no identity")]
-    Absent,
-    /// Its certificate's last second is past.
-    #[error("certificate expired at {}", utc(*.0))]
-    Expired(SystemTime),
-    /// Its certificate's first second is to come.
-    #[error("certificate not valid before {}", utc(*.0))]
-    NotYetValid(SystemTime),
-}
 
 /// The credentials, if they count at `now`.
 ///
@@ -85,9 +71,8 @@ impl IdentityWatch {
             return false;
         }
         let end = current.as_ref().map(|current| current.validity().not_after);
-        let end = end.and_then(|end| end.duration_since(SystemTime::UNIX_EPOCH).ok());
-        self.not_after
-            .set(end.map_or(0, |end| i64::try_from(end.as_secs()).unwrap_or(i64::MAX)));
+        let end = end.map_or(0, seconds_since_1970);
+        self.not_after.set(i64::try_from(end).unwrap_or(i64::MAX));
         match &current {
             Some(current) => tell(current, standing),
             // A process that has just started may wait for its files, and whoever reads them says so.

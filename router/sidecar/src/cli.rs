@@ -219,7 +219,7 @@ async fn serve(flags: Flags, allocated: Allocated) -> anyhow::Result<()> {
         },
         pod_uid: flags.pod_uid.clone(),
     };
-    let (credentials_poller, credentials) = poll_sidecar(files, identity);
+    let (credentials_poller, credentials) = poll_sidecar(files, identity.clone());
     let (policy_poller, policy) = Poller::new(
         "policy snapshot",
         vec![flags.policy_file.clone()],
@@ -235,7 +235,7 @@ async fn serve(flags: Flags, allocated: Allocated) -> anyhow::Result<()> {
     let budget = flags.memory_budget_bytes.or_else(memory::container_budget);
     let shutdown_timeout = flags.shutdown_timeout;
     let app_probes = flags.app_probes.clone();
-    let gate = Gate::new(settings(flags, own_ports), credentials, policy)?;
+    let gate = Gate::new(settings(flags, identity, own_ports), credentials, policy)?;
     tokio::spawn(credentials_poller.on_reload(gate.on_credentials()).run(POLL_PERIOD));
     tokio::spawn(policy_poller.on_reload(gate.on_policy()).run(POLL_PERIOD));
     let app_probes = app_probes.map(|probes| probe::runner(&probes, &own_ports, &gate.settings.framing));
@@ -263,14 +263,11 @@ async fn serve(flags: Flags, allocated: Allocated) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn settings(flags: Flags, own_ports: OwnPorts) -> Settings {
+fn settings(flags: Flags, identity: SandboxIdentity, own_ports: OwnPorts) -> Settings {
     Settings {
         framing: Arc::new(flags.framing.limits()),
-        sandbox: SandboxKey {
-            namespace: flags.namespace,
-            name: flags.sandbox,
-        },
-        pod_uid: flags.pod_uid,
+        sandbox: identity.sandbox,
+        pod_uid: identity.pod_uid,
         routers: flags.router_identity,
         own_ports,
         caps: Caps {

@@ -1,7 +1,7 @@
 //! What the gate counts. No label holds anything that a caller can choose.
 
-use prometheus::core::Collector;
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
+use sandgate_mesh::metrics;
 use sandgate_mesh::outcome::Outcome;
 use sandgate_mesh::policy::PolicySnapshot;
 use sandgate_mesh::polled::Reload;
@@ -51,11 +51,9 @@ impl File {
 impl Metrics {
     pub(crate) fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
-        let counters = |name: &str, help: &str, labels: &[&str]| {
-            registered(&registry, IntCounterVec::new(Opts::new(name, help), labels)?)
-        };
-        let counter = |name: &str, help: &str| registered(&registry, IntCounter::new(name, help)?);
-        let gauge = |name: &str, help: &str| registered(&registry, IntGauge::new(name, help)?);
+        let counters = |name, help, labels: &[&str]| metrics::counters(&registry, name, help, labels);
+        let counter = |name, help| metrics::counter(&registry, name, help);
+        let gauge = |name, help| metrics::gauge(&registry, name, help);
         let refused = counters(
             "sandgate_sidecar_refused_connections_total",
             "Connections over a cap, or while the gate has no valid identity, by reason.",
@@ -117,9 +115,4 @@ impl Metrics {
         self.policy_epoch.set(i64::try_from(epoch).unwrap_or(i64::MAX));
         self.policy_counter.set(i64::try_from(counter).unwrap_or(i64::MAX));
     }
-}
-
-fn registered<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> prometheus::Result<C> {
-    registry.register(Box::new(collector.clone()))?;
-    Ok(collector)
 }

@@ -52,15 +52,13 @@ pub(crate) async fn relay(
     let (lease, mut response) = exchange(gate, permit, caller, Box::new(Request::from_parts(head, body))).await?;
 
     if names_too_much(response.headers()) {
-        let refused = could_not_connect(&gate.settings.sandbox.name, Outcome::BadAnswer);
-        return Err(refused.because("its Connection or Trailer header is too long"));
+        return Err(bad_answer(gate, "its Connection or Trailer header is too long"));
     }
     strip_ours(response.headers_mut());
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let answered = |switch: &Switch| switch.upgrade.is_answered_by(response.headers());
         let (Some(switch), Some(client)) = (switch.filter(answered), client) else {
-            let refused = could_not_connect(&gate.settings.sandbox.name, Outcome::BadAnswer);
-            return Err(refused.because("it switched protocols as nobody asked"));
+            return Err(bad_answer(gate, "it switched protocols as nobody asked"));
         };
         return tunnel_through(gate, switch, client, response, lease);
     }
@@ -163,6 +161,10 @@ fn could_not_connect(name: &SandboxName, outcome: Outcome) -> Refused {
         outcome,
         format!("Could not connect to the backend sandbox: {name}"),
     )
+}
+
+fn bad_answer(gate: &Gate, why: &str) -> Refused {
+    could_not_connect(&gate.settings.sandbox.name, Outcome::BadAnswer).because(why)
 }
 
 fn timed_out(name: &SandboxName) -> Refused {

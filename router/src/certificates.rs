@@ -1,0 +1,65 @@
+//! The router's certificates, which follow their files: its identity in the mesh, and what its HTTPS listener shows.
+
+use crate::config::{Config, Https, NO_IDENTITY};
+use crate::metrics::Metrics;
+use anyhow::Context;
+use sandgate_mesh::credentials::{Credentials, FrontCredentials, poll_router, roots_from_pem};
+use sandgate_mesh::polled::{PollError, Poller};
+use sandgate_mesh::telemetry::utc;
+use sandgate_mesh::tls;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
+use tokio_rustls::rustls::ServerConfig;
+
+/// How often certificate files are looked at.
+const POLL_PERIOD: Duration = Duration::from_secs(1);
+
+/// The configuration of the HTTPS listener as it is now.
+pub(crate) type FrontTls = watch::Receiver<Option<Arc<Arc<ServerConfig>>>>;
+
+/// The router's own identity.
+///
+/// # Errors
+/// There are no files, or they can't be used.
+pub(crate) fn mesh_credentials(config: &Config, metrics: &Metrics) -> anyhow::Result<Credentials> {
+    let files = config.mesh_files.clone().context(NO_IDENTITY)?;
+    let (poller, credentials) = poll_router(files, config.trust_domain.clone());
+    follow(poller, metrics)?;
+    Ok(credentials)
+}
+
+/// What the HTTPS listener proves itself with, and whom it asks for.
+///
+/// # Errors
+/// The files can't be used.
+pub(crate) fn front_tls(https: &Https, metrics: &Metrics) -> anyhow::Result<FrontTls> {
+    let mut paths = vec![https.chain.clone(), https.key.clone()];
+    paths.extend(https.client_ca.clone());
+    let mtls = https.mtls;
+    let parse = move |files: Vec<Vec<u8>>| -> anyhow::Result<Arc<ServerConfig>> {
+        let mut files = files.iter();
+        let (chain, key) = (files.next().context("no certificate")?, files.next().context("no key")?);
+        let roots = files.next().map(|bundle| roots_from_pem(bundle)).transpose()?;
+        let credentials = FrontCredentials::from_pem(chain, key)?;
+        let validity = credentials.validity();
+        if let Err(unfit) = validity.check(SystemTime::now()) {
+            let (not_before, not_after) = (utc(validity.not_before), utc(validity.not_after));
+            tracing::warn!(what = "HTTPS certificate", %unfit, %not_before, %not_after, "clients will refuse it");
+        }
+        Ok(tls::front_server_config(&credentials, roots.as_ref(), mtls)?)
+    };
+    let (poller, config) = Poller::new("HTTPS certificate", paths, move |files| {
+        parse(files).map_err(|error| format!("{error:#}"))
+    });
+    follow(poller, metrics)?;
+    Ok(config)
+}
+
+/// Loads the files now, and follows them from then on.
+fn follow<T: Send + Sync + 'static>(poller: Poller<T>, metrics: &Metrics) -> Result<(), PollError> {
+    let mut poller = poller.on_reload(metrics.on_cert_reload());
+    poller.load()?;
+    tokio::spawn(poller.run(POLL_PERIOD));
+    Ok(())
+}
