@@ -51,6 +51,7 @@ async fn connect_as(mesh: &Mesh, name: &str, host: u8) -> TlsStream<TcpStream> {
     tls::connect_mesh(stream, mesh.client_config(Some(&leaf)))
         .await
         .unwrap()
+        .0
 }
 
 /// Connects to the gate as a router.
@@ -122,7 +123,7 @@ async fn a_connection_that_says_nothing_is_closed_without_an_answer() {
 #[tokio::test]
 async fn the_router_refuses_connections_above_its_cap_and_serves_those_below() {
     let mesh = mesh(|_| {}).await;
-    let router = mesh.run_router(&["--max-connections=3"]);
+    let router = mesh.run_router(&["--max-connections=3", "--max-connections-per-peer=3"]);
     let request = kept(&mesh, "GET / HTTP/1.1", "");
     let mut held = Vec::new();
     for _ in 0..3 {
@@ -154,6 +155,41 @@ async fn the_router_refuses_connections_above_its_cap_and_serves_those_below() {
     timeout(PATIENCE, served)
         .await
         .expect("a place that was left stays taken");
+}
+
+#[tokio::test]
+async fn one_address_gets_three_quarters_of_the_routers_connections_and_a_trusted_proxy_all() {
+    let mesh = mesh(|_| {}).await;
+    let request = kept(&mesh, "GET / HTTP/1.1", "");
+    let surplus = mesh.head("GET /surplus HTTP/1.1", "");
+    for (flags, ours, answer) in [
+        (
+            ["--max-connections=4", "--trusted-proxy-cidrs=127.0.0.2"],
+            3,
+            "The router has too many connections from this address; try again.",
+        ),
+        (
+            ["--max-connections=4", "--trusted-proxy-cidrs=127.0.0.1"],
+            4,
+            "The router has too many connections; try again.",
+        ),
+    ] {
+        let router = mesh.run_router(&flags);
+        let mut held = Vec::new();
+        for _ in 0..ours {
+            let mut stream = connect(router).await;
+            assert_served(&mut stream, &request).await;
+            held.push(stream);
+        }
+        assert_detail(&send(router, &surplus).await, 503, answer, flags[1]);
+        if ours == 3 {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind((Ipv4Addr::new(127, 0, 0, 3), 0).into()).unwrap();
+            let mut neighbour = socket.connect(router).await.unwrap();
+            assert_served(&mut neighbour, &request).await;
+        }
+    }
+    assert!(!mesh.app.heads().iter().any(|head| head.contains("/surplus")));
 }
 
 #[tokio::test]

@@ -5,7 +5,8 @@
 
 use sandgate_local::authority::{Authority, LeafSpec, Usage};
 use sandgate_mesh::identity::SandboxIdentity;
-use sandgate_tests::{Mesh, POD_UID, ROUTER, RecordingApp, WORKLOAD, ok, sandbox, send, status};
+use sandgate_mesh::tls;
+use sandgate_tests::{Mesh, POD_UID, ROUTER, RecordingApp, WORKLOAD, ok, read_until, sandbox, send, status};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
@@ -143,6 +144,41 @@ async fn no_byte_of_a_request_goes_to_an_impostor_in_a_gates_place() {
     assert_eq!(status(&response), 200, "{response}");
     assert!(heard.lock().unwrap().starts_with(b"GET /secret HTTP/1.1\r\n"));
     mesh.app.assert_untouched("impostors");
+}
+
+#[tokio::test]
+async fn no_byte_of_a_request_goes_over_a_kept_connection_to_a_gate_whose_certificate_has_ended() {
+    let mesh = Mesh::open(RecordingApp::polite().await).await;
+    let mut spec = LeafSpec::new("gate", sandbox("beta", POD_UID).to_string(), Usage::Server);
+    spec.not_after = SystemTime::now() + Duration::from_secs(5);
+    let config = mesh.server_config(&mesh.authority.issue(&spec).unwrap());
+    let gate = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!(
+        "--sandbox-endpoint=default/beta={},uid={POD_UID}",
+        gate.local_addr().unwrap()
+    );
+    let router = mesh.run_router(&[&endpoint, "--upstream-max-retries=0"]);
+    let request = mesh.head("GET / HTTP/1.1", "").replace("alpha", "beta");
+
+    let first = tokio::spawn(send(router, request.clone()));
+    let (stream, _) = gate.accept().await.unwrap();
+    let (mut kept, _) = tls::accept_mesh(stream, Arc::clone(&config)).await.unwrap();
+    read_until(&mut kept, b"\r\n\r\n").await;
+    kept.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+    assert_eq!(status(&first.await.unwrap()), 204);
+
+    // Certificates count whole seconds, and the last one in full.
+    while SystemTime::now() <= spec.not_after + Duration::from_secs(1) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let second = tokio::spawn(send(router, request));
+    let (stream, _) = gate.accept().await.unwrap();
+    assert!(
+        tls::accept_mesh(stream, config).await.is_err(),
+        "the certificate counts"
+    );
+    assert_eq!(status(&second.await.unwrap()), 502);
+    assert_eq!(kept.read(&mut [0]).await.unwrap_or(0), 0);
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 use sandgate_local::authority::{Authority, Issued};
 use sandgate_mesh::credentials::{MeshCredentials, Role};
 use sandgate_mesh::identity::ExpectedSandbox;
+use sandgate_mesh::pool::LINGER;
 use sandgate_mesh::tls;
 use sandgate_tests::folder::{Replacing, put};
 use sandgate_tests::processes::{Process, ProcessMesh, Programs, get, router_identity, until_ready};
@@ -15,7 +16,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -110,7 +111,7 @@ async fn to_gate(mesh: &ProcessMesh, authority: &Authority, bundle: &str) -> Tls
     };
     let config = tls::router_client_config(&credentials(Role::Router, &issued, bundle), &expected).unwrap();
     let stream = TcpStream::connect(mesh.mesh).await.unwrap();
-    tls::connect_mesh(stream, config).await.unwrap()
+    tls::connect_mesh(stream, config).await.unwrap().0
 }
 
 /// A gate of the sandbox `spy` that only looks at whom a router shows.
@@ -295,6 +296,43 @@ async fn leafs_and_roots_that_are_swapped_at_once_as_kubelet_does_cost_no_reques
 #[tokio::test]
 async fn leafs_and_roots_that_are_renamed_one_by_one_cost_no_request() {
     nothing_fails_while_everything_is_replaced(Replacing::OneByOne).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_was_begun_under_a_root_that_is_gone_serves_its_own_request_only() {
+    let mut scene = Scene::start().await;
+    let old_root = scene.mesh.authority.root_pem().to_owned();
+    let issued = scene.mesh.authority.sidecar(&sandbox("spy", POD_UID)).unwrap();
+    let config = tls::sidecar_server_config(&credentials(Role::Sidecar, &issued, &old_root)).unwrap();
+    let request = scene.mesh.head("GET /", "").replace("alpha", "spy");
+    let mut client = TcpStream::connect(scene.mesh.http).await.unwrap();
+    client.write_all(request.as_bytes()).await.unwrap();
+    let (begun, _) = timeout(PATIENCE, scene.spy.0.accept()).await.unwrap().unwrap();
+
+    let new = Authority::new("sandgate-tests-next").unwrap();
+    let (sidecar, router) = leafs(&new);
+    scene.put(Replacing::AtOnce, &sidecar, &router, new.root_pem());
+    scene.loaded(1).await;
+    // Its workers have noticed, too.
+    tokio::time::sleep(LINGER * 3 / 2).await;
+
+    let (mut begun, _) = tls::accept_mesh(begun, Arc::clone(&config)).await.unwrap();
+    read_until(&mut begun, b"\r\n\r\n").await;
+    begun
+        .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfirst")
+        .await
+        .unwrap();
+    let answer = read_until(&mut client, b"first").await;
+    assert_eq!(status(&answer), 200, "{answer}");
+
+    client.write_all(request.as_bytes()).await.unwrap();
+    let (next, _) = timeout(PATIENCE, scene.spy.0.accept()).await.unwrap().unwrap();
+    assert!(tls::accept_mesh(next, config).await.is_err(), "the old root counts");
+    let rest = timeout(PATIENCE, begun.read(&mut [0])).await.unwrap();
+    assert!(
+        !matches!(rest, Ok(1..)),
+        "a second request came over the old connection"
+    );
 }
 
 #[tokio::test]

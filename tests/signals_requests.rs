@@ -7,9 +7,10 @@
 use sandgate_mesh::policy::model;
 use sandgate_tests::processes::{ProcessMesh, Programs, json_lines, metric, until_metric, until_ready};
 use sandgate_tests::{
-    RecordingApp, Step, assert_detail, closed_port, default_policy, exchange, ok, programs, send, status,
+    RecordingApp, Step, assert_detail, closed_port, default_policy, exchange, ok, programs, read_until, send, status,
 };
 use serde_json::Value;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 const PROGRAMS: Programs = programs!();
@@ -136,13 +137,70 @@ async fn a_client_that_goes_away_is_nobodys_failure() {
     let mut mesh = ProcessMesh::start(PROGRAMS, app.port(), &[]).await;
     let mut client = TcpStream::connect(mesh.http).await.unwrap();
     let head = mesh.head("GET /", "X-Request-ID: id-3\r\n");
-    tokio::io::AsyncWriteExt::write_all(&mut client, head.as_bytes())
-        .await
-        .unwrap();
-    sandgate_tests::read_until(&mut client, b"half").await;
+    client.write_all(head.as_bytes()).await.unwrap();
+    read_until(&mut client, b"half").await;
     drop(client);
     mesh.router.logs("\"log\":\"access\"", 1).await;
     assert!(!mesh.router.stderr().contains("broke off"), "{}", mesh.router.stderr());
+}
+
+/// An app that switches protocols, sends every byte back and closes when its client does.
+async fn mirror(mut stream: TcpStream) {
+    read_until(&mut stream, b"\r\n\r\n").await;
+    let switched = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: mirror\r\n\r\n";
+    stream.write_all(switched).await.unwrap();
+    let (mut from, mut to) = stream.split();
+    let _ = tokio::io::copy(&mut from, &mut to).await;
+}
+
+#[tokio::test]
+async fn a_tunnel_is_under_way_to_its_end_which_router_and_gate_tell_with_its_reason_and_what_moved() {
+    let app = RecordingApp::serving(mirror).await;
+    let mut mesh = ProcessMesh::start(PROGRAMS, app.port(), &[]).await;
+    let mut client = TcpStream::connect(mesh.http).await.unwrap();
+    let head = mesh.head(
+        "GET /",
+        "Connection: upgrade\r\nUpgrade: mirror\r\nX-Request-ID: id-5\r\n",
+    );
+    client.write_all(head.as_bytes()).await.unwrap();
+    assert_eq!(status(&read_until(&mut client, b"\r\n\r\n").await), 101);
+    client.write_all(b"there and back").await.unwrap();
+    read_until(&mut client, b"there and back").await;
+    let under_way = metric(mesh.metrics, "sandbox_router_inflight_requests").await;
+    assert_eq!(under_way.as_deref(), Some("1"));
+    assert!(!mesh.router.stderr().contains("\"log\":\"access\""));
+
+    client.shutdown().await.unwrap();
+    for process in [&mut mesh.sidecar, &mut mesh.router] {
+        process.logs("the tunnel ended", 1).await;
+        let lines = json_lines(&process.stderr());
+        let line = lines.iter().find(|line| line["message"] == "the tunnel ended").unwrap();
+        assert_eq!(
+            (&line["level"], &line["end"], &line["sandbox"], &line["request_id"]),
+            (
+                &"INFO".into(),
+                &"closed".into(),
+                &"default/alpha".into(),
+                &"id-5".into()
+            ),
+            "{line}"
+        );
+        assert_eq!((&line["up"], &line["down"]), (&14.into(), &14.into()), "{line}");
+    }
+    mesh.router.logs("\"log\":\"access\"", 1).await;
+    let lines = json_lines(&mesh.router.stderr());
+    let line = lines.iter().find(|line| line["log"] == "access").unwrap();
+    assert_eq!(
+        (&line["status"], &line["request_id"]),
+        (&101.into(), &"id-5".into()),
+        "{line}"
+    );
+    assert_eq!(
+        (&line["bytes_in"], &line["bytes_out"]),
+        (&14.into(), &14.into()),
+        "{line}"
+    );
+    until_metric(mesh.metrics, "sandbox_router_inflight_requests", "0").await;
 }
 
 #[tokio::test]

@@ -60,7 +60,7 @@ where
         let count = ConnectionCount::new(limits);
         let shared = Arc::new(self);
         while let Some((stream, peer)) = listener::accept(&listener, &mut draining).await {
-            let Some(slot) = count.enter(peer.ip()) else {
+            let Ok(slot) = count.enter(peer.ip()) else {
                 shared.metrics.refused_connections.inc();
                 continue;
             };

@@ -37,6 +37,8 @@ pub(crate) struct Record {
     to: Option<Arc<Destination>>,
     status: StatusCode,
     upload: Option<Arc<UploadWatch>>,
+    /// Beside those of the upload: a tunnel's.
+    bytes_in: u64,
     bytes_out: u64,
     line: Option<Box<Line>>,
 }
@@ -98,6 +100,7 @@ impl Record {
             // Stays so only if the client goes away before there is an answer; nginx made the number known.
             status: StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
             upload: None,
+            bytes_in: 0,
             bytes_out: 0,
             line,
         }
@@ -150,6 +153,10 @@ impl Record {
         tracing::info!(sandbox = %to.route.sandbox, request_id, %error, bytes, "the answer broke off");
     }
 
+    pub(crate) fn bytes_in(&mut self, bytes: u64) {
+        self.bytes_in = bytes;
+    }
+
     pub(crate) fn bytes_out(&mut self, bytes: u64) {
         self.bytes_out = bytes;
     }
@@ -186,7 +193,7 @@ impl Drop for Record {
             client_ip: line.client_ip,
             sandbox_id: sandbox.map(|key| key.name.as_str()),
             sandbox_namespace: sandbox.map(|key| key.namespace.as_str()),
-            bytes_in: self.upload.as_ref().map_or(0, |upload| upload.bytes()),
+            bytes_in: self.bytes_in + self.upload.as_ref().map_or(0, |upload| upload.bytes()),
             bytes_out: self.bytes_out,
             user_agent: line.user_agent.as_deref(),
             request_id: &line.request_id,

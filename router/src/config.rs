@@ -17,12 +17,13 @@ use sandgate_mesh::contract::DEFAULT_PROXY_TIMEOUT;
 use sandgate_mesh::credentials::MeshFiles;
 use sandgate_mesh::framing::Limits;
 use sandgate_mesh::identity::TrustDomain;
-use sandgate_mesh::listener::parse_address;
+use sandgate_mesh::listener::{ConnectionLimits, parse_address};
 use sandgate_mesh::tls::MtlsMode;
 use sandgate_mesh::tunnel::TunnelLimits;
 use std::ffi::OsString;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,6 +88,7 @@ pub struct Config {
     pub trusted_proxies: Vec<IpNet>,
     pub tunnels: TunnelLimits,
     pub max_connections: usize,
+    pub max_connections_per_peer: Option<NonZeroUsize>,
     pub memory_budget: Option<u64>,
     pub workers: usize,
     pub access_log: bool,
@@ -119,6 +121,21 @@ impl Config {
     /// See [`ConfigError`].
     pub fn of_program(args: Vec<OsString>) -> Result<Self, ConfigError> {
         Self::read(args, true)
+    }
+
+    /// How many connections may be open at once. Whoever has one address can't take them all.
+    pub(crate) fn connection_limits(&self) -> ConnectionLimits {
+        let total = self.max_connections;
+        let per_peer = self.max_connections_per_peer;
+        ConnectionLimits {
+            total,
+            per_peer: per_peer.map_or(total - total / 4, NonZeroUsize::get),
+        }
+    }
+
+    /// Whether `ip` is a trusted proxy's.
+    pub(crate) fn trusts(&self, ip: IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|network| network.contains(&ip))
     }
 
     fn read(args: Vec<OsString>, needs_files: bool) -> Result<Self, ConfigError> {
@@ -179,6 +196,7 @@ fn check(flags: Flags, needs_files: bool, problems: &mut Vec<String>) -> Option<
         trusted_proxies: environment::trusted_proxies(flags.trusted_proxy_cidrs, &mut warnings),
         tunnels: environment::tunnels(&mut warnings),
         max_connections: flags.max_connections,
+        max_connections_per_peer: flags.max_connections_per_peer,
         memory_budget: flags.memory_budget_bytes,
         workers: flags
             .workers

@@ -1,12 +1,13 @@
-//! Why the router answers itself -> status and text, as CONTRACT words them, in one match.
+//! Why the router answers itself -> status, text and header, as CONTRACT words them, in one match.
 
 use bytes::Bytes;
-use http::header::{ALLOW, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
 use http_body_util::Full;
 use sandgate_mesh::body::{BodyError, detail};
 use sandgate_mesh::framing::Violation;
 use sandgate_mesh::sandbox::SandboxName;
+use std::borrow::Cow;
 
 /// Why there is no answer from the sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,71 +42,63 @@ pub enum RouterError {
     EarlyBytes,
 }
 
-/// The credential's realm isn't told: there is one.
-const BEARER: HeaderValue = HeaderValue::from_static("Bearer");
+/// An answer of the router's own.
+struct Words {
+    status: StatusCode,
+    detail: Cow<'static, str>,
+    header: Option<(HeaderName, HeaderValue)>,
+}
+
+impl Words {
+    fn new(status: StatusCode, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            status,
+            detail: detail.into(),
+            header: None,
+        }
+    }
+
+    fn with(mut self, name: HeaderName, value: &'static str) -> Self {
+        self.header = Some((name, HeaderValue::from_static(value)));
+        self
+    }
+}
 
 impl RouterError {
     /// The answer.
     pub(crate) fn response(&self) -> Response<Full<Bytes>> {
-        let (status, text) = self.status_and_text();
-        let mut response = detail(status, &text);
-        let headers = response.headers_mut();
-        match self {
-            Self::NoCredential | Self::BadCredential => drop(headers.insert(WWW_AUTHENTICATE, BEARER)),
-            Self::NotReady(_) | Self::NoIdentity | Self::Overloaded => {
-                drop(headers.insert(RETRY_AFTER, HeaderValue::from_static("1")));
-            }
-            Self::Connect => drop(headers.insert(
-                ALLOW,
-                HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
-            )),
-            _ => {}
-        }
+        let words = self.words();
+        let mut response = detail(words.status, &words.detail);
+        response.headers_mut().extend(words.header);
         response
     }
 
-    fn status_and_text(&self) -> (StatusCode, String) {
+    fn words(&self) -> Words {
+        let bad_request = |text: Cow<'static, str>| Words::new(StatusCode::BAD_REQUEST, text);
+        // The credential's realm isn't told: there is one.
+        let unauthorized = |text| Words::new(StatusCode::UNAUTHORIZED, text).with(WWW_AUTHENTICATE, "Bearer");
+        let unavailable =
+            |text: Cow<'static, str>| Words::new(StatusCode::SERVICE_UNAVAILABLE, text).with(RETRY_AFTER, "1");
         match self {
-            Self::Framing(violation) | Self::Upload(BodyError::Framing(violation)) => {
-                (violation.status(), violation.detail().into())
-            }
-            Self::Connect => (StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not supported.".into()),
-            Self::Overloaded => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "The router is short of memory; try again.".into(),
-            ),
-            Self::NoCredential => (
-                StatusCode::UNAUTHORIZED,
-                "Missing or invalid Authorization header.".into(),
-            ),
-            Self::BadCredential => (StatusCode::UNAUTHORIZED, "Invalid token.".into()),
-            Self::BadRoute(text) => (StatusCode::BAD_REQUEST, (*text).into()),
-            Self::Duplicate(name) => (StatusCode::BAD_REQUEST, format!("Duplicate {name} header.")),
-            Self::NoIdentity => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "The router has no valid identity.".into(),
-            ),
-            Self::NotReady(name) => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                format!("Sandbox gate is not ready: {name}"),
-            ),
-            Self::Unreachable(name) | Self::Broken(name) => (
+            Self::Framing(violation) => Words::new(violation.status(), violation.detail()),
+            Self::Upload(error) => Words::new(error.status(), error.detail()),
+            Self::Connect => Words::new(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not supported.")
+                .with(ALLOW, "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
+            Self::Overloaded => unavailable("The router is short of memory; try again.".into()),
+            Self::NoCredential => unauthorized("Missing or invalid Authorization header."),
+            Self::BadCredential => unauthorized("Invalid token."),
+            Self::BadRoute(text) => bad_request((*text).into()),
+            Self::Duplicate(name) => bad_request(format!("Duplicate {name} header.").into()),
+            Self::EarlyBytes => bad_request("Bytes followed the upgrade request before its answer.".into()),
+            Self::NoIdentity => unavailable("The router has no valid identity.".into()),
+            Self::NotReady(name) => unavailable(format!("Sandbox gate is not ready: {name}").into()),
+            Self::Unreachable(name) | Self::Broken(name) => Words::new(
                 StatusCode::BAD_GATEWAY,
                 format!("Could not connect to the backend sandbox: {name}"),
             ),
-            Self::TimedOut(name) => (
+            Self::TimedOut(name) => Words::new(
                 StatusCode::GATEWAY_TIMEOUT,
                 format!("Timed out waiting for the backend sandbox: {name}"),
-            ),
-            Self::Upload(BodyError::TooLarge) => (StatusCode::PAYLOAD_TOO_LARGE, "Request body is too large.".into()),
-            Self::Upload(BodyError::Silent) => (
-                StatusCode::REQUEST_TIMEOUT,
-                "Timed out waiting for the request body.".into(),
-            ),
-            Self::Upload(BodyError::Broken) => (StatusCode::BAD_REQUEST, "Request body ended early.".into()),
-            Self::EarlyBytes => (
-                StatusCode::BAD_REQUEST,
-                "Bytes followed the upgrade request before its answer.".into(),
             ),
         }
     }

@@ -3,7 +3,7 @@
 
 use crate::config::Config;
 use crate::error::RouterError;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Reason};
 use crate::resolve::{Resolver, Target, Unresolved};
 use crate::routing::Route;
 use http::{HeaderValue, Request, Response};
@@ -16,14 +16,16 @@ use sandgate_mesh::framing::Limits;
 use sandgate_mesh::identity::ExpectedSandbox;
 use sandgate_mesh::pool::{Lease, Pool, PoolLimits};
 use sandgate_mesh::standing::fit;
-use sandgate_mesh::telemetry::{chain, seconds_since_1970};
+use sandgate_mesh::telemetry::chain;
 use sandgate_mesh::tls::{self, HandshakeError};
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
+
+/// What log lines are filtered by that say why a request has no answer from its sandbox.
+pub(crate) const UNANSWERED: &str = "sandbox_router::unanswered";
 
 /// Idle connections that one worker keeps in all.
 const IDLE_TOTAL: usize = 4096;
@@ -38,8 +40,6 @@ pub(crate) struct Forwarder {
     credentials: Option<Credentials>,
     /// Those that kept connections were opened with.
     opened_with: Mutex<Option<Arc<MeshCredentials>>>,
-    /// The second since 1970 with which what they were opened with ends, for each request to compare with the clock.
-    good_until: AtomicU64,
     metrics: Arc<Metrics>,
     retries: u32,
     initial_delay: Duration,
@@ -68,10 +68,14 @@ pub(crate) struct Errand<'a> {
 }
 
 impl Errand<'_> {
-    /// Its ID, which is short and of few characters, or was made here.
     pub(crate) fn id(&self) -> &str {
-        self.request_id.and_then(|id| id.to_str().ok()).unwrap_or_default()
+        id_text(self.request_id)
     }
+}
+
+/// A request's ID, which is short and of few characters, or was made here.
+pub(crate) fn id_text(request_id: Option<&HeaderValue>) -> &str {
+    request_id.and_then(|id| id.to_str().ok()).unwrap_or_default()
 }
 
 impl Forwarder {
@@ -90,7 +94,6 @@ impl Forwarder {
         Self {
             pool: Pool::new(limits),
             framing: Arc::clone(framing),
-            good_until: AtomicU64::new(end_of(opened_with.as_deref())),
             opened_with: Mutex::new(opened_with),
             credentials,
             metrics: Arc::clone(metrics),
@@ -102,7 +105,7 @@ impl Forwarder {
     }
 
     /// Closes connections that lay idle for too long, and those that were opened with credentials that have been replaced:
-    /// no connection is used for longer than the leaf and the roots it was opened with.
+    /// no connection is used for longer than the roots it was opened with, nor for longer than either end's leaf.
     pub(crate) fn sweep(&self) {
         let current = self.credentials.as_ref().and_then(|current| current.borrow().clone());
         let mut opened_with = self.opened_with.lock().unwrap_or_else(PoisonError::into_inner);
@@ -112,17 +115,11 @@ impl Forwarder {
             _ => false,
         };
         if !same {
-            self.good_until.store(end_of(current.as_deref()), Ordering::Relaxed);
             *opened_with = current;
             self.pool.renew();
         }
         drop(opened_with);
         self.pool.sweep();
-    }
-
-    /// Whether the leaf that kept connections were opened with still counts. No lock, as each request asks.
-    fn may_use_kept(&self) -> bool {
-        self.credentials.is_none() || seconds_since_1970(SystemTime::now()) < self.good_until.load(Ordering::Relaxed)
     }
 
     /// Whom gates see in this router, for the log.
@@ -143,9 +140,7 @@ impl Forwarder {
         let deadline = request.body().started() + budget;
         let route = errand.route;
         let wait = self.head_timeout.map_or(budget, |limit| limit.min(budget));
-        if self.may_use_kept()
-            && let Some(mut lease) = self.pool.take(&target)
-        {
+        if let Some(mut lease) = self.pool.take(&target) {
             match lease.upstream.send(request, wait).await {
                 Ok(response) => return Ok((lease, response)),
                 Err(ExchangeError::NotSent(unsent)) => request = unsent,
@@ -153,14 +148,14 @@ impl Forwarder {
             }
         }
         let mut resolved_again = false;
-        let upstream = loop {
+        let mut lease = loop {
             // Boxed, as everything that a request on a kept connection doesn't need: hyper moves a request's future, and
             // a large one costs that request more than the allocation costs this.
             match Box::pin(self.connect_with_retries(&target, deadline)).await {
-                Ok(upstream) => break upstream,
+                Ok(lease) => break lease,
                 // Another pod has that address now: look once more before giving up.
                 Err(DialError::Handshake(HandshakeError::PeerIdentity(error))) if !resolved_again => {
-                    tracing::warn!(sandbox = %route.sandbox, endpoint = %target.endpoint, %error, "not that sandbox's gate");
+                    tracing::warn!(target: UNANSWERED, sandbox = %route.sandbox, endpoint = %target.endpoint, %error, "not that sandbox's gate");
                     resolved_again = true;
                     self.pool.evict(&target);
                     let again = resolver.resolve(route, budget).await;
@@ -169,20 +164,23 @@ impl Forwarder {
                 Err(error) => return Err(self.no_connection(&error, errand, &target)),
             }
         };
-        let mut lease = self.pool.lease(target, upstream);
         match lease.upstream.send(request, wait).await {
             Ok(response) => Ok((lease, response)),
             Err(error) => Err(self.explain(&error, errand)),
         }
     }
 
-    async fn connect_with_retries(&self, target: &Target, deadline: Instant) -> Result<Upstream, DialError> {
+    async fn connect_with_retries(
+        &self,
+        target: &Arc<Target>,
+        deadline: Instant,
+    ) -> Result<Lease<Arc<Target>>, DialError> {
         let mut pause = self.initial_delay;
         let mut left = self.retries;
         loop {
             // However long an attempt and its handshake may take, the request's own time ends them.
             let error = match timeout_at(deadline, self.connect(target)).await {
-                Ok(Ok(upstream)) => return Ok(upstream),
+                Ok(Ok(lease)) => return Ok(lease),
                 Ok(Err(error)) => error,
                 Err(_) => return Err(DialError::TimedOut),
             };
@@ -197,7 +195,9 @@ impl Forwarder {
         }
     }
 
-    async fn connect(&self, target: &Target) -> Result<Upstream, DialError> {
+    async fn connect(&self, target: &Arc<Target>) -> Result<Lease<Arc<Target>>, DialError> {
+        // Before the credentials are read: should they be replaced meanwhile, the connection isn't kept.
+        let era = self.pool.era();
         // Before the dial: without an identity there is nothing to say to whoever answers.
         let as_whom = match &target.expected {
             None => None,
@@ -208,13 +208,16 @@ impl Forwarder {
             .map_err(|_| DialError::TimedOut)?
             .map_err(DialError::Connect)?;
         stream.set_nodelay(true).map_err(DialError::Connect)?;
-        let started = match as_whom {
-            None => Upstream::start(stream, &self.framing).await,
+        let (started, until) = match as_whom {
+            None => (Upstream::start(stream, &self.framing).await, None),
             Some((credentials, expected)) => {
-                Upstream::start(handshake(stream, &credentials, expected).await?, &self.framing).await
+                let (stream, theirs) = handshake(stream, &credentials, expected).await?;
+                let until = theirs.min(credentials.validity().not_after);
+                (Upstream::start(stream, &self.framing).await, Some(until))
             }
         };
-        started.map_err(|error| DialError::Connect(io::Error::other(error)))
+        let upstream = started.map_err(|error| DialError::Connect(io::Error::other(error)))?;
+        Ok(self.pool.lease(era, Arc::clone(target), upstream, until))
     }
 
     fn fit(&self) -> Result<Arc<MeshCredentials>, DialError> {
@@ -225,7 +228,7 @@ impl Forwarder {
     /// What to answer where no sandbox of that name was found.
     pub(crate) fn unresolved(&self, error: &Unresolved, errand: Errand<'_>) -> RouterError {
         let (sandbox, request_id, reason) = (&errand.route.sandbox, errand.id(), error.reason());
-        tracing::info!(%sandbox, request_id, reason, error = chain(error), "unknown sandbox");
+        tracing::info!(target: UNANSWERED, %sandbox, request_id, reason, error = chain(error), "unknown sandbox");
         self.metrics.unresolved(&sandbox.namespace, reason);
         RouterError::Unreachable(sandbox.name.clone())
     }
@@ -234,17 +237,20 @@ impl Forwarder {
         let (sandbox, request_id) = (&errand.route.sandbox, errand.id());
         let name = sandbox.name.clone();
         let (reason, answer) = match error {
-            DialError::Connect(_) => ("dial", RouterError::Unreachable(name)),
+            DialError::Connect(_) => (Reason::Dial, RouterError::Unreachable(name)),
             DialError::TimedOut | DialError::Handshake(HandshakeError::TimedOut) => {
-                ("timeout", RouterError::TimedOut(name))
+                (Reason::Timeout, RouterError::TimedOut(name))
             }
             // Without an identity a gate has nothing to say that could be believed, and closes.
-            DialError::Handshake(HandshakeError::Io(_)) => ("tls", RouterError::NotReady(name)),
-            DialError::NoIdentity(_) => ("tls", RouterError::NoIdentity),
-            DialError::Handshake(_) => ("tls", RouterError::Unreachable(name)),
+            DialError::Handshake(HandshakeError::Io(_)) => (Reason::Tls, RouterError::NotReady(name)),
+            DialError::NoIdentity(_) => (Reason::Tls, RouterError::NoIdentity),
+            DialError::Handshake(_) => (Reason::Tls, RouterError::Unreachable(name)),
         };
         let endpoint = target.endpoint;
-        tracing::info!(%sandbox, request_id, %endpoint, reason, error = chain(error), "can't connect");
+        tracing::info!(
+            target: UNANSWERED, %sandbox, request_id, %endpoint, reason = reason.as_str(), error = chain(error),
+            "can't connect"
+        );
         self.metrics.error(&sandbox.namespace, reason);
         answer
     }
@@ -253,14 +259,15 @@ impl Forwarder {
         let (sandbox, request_id) = (&errand.route.sandbox, errand.id());
         let name = sandbox.name.clone();
         let (reason, answer) = match error {
-            ExchangeError::Upload(error) => ("upload", RouterError::Upload(*error)),
-            ExchangeError::TimedOut => ("timeout", RouterError::TimedOut(name)),
-            ExchangeError::Broken(_) | ExchangeError::NotSent(_) => ("eof", RouterError::Broken(name)),
-            ExchangeError::Malformed(_) => ("other", RouterError::Broken(name)),
+            // Whoever sent the body is no upstream.
+            ExchangeError::Upload(error) => (None, RouterError::Upload(*error)),
+            ExchangeError::TimedOut => (Some(Reason::Timeout), RouterError::TimedOut(name)),
+            ExchangeError::Broken(_) | ExchangeError::NotSent(_) => (Some(Reason::Eof), RouterError::Broken(name)),
+            ExchangeError::Malformed(_) => (Some(Reason::Other), RouterError::Broken(name)),
         };
-        tracing::info!(%sandbox, request_id, reason, error = chain(error), "no answer");
-        // Whoever sent the body is no upstream.
-        if !matches!(error, ExchangeError::Upload(_)) {
+        let logged = reason.map_or("upload", Reason::as_str);
+        tracing::info!(target: UNANSWERED, %sandbox, request_id, reason = logged, error = chain(error), "no answer");
+        if let Some(reason) = reason {
             self.metrics.error(&sandbox.namespace, reason);
         }
         answer
@@ -271,16 +278,11 @@ async fn handshake(
     stream: TcpStream,
     credentials: &MeshCredentials,
     expected: &ExpectedSandbox,
-) -> Result<tokio_rustls::client::TlsStream<TcpStream>, DialError> {
+) -> Result<(tokio_rustls::client::TlsStream<TcpStream>, SystemTime), DialError> {
     let config = tls::router_client_config(credentials, expected)
         .map_err(|error| DialError::Connect(io::Error::other(error.to_string())))?;
     // Boxed: a handshake is large, and requests on kept connections never need one.
     Box::pin(tls::connect_mesh(stream, config))
         .await
         .map_err(DialError::Handshake)
-}
-
-/// When a leaf ends; 0 without one.
-fn end_of(credentials: Option<&MeshCredentials>) -> u64 {
-    credentials.map_or(0, |found| seconds_since_1970(found.validity().not_after))
 }

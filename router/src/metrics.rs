@@ -16,6 +16,44 @@ const MAX_NAMESPACES: usize = 256;
 /// The label value of everything else.
 const OTHER: &str = "other";
 
+/// Why a request has no answer from its sandbox, as dashboards that come from elsewhere name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// Nothing to connect to.
+    Dial,
+    /// It took too long.
+    Timeout,
+    /// The connection broke before a response head.
+    Eof,
+    /// The two ends don't accept each other.
+    Tls,
+    /// An answer that can't be passed on, or a gate that has none.
+    Other,
+}
+
+impl Reason {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Dial => "dial",
+            Self::Timeout => "timeout",
+            Self::Eof => "eof",
+            Self::Tls => "tls",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Client connections that nothing was said on, by reason.
+#[derive(Debug)]
+pub(crate) struct RefusedConnections {
+    /// The cap on open connections in all.
+    pub(crate) connections: IntCounter,
+    /// The cap on open connections from one address.
+    pub(crate) connections_of_peer: IntCounter,
+    /// The memory budget is spent.
+    pub(crate) memory: IntCounter,
+}
+
 #[derive(Debug)]
 struct Handles {
     count: IntCounter,
@@ -35,7 +73,7 @@ pub(crate) struct Metrics {
     pub(crate) registry: Registry,
     pub(crate) inflight: IntGauge,
     pub(crate) retries: IntCounter,
-    pub(crate) refused_connections: IntCounter,
+    pub(crate) refused: RefusedConnections,
     cert_reloads: IntCounterVec,
     requests: IntCounterVec,
     durations: HistogramVec,
@@ -58,13 +96,20 @@ impl Metrics {
         let build = Opts::new("sandbox_router_build_info", "1, labelled with the version.");
         let build = metrics::registered(&registry, IntGaugeVec::new(build, &["version"]))?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let refused = counters(
+            "sandbox_router_refused_connections_total",
+            "Client connections over a cap or the memory budget, by reason.",
+            &["reason"],
+        )?;
+        let refused = |reason| refused.with_label_values(&[reason]);
         Ok(Self {
             inflight: metrics::gauge(&registry, "sandbox_router_inflight_requests", "Requests under way.")?,
             retries: counter("sandbox_router_upstream_retries_total", "Further connection attempts.")?,
-            refused_connections: counter(
-                "sandbox_router_refused_connections_total",
-                "Client connections over a cap or the memory budget.",
-            )?,
+            refused: RefusedConnections {
+                connections: refused("connections"),
+                connections_of_peer: refused("connections-per-peer"),
+                memory: refused("memory"),
+            },
             cert_reloads: counters(
                 "sandbox_router_cert_reloads_total",
                 "Certificate reloads by outcome.",
@@ -147,9 +192,9 @@ impl Metrics {
     }
 
     /// Counts a request that the sandbox didn't answer.
-    pub(crate) fn error(&self, namespace: &Namespace, reason: &'static str) {
+    pub(crate) fn error(&self, namespace: &Namespace, reason: Reason) {
         self.errors
-            .with_label_values(&[self.label(Some(namespace)), reason])
+            .with_label_values(&[self.label(Some(namespace)), reason.as_str()])
             .inc();
     }
 
@@ -157,7 +202,7 @@ impl Metrics {
     pub(crate) fn unresolved(&self, namespace: &Namespace, reason: &'static str) {
         self.unresolved.with_label_values(&[reason]).inc();
         // Dashboards that come from elsewhere know it as this.
-        self.error(namespace, "dial");
+        self.error(namespace, Reason::Dial);
     }
 
     /// What counts attempts to load changed certificates.
@@ -175,11 +220,9 @@ impl Metrics {
         )
     }
 
-    /// Counts a decision about a caller that was refused. Admitted requests are counted as requests.
-    pub(crate) fn decision(&self, namespace: Option<&Namespace>, decision: &'static str) {
-        self.decisions
-            .with_label_values(&[self.label(namespace), decision])
-            .inc();
+    /// Counts a caller that was refused. Admitted requests are counted as requests.
+    pub(crate) fn denied(&self, namespace: Option<&Namespace>) {
+        self.decisions.with_label_values(&[self.label(namespace), "deny"]).inc();
     }
 }
 

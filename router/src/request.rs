@@ -4,18 +4,20 @@ use crate::access::{End, Record};
 use crate::authenticate::{Authenticated, Authenticator};
 use crate::config::{Config, Mesh};
 use crate::error::RouterError;
-use crate::forward::{Errand, Forwarder};
-use crate::metrics::Metrics;
-use crate::resolve::Resolver;
+use crate::forward::{Errand, Forwarder, UNANSWERED, id_text};
+use crate::metrics::{Metrics, Reason};
+use crate::resolve::{Resolver, Target};
 use crate::routing::{Destination, LastDestination};
 use http::header::{EXPECT, HOST, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use sandgate_mesh::body::{Answer, BodyError, Upload, discard};
+use sandgate_mesh::admin;
+use sandgate_mesh::body::{Answer, BodyError, Upload, UploadWatch, discard};
 use sandgate_mesh::contract::{
-    TRACEPARENT, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, X_SANDBOX_PORT, X_SANDGATE_CALLER,
+    X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, X_SANDBOX_PORT, X_SANDGATE_CALLER,
     X_SANDGATE_OUTCOME,
 };
 use sandgate_mesh::drain::Draining;
@@ -27,10 +29,13 @@ use sandgate_mesh::headers::{
 use sandgate_mesh::listener::ConnectionSlot;
 use sandgate_mesh::memory::MemoryBudget;
 use sandgate_mesh::outcome::Outcome;
-use sandgate_mesh::telemetry::LineLog;
-use sandgate_mesh::{admin, tunnel};
+use sandgate_mesh::pool::Lease;
+use sandgate_mesh::sandbox::SandboxKey;
+use sandgate_mesh::telemetry::{LineLog, chain};
+use sandgate_mesh::tunnel::{self, TunnelLimits};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What one worker thread needs to serve requests.
 #[derive(Debug)]
@@ -81,7 +86,7 @@ impl Client {
             last: LastDestination::default(),
             _slot: slot,
             draining,
-            trusted_proxy: config.trusted_proxies.iter().any(|network| network.contains(&ip)),
+            trusted_proxy: config.trusts(ip),
         }
     }
 }
@@ -117,7 +122,10 @@ pub(crate) async fn handle(
         Ok(Passed::Answered(lease, response, watch, silence)) => {
             response.map(|body| Answer::relay(body, silence, watch, End { lease, record }))
         }
-        Ok(Passed::Switched(response)) => response.map(|()| Answer::empty()),
+        Ok(Passed::Switched(response, tunnel)) => {
+            tokio::spawn(tunnel.run(Arc::clone(client), worker.config.tunnels, record));
+            response.map(|()| Answer::empty())
+        }
         Err(error) => answer_error(&error, record),
     }
 }
@@ -150,7 +158,7 @@ fn admit(
     let caller = worker
         .authenticator
         .authenticate(request.headers(), client.certificate.as_ref())
-        .inspect_err(|_| worker.metrics.decision(None, "deny"))?;
+        .inspect_err(|_| worker.metrics.denied(None))?;
     record.caller(&caller.caller);
     let allow_loopback = worker.config.allow_loopback_pod_ip;
     let to = client.last.parse(request.headers(), allow_loopback)?;
@@ -165,12 +173,48 @@ fn admit(
 /// What became of a request that was let in.
 enum Passed {
     Answered(
-        sandgate_mesh::pool::Lease<Arc<crate::resolve::Target>>,
+        Lease<Arc<Target>>,
         Response<Incoming>,
-        Option<Arc<sandgate_mesh::body::UploadWatch>>,
-        std::time::Duration,
+        Option<Arc<UploadWatch>>,
+        Duration,
     ),
-    Switched(Response<()>),
+    Switched(Response<()>, Tunnel),
+}
+
+/// Two connections that have switched protocols.
+struct Tunnel {
+    downstream: OnUpgrade,
+    upstream: OnUpgrade,
+    /// Kept until the tunnel ends: the connection's driver needs its sender.
+    lease: Lease<Arc<Target>>,
+    sandbox: SandboxKey,
+    request_id: Option<HeaderValue>,
+}
+
+impl Tunnel {
+    /// Joins the two until one of them ends. The request lasts as long, and so does the client's place.
+    async fn run(self, client: Arc<Client>, limits: TunnelLimits, mut record: Record) {
+        let Self {
+            downstream,
+            upstream,
+            lease,
+            sandbox,
+            request_id,
+        } = self;
+        let request_id = id_text(request_id.as_ref());
+        match tokio::try_join!(downstream, upstream) {
+            Ok((downstream, upstream)) => {
+                let draining = client.draining.clone();
+                let (downstream, upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
+                let (end, up, down) = tunnel::join(downstream, upstream, limits, draining).await;
+                record.bytes_in(up);
+                record.bytes_out(down);
+                tracing::info!(%sandbox, request_id, end = end.as_str(), up, down, "the tunnel ended");
+            }
+            Err(error) => tracing::info!(%sandbox, request_id, error = chain(&error), "the tunnel did not open"),
+        }
+        drop(lease);
+    }
 }
 
 #[allow(clippy::too_many_arguments)] // each phase of the path needs another of them
@@ -227,25 +271,26 @@ async fn pass(
             .is_some_and(|upgrade| upgrade.is_answered_by(response.headers()));
         let Some(downstream) = downstream.filter(|_| switches) else {
             let sandbox = &route.sandbox;
-            tracing::info!(%sandbox, request_id = errand.id(), reason = "other", "protocols were switched as nobody asked");
-            worker.metrics.error(&sandbox.namespace, "other");
+            let reason = Reason::Other;
+            tracing::info!(
+                target: UNANSWERED, %sandbox, request_id = errand.id(), reason = reason.as_str(),
+                "protocols were switched as nobody asked"
+            );
+            worker.metrics.error(&sandbox.namespace, reason);
             return Err(RouterError::Broken(sandbox.name.clone()));
         };
         if !switch.open() {
             return Err(RouterError::EarlyBytes);
         }
-        let upstream = hyper::upgrade::on(&mut response);
-        let (limits, client) = (worker.config.tunnels, Arc::clone(client));
-        tokio::spawn(async move {
-            // Kept until the tunnel ends: the connection's driver needs its sender, and the client's place is taken.
-            let _lease = lease;
-            let draining = client.draining.clone();
-            if let Ok((downstream, upstream)) = tokio::try_join!(downstream, upstream) {
-                tunnel::join(TokioIo::new(downstream), TokioIo::new(upstream), limits, draining).await;
-            }
-        });
+        let tunnel = Tunnel {
+            downstream,
+            upstream: hyper::upgrade::on(&mut response),
+            lease,
+            sandbox: route.sandbox.clone(),
+            request_id,
+        };
         cross_hop(response.headers_mut(), upgrade.as_ref());
-        return Ok(Passed::Switched(response.map(|_| ())));
+        return Ok(Passed::Switched(response.map(|_| ()), tunnel));
     }
     cross_hop(response.headers_mut(), None);
     *response.version_mut() = Version::HTTP_11;
@@ -262,36 +307,33 @@ fn heed_outcome(worker: &Worker, errand: Errand<'_>, response: &Response<Incomin
         return Ok(());
     };
     let (sandbox, request_id, reason) = (&errand.route.sandbox, errand.id(), outcome.as_str());
-    let namespace = &sandbox.namespace;
+    let count = |reason| worker.metrics.error(&sandbox.namespace, reason);
     match outcome {
-        Outcome::Dial => worker.metrics.error(namespace, "dial"),
-        Outcome::Timeout => worker.metrics.error(namespace, "timeout"),
-        Outcome::Broken => worker.metrics.error(namespace, "eof"),
-        Outcome::BadAnswer | Outcome::NotReady | Outcome::Overloaded => worker.metrics.error(namespace, "other"),
-        Outcome::NotARouter | Outcome::PeerExpired => worker.metrics.error(namespace, "tls"),
-        Outcome::Denied => worker.metrics.decision(Some(namespace), "deny"),
+        Outcome::Dial => count(Reason::Dial),
+        Outcome::Timeout => count(Reason::Timeout),
+        Outcome::Broken => count(Reason::Eof),
+        Outcome::BadAnswer | Outcome::NotReady | Outcome::Overloaded => count(Reason::Other),
+        Outcome::Denied => worker.metrics.denied(Some(&sandbox.namespace)),
         Outcome::Malformed | Outcome::Upload => {}
-    }
-    match outcome {
         Outcome::NotARouter => {
+            count(Reason::Tls);
             let (identity, text) = (
                 worker.forwarder.identity(),
                 "the gate does not accept this router's identity; name it in the gate's --router-identity",
             );
-            tracing::warn!(%sandbox, request_id, reason, identity, "{text}");
-            Err(RouterError::Unreachable(sandbox.name.clone()))
+            tracing::warn!(target: UNANSWERED, %sandbox, request_id, reason, identity, "{text}");
+            return Err(RouterError::Unreachable(sandbox.name.clone()));
         }
         Outcome::PeerExpired => {
+            count(Reason::Tls);
             let text = "the gate takes the certificate of this router's connection for expired; compare the clocks";
-            tracing::warn!(%sandbox, request_id, reason, "{text}");
-            Err(RouterError::NoIdentity)
-        }
-        _ => {
-            let status = response.status().as_u16();
-            tracing::info!(%sandbox, request_id, reason, status, "the gate answered itself");
-            Ok(())
+            tracing::warn!(target: UNANSWERED, %sandbox, request_id, reason, "{text}");
+            return Err(RouterError::NoIdentity);
         }
     }
+    let status = response.status().as_u16();
+    tracing::info!(target: UNANSWERED, %sandbox, request_id, reason, status, "the gate answered itself");
+    Ok(())
 }
 
 /// Leaves in the head what the next hop may see, and adds what it must.
@@ -307,9 +349,6 @@ fn sanitise(
     let target = target.ok_or(RouterError::BadRoute("Invalid request target."))?;
     let headers = request.headers_mut();
     sanitise_request(headers, upgrade);
-    if headers.get_all(TRACEPARENT).iter().nth(1).is_some() {
-        headers.remove(TRACEPARENT);
-    }
     let asked_for = headers.insert(HOST, to.host.clone());
     forwarded(client, asked_for, headers);
     if worker.config.mesh == Mesh::Required {

@@ -8,18 +8,19 @@ use crate::metrics::Metrics;
 use crate::request::{self, Client, Worker};
 use crate::resolve::Resolver;
 use anyhow::Context;
+use prometheus::IntCounter;
 use sandgate_mesh::admin::{Admin, Readiness};
 use sandgate_mesh::caller::Caller;
 use sandgate_mesh::credentials::Credentials;
 use sandgate_mesh::drain::{self, Draining};
-use sandgate_mesh::listener::{self, ConnectionCount, ConnectionLimits, ConnectionSlot};
+use sandgate_mesh::listener::{self, ConnectionCount, ConnectionSlot, Full};
 use sandgate_mesh::memory::MemoryBudget;
 use sandgate_mesh::overflow::{Overflow, Unavailable};
 use sandgate_mesh::pool::LINGER;
 use sandgate_mesh::standing::{IdentityWatch, fit};
 use sandgate_mesh::telemetry::LineLog;
 use sandgate_mesh::{serve, tls};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
@@ -29,6 +30,8 @@ use tokio_rustls::rustls::ServerConfig;
 
 /// What a client hears that is one too many.
 const TOO_MANY: &str = "The router has too many connections; try again.";
+/// What a client hears whose address has one too many.
+const TOO_MANY_OF_PEER: &str = "The router has too many connections from this address; try again.";
 /// What a client hears that connects while the memory budget is spent.
 const SHORT_OF_MEMORY: &str = "The router is short of memory; try again.";
 /// Accepted connections that may wait for a worker.
@@ -177,17 +180,15 @@ impl Router {
             };
             workers.push(start_worker(number, worker, draining.clone())?);
         }
-        let limits = ConnectionLimits {
-            total: self.config.max_connections,
-            per_peer: self.config.max_connections,
-        };
         let acceptor = Acceptor {
             workers: Arc::from(workers),
             next: Arc::default(),
-            count: ConnectionCount::new(limits),
+            count: ConnectionCount::new(self.config.connection_limits()),
             overflow: Overflow::default(),
             too_many: Unavailable::new(TOO_MANY, None),
+            too_many_of_peer: Unavailable::new(TOO_MANY_OF_PEER, None),
             short_of_memory: Unavailable::new(SHORT_OF_MEMORY, None),
+            config: Arc::clone(&self.config),
             memory: self.memory,
             metrics: Arc::clone(&self.metrics),
         };
@@ -235,7 +236,9 @@ struct Acceptor {
     count: ConnectionCount,
     overflow: Overflow,
     too_many: Unavailable,
+    too_many_of_peer: Unavailable,
     short_of_memory: Unavailable,
+    config: Arc<Config>,
     memory: MemoryBudget,
     metrics: Arc<Metrics>,
 }
@@ -243,15 +246,10 @@ struct Acceptor {
 impl Acceptor {
     async fn accept(self, listener: TcpListener, tls: Option<FrontTls>, mut draining: Draining) {
         while let Some((stream, peer)) = listener::accept(&listener, &mut draining).await {
-            let admitted = if self.memory.is_exhausted() {
-                Err(&self.short_of_memory)
-            } else {
-                self.count.enter(peer.ip()).ok_or(&self.too_many)
-            };
-            let slot = match admitted {
+            let slot = match self.admit(peer.ip()) {
                 Ok(slot) => slot,
-                Err(answer) => {
-                    self.metrics.refused_connections.inc();
+                Err((answer, counter)) => {
+                    counter.inc();
                     if tls.is_none() {
                         self.overflow.answer(stream, answer);
                     }
@@ -278,6 +276,24 @@ impl Acceptor {
                     .await;
             }
         }
+    }
+
+    /// A place for a connection from `peer`, or what it hears instead and where that is counted. A trusted proxy may have
+    /// all places: it speaks for many.
+    fn admit(&self, peer: IpAddr) -> Result<ConnectionSlot, (&Unavailable, &IntCounter)> {
+        let refused = &self.metrics.refused;
+        if self.memory.is_exhausted() {
+            return Err((&self.short_of_memory, &refused.memory));
+        }
+        let entered = if self.config.trusts(peer) {
+            self.count.enter_trusted(peer)
+        } else {
+            self.count.enter(peer)
+        };
+        entered.map_err(|full| match full {
+            Full::Total => (&self.too_many, &refused.connections),
+            Full::Peer => (&self.too_many_of_peer, &refused.connections_of_peer),
+        })
     }
 }
 

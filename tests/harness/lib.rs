@@ -233,7 +233,7 @@ impl Mesh {
     pub async fn send_to_gate(&self, certificate: Option<&Issued>, bytes: impl AsRef<[u8]>) -> String {
         let stream = TcpStream::connect(("127.0.0.1", self.ports.mesh)).await.unwrap();
         match tls::connect_mesh(stream, self.client_config(certificate)).await {
-            Ok(stream) => exchange(stream, bytes, false).await,
+            Ok((stream, _)) => exchange(stream, bytes, false).await,
             Err(_) => String::new(),
         }
     }

@@ -86,7 +86,7 @@ impl Admin {
         let newcomers = Newcomers::new(caps.waiting);
         let answered = Arc::new(Semaphore::new(caps.answered));
         while let Some((stream, peer)) = listener::accept(&listener, &mut draining).await {
-            let Some(slot) = count.enter(one_if_loopback(peer.ip())) else {
+            let Ok(slot) = count.enter(one_if_loopback(peer.ip())) else {
                 continue;
             };
             let connection = Connection {

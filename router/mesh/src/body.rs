@@ -4,8 +4,8 @@
 use crate::framing::{Violation, violation};
 use crate::headers::sanitise_trailers;
 use bytes::Bytes;
-use http::Response;
 use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -32,6 +32,28 @@ pub enum BodyError {
     /// No byte came for the configured time.
     #[error("body was silent for too long")]
     Silent,
+}
+
+impl BodyError {
+    /// The status that tells a client what was wrong with its request's body.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::Framing(violation) => violation.status(),
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Silent => StatusCode::REQUEST_TIMEOUT,
+            Self::Broken => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    /// What a client is told of it (CONTRACT section 4).
+    pub fn detail(self) -> &'static str {
+        match self {
+            Self::Framing(violation) => violation.detail(),
+            Self::TooLarge => "Request body is too large.",
+            Self::Silent => "Timed out waiting for the request body.",
+            Self::Broken => "Request body ended early.",
+        }
+    }
 }
 
 impl From<hyper::Error> for BodyError {
@@ -348,7 +370,7 @@ impl<E: BodyEnd + Unpin> Body for Answer<E> {
 }
 
 /// An error as clients know it: `{"detail":"<text>"}`.
-pub fn detail(status: http::StatusCode, text: &str) -> Response<Full<Bytes>> {
+pub fn detail(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
     let body = serde_json::json!({ "detail": text }).to_string();
     let mut response = Response::new(Full::from(body));
     *response.status_mut() = status;

@@ -4,9 +4,12 @@
 //! (header [`X_SANDGATE_CALLER`](crate::contract::X_SANDGATE_CALLER)) has exactly one spelling per caller:
 //! `v1;<kind>;<name>[;<group>]*`, percent-encoded, groups shortest first, then by bytes. Any other spelling is refused.
 
+mod kind;
+
 use crate::identity::SpiffeId;
 use crate::sandbox::{Namespace, ServiceAccountName};
 use http::HeaderValue;
+pub(crate) use kind::CallerKind;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, percent_decode_str, utf8_percent_encode};
 use std::borrow::Cow;
 use std::cmp::Ordering;
@@ -21,13 +24,6 @@ pub const MAX_NAME_BYTES: usize = 256;
 pub const MAX_GROUPS: usize = 128;
 /// What an assertion leaves for groups, encoded: the rest fits the longest kind and a name of which each byte is escaped.
 const MAX_GROUPS_ENCODED: usize = MAX_ASSERTION_BYTES - 1024;
-
-/// The name that [`Caller::Anonymous`] is logged by. No user can have it.
-const ANONYMOUS: &str = "anonymous";
-/// Prefixes that name other kinds of callers: a user's name can't start so.
-const RESERVED_PREFIXES: [&str; 5] = ["static:", "scoped:", "cert:", "spiffe://", "system:serviceaccount:"];
-
-const ANONYMOUS_ASSERTION: &str = "v1;anonymous";
 /// All but RFC 3986's unreserved characters, so that `;`, `:`, `%` and everything outside ASCII are escaped.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
@@ -45,7 +41,8 @@ pub enum CallerError {
     ControlCharacter,
     /// A user's name could be taken for another kind of caller.
     #[error(
-        "a user's name must not be `anonymous` nor start with static:, scoped:, cert:, spiffe:// or system:serviceaccount:"
+        "a user's name must not be that of another kind of caller: {}",
+        CallerKind::reserved()
     )]
     Reserved,
     /// More than [`MAX_GROUPS`] groups.
@@ -136,10 +133,10 @@ impl FromStr for UserName {
     type Err = CallerError;
     fn from_str(text: &str) -> Result<Self, CallerError> {
         let name = text.parse()?;
-        if text == ANONYMOUS || RESERVED_PREFIXES.iter().any(|prefix| text.starts_with(prefix)) {
-            return Err(CallerError::Reserved);
+        match CallerKind::of_name(text) {
+            (CallerKind::User, _) => Ok(Self(name)),
+            _ => Err(CallerError::Reserved),
         }
-        Ok(Self(name))
     }
 }
 
@@ -246,30 +243,54 @@ impl Caller {
         matches!(self, Self::Anonymous)
     }
 
+    /// Which kind of caller.
+    pub(crate) const fn kind(&self) -> CallerKind {
+        match self {
+            Self::Anonymous => CallerKind::Anonymous,
+            Self::Static { .. } => CallerKind::Static,
+            Self::Scoped { .. } => CallerKind::Scoped,
+            Self::ServiceAccount { .. } => CallerKind::ServiceAccount,
+            Self::User { .. } => CallerKind::User,
+            Self::Spiffe(_) => CallerKind::Spiffe,
+            Self::Certificate { .. } => CallerKind::Certificate,
+        }
+    }
+
     /// The value of [`X_SANDGATE_CALLER`](crate::contract::X_SANDGATE_CALLER) that [`Self::from_assertion`] turns into
     /// this caller. Callers are bounded so that it always fits [`MAX_ASSERTION_BYTES`].
     pub fn to_assertion(&self) -> HeaderValue {
         if self.is_anonymous() {
-            return HeaderValue::from_static(ANONYMOUS_ASSERTION);
+            return HeaderValue::from_static(CallerKind::Anonymous.assertion());
         }
         // Percent-encoded text is always a header value; if that ever broke, the gate must refuse, not guess.
-        HeaderValue::try_from(self.assertion()).unwrap_or(HeaderValue::from_static("unassertable"))
+        HeaderValue::try_from(self.assertion(64)).unwrap_or(HeaderValue::from_static("unassertable"))
     }
 
-    fn assertion(&self) -> String {
+    /// The assertion, written into a buffer of at first `capacity` bytes.
+    fn assertion(&self, capacity: usize) -> String {
+        let mut text = String::with_capacity(capacity);
+        text.push_str(self.kind().assertion());
         match self {
-            Self::Anonymous => ANONYMOUS_ASSERTION.to_owned(),
-            Self::Static { name } => format!("v1;static;{}", escaped(name.as_str())),
-            Self::Scoped { key_id } => format!("v1;scoped;{}", escaped(key_id.as_str())),
+            Self::Anonymous => {}
+            Self::Static { name } | Self::Scoped { key_id: name } | Self::Certificate { common_name: name } => {
+                add_field(&mut text, name.as_str());
+            }
             Self::ServiceAccount {
                 namespace,
                 name,
                 groups,
-            } => with_groups(format!("v1;serviceaccount;{namespace}:{name}"), groups),
-            Self::User { name, groups } => with_groups(format!("v1;user;{}", escaped(name.as_str())), groups),
-            Self::Spiffe(id) => format!("v1;spiffe;{}", escaped(id.as_str())),
-            Self::Certificate { common_name } => format!("v1;certificate;{}", escaped(common_name.as_str())),
+            } => {
+                // Neither holds what would have to be escaped.
+                text.extend([";", namespace.as_str(), ":", name.as_str()]);
+                groups.iter().for_each(|group| add_field(&mut text, group));
+            }
+            Self::User { name, groups } => {
+                add_field(&mut text, name.as_str());
+                groups.iter().for_each(|group| add_field(&mut text, group));
+            }
+            Self::Spiffe(id) => add_field(&mut text, id.as_str()),
         }
+        text
     }
 
     /// Reads the value of [`X_SANDGATE_CALLER`](crate::contract::X_SANDGATE_CALLER). Only a router's word counts: the
@@ -278,7 +299,7 @@ impl Caller {
     /// # Errors
     /// Anything that [`Self::to_assertion`] wouldn't have written.
     pub fn from_assertion(value: &[u8]) -> Result<Self, AssertionError> {
-        if value == ANONYMOUS_ASSERTION.as_bytes() {
+        if value == CallerKind::Anonymous.assertion().as_bytes() {
             return Ok(Self::Anonymous);
         }
         if value.len() > MAX_ASSERTION_BYTES {
@@ -286,16 +307,18 @@ impl Caller {
         }
         let text = std::str::from_utf8(value).map_err(|_| AssertionError::NotCanonical)?;
         let (kind, rest) = text
-            .strip_prefix("v1;")
+            .strip_prefix(CallerKind::VERSION)
             .ok_or(AssertionError::Version)?
             .split_once(';')
             .ok_or(AssertionError::Kind)?;
         let mut fields = rest.split(';');
         let name = unescaped(fields.next().unwrap_or_default())?;
-        let caller = match kind {
-            "static" => Self::Static { name: name.parse()? },
-            "scoped" => Self::Scoped { key_id: name.parse()? },
-            "serviceaccount" => {
+        let caller = match CallerKind::asserted(kind).ok_or(AssertionError::Kind)? {
+            // Its assertion has no further field.
+            CallerKind::Anonymous => return Err(AssertionError::Kind),
+            CallerKind::Static => Self::Static { name: name.parse()? },
+            CallerKind::Scoped => Self::Scoped { key_id: name.parse()? },
+            CallerKind::ServiceAccount => {
                 let (namespace, name) = name.split_once(':').ok_or(AssertionError::Name)?;
                 Self::ServiceAccount {
                     namespace: namespace.parse().map_err(|_| AssertionError::Name)?,
@@ -303,19 +326,18 @@ impl Caller {
                     groups: read_groups(fields)?,
                 }
             }
-            "user" => Self::User {
+            CallerKind::User => Self::User {
                 name: name.parse()?,
                 groups: read_groups(fields)?,
             },
-            "spiffe" => Self::Spiffe(name.parse().map_err(|_| AssertionError::Name)?),
-            "certificate" => Self::Certificate {
+            CallerKind::Spiffe => Self::Spiffe(name.parse().map_err(|_| AssertionError::Name)?),
+            CallerKind::Certificate => Self::Certificate {
                 common_name: name.parse()?,
             },
-            _ => return Err(AssertionError::Kind),
         };
         // One comparison refuses every other spelling: needless or lower-case escapes, groups out of order or twice,
         // groups or fields where the kind has none.
-        if caller.assertion() == text {
+        if caller.assertion(text.len()) == text {
             Ok(caller)
         } else {
             Err(AssertionError::NotCanonical)
@@ -333,12 +355,9 @@ fn unescaped(field: &str) -> Result<Cow<'_, str>, AssertionError> {
         .map_err(|_| AssertionError::NotCanonical)
 }
 
-fn with_groups(mut assertion: String, groups: &Groups) -> String {
-    for group in groups.iter() {
-        assertion.push(';');
-        assertion.extend(escaped(group));
-    }
-    assertion
+fn add_field(assertion: &mut String, text: &str) {
+    assertion.push(';');
+    assertion.extend(escaped(text));
 }
 
 fn read_groups<'a>(fields: impl Iterator<Item = &'a str>) -> Result<Groups, AssertionError> {
@@ -349,18 +368,21 @@ fn read_groups<'a>(fields: impl Iterator<Item = &'a str>) -> Result<Groups, Asse
 
 impl fmt::Display for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let prefix = self.kind().prefix();
         match self {
-            Self::Anonymous => f.write_str(ANONYMOUS),
-            Self::Static { name } => write!(f, "static:{name}"),
-            Self::Scoped { key_id } => write!(f, "scoped:{key_id}"),
-            Self::ServiceAccount { namespace, name, .. } => write!(f, "system:serviceaccount:{namespace}:{name}"),
+            Self::Anonymous => f.write_str(prefix),
+            Self::Static { name } | Self::Scoped { key_id: name } | Self::Certificate { common_name: name } => {
+                f.write_str(prefix)?;
+                name.fmt(f)
+            }
+            Self::ServiceAccount { namespace, name, .. } => write!(f, "{prefix}{namespace}:{name}"),
             Self::User { name, .. } => name.fmt(f),
+            // The ID holds its prefix itself.
             Self::Spiffe(id) => id.fmt(f),
-            Self::Certificate { common_name } => write!(f, "cert:{common_name}"),
         }
     }
 }
 
 #[cfg(test)]
 #[path = "caller_tests.rs"]
-mod tests;
+pub(crate) mod tests;

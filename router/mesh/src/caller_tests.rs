@@ -63,6 +63,66 @@ fn every_kind() -> Vec<(Caller, &'static str, &'static str)> {
     ]
 }
 
+/// A caller of this kind. A new kind needs one.
+pub(crate) fn of_kind(kind: CallerKind) -> Caller {
+    let name = || "some-name".parse().unwrap();
+    match kind {
+        CallerKind::Anonymous => Caller::Anonymous,
+        CallerKind::Static => Caller::Static { name: name() },
+        CallerKind::Scoped => Caller::Scoped { key_id: name() },
+        CallerKind::ServiceAccount => account(&["a", "b:c"]),
+        CallerKind::User => user("ann", &["a", "b:c"]),
+        CallerKind::Spiffe => Caller::Spiffe("spiffe://example.org/batch".parse().unwrap()),
+        CallerKind::Certificate => Caller::Certificate { common_name: name() },
+    }
+}
+
+#[test]
+fn every_kind_is_spelt_as_the_table_says() {
+    for kind in CallerKind::ALL {
+        let caller = of_kind(*kind);
+        assert_eq!(caller.kind(), *kind);
+        let shown = caller.to_string();
+        let rest = shown.strip_prefix(kind.prefix());
+        assert_eq!(rest.map(|rest| (*kind, rest)), Some(CallerKind::of_name(&shown)));
+        let assertion = caller.to_assertion();
+        assert!(assertion.as_bytes().starts_with(kind.assertion().as_bytes()));
+        assert_eq!(Caller::from_assertion(assertion.as_bytes()), Ok(caller));
+    }
+}
+
+#[test]
+fn no_user_is_named_as_a_caller_of_another_kind_could_be() {
+    for kind in CallerKind::ALL {
+        let taken = match kind {
+            CallerKind::User => vec![],
+            // Not a prefix but the whole name.
+            CallerKind::Anonymous => vec![kind.prefix().to_owned()],
+            _ => ["", "x", "ann", ":"]
+                .map(|rest| format!("{}{rest}", kind.prefix()))
+                .into(),
+        };
+        for name in taken.into_iter().chain([of_kind(*kind).to_string()]) {
+            let parsed = name.parse::<UserName>();
+            if *kind == CallerKind::User {
+                assert!(parsed.is_ok(), "{name}");
+            } else {
+                assert_eq!(parsed, Err(CallerError::Reserved), "{name}");
+            }
+        }
+    }
+    let why = CallerError::Reserved.to_string();
+    assert!(CallerKind::ALL.iter().all(|kind| why.contains(kind.prefix())), "{why}");
+}
+
+#[test]
+fn no_prefix_begins_with_that_of_another_kind() {
+    for kind in CallerKind::ALL.iter().filter(|kind| **kind != CallerKind::User) {
+        let same = |other: &&CallerKind| other.prefix().starts_with(kind.prefix());
+        assert_eq!(CallerKind::ALL.iter().filter(same).collect::<Vec<_>>(), [kind]);
+    }
+}
+
 #[test]
 fn a_caller_survives_the_way_to_the_gate() {
     for (caller, name, assertion) in every_kind() {

@@ -11,8 +11,9 @@ pub use files::{MeshFiles, poll_router, poll_sidecar};
 pub use validity::{Unfit, Validity};
 
 use crate::identity::{ExtendedKeyUsage, IdentityError, PeerId, SandboxIdentity, TrustDomain};
+use crate::tls;
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::crypto::ring;
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, SignatureScheme};
@@ -389,14 +390,14 @@ fn check_chain(
 ) -> Result<(), rustls::Error> {
     let now = SystemTime::now().min(validity.not_after).max(validity.not_before);
     let now = UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
-    let provider: CryptoProvider = ring::default_provider();
+    let provider = tls::provider();
     match role {
         Role::Sidecar => {
             let algorithms = provider.signature_verification_algorithms.all;
             let leaf = ParsedCertificate::try_from(leaf)?;
             verify_server_cert_signed_by_trust_anchor(&leaf, roots, intermediates, now, algorithms)
         }
-        Role::Router => WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::new(provider))
+        Role::Router => WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider)
             .build()
             .map_err(|error| rustls::Error::General(error.to_string()))?
             .verify_client_cert(leaf, intermediates, now)

@@ -346,13 +346,18 @@ pub fn strip_forwarded(headers: &mut HeaderMap) {
 }
 
 /// Leaves in a request's head what may go up one hop: nothing of ours, no credential, no expectation (each hop answers
-/// that itself), and of the hop-by-hop headers only the accepted `upgrade`. The same at both programs.
+/// that itself), no trace context that could be read in two ways, and of the hop-by-hop headers only the accepted
+/// `upgrade`. The same at both programs.
 pub fn sanitise_request(headers: &mut HeaderMap, upgrade: Option<&Upgrade>) {
     // Servers of WebSockets compare Origin with Host, which is ours.
     let switches = upgrade.is_some();
     remove_all(headers, |name| {
         is_ours(name) || *name == AUTHORIZATION || *name == EXPECT || switches && *name == ORIGIN
     });
+    // W3C Trace Context section 3.2: one, or none.
+    if headers.get_all(TRACEPARENT).iter().nth(1).is_some() {
+        headers.remove(TRACEPARENT);
+    }
     cross(headers, upgrade, true);
 }
 

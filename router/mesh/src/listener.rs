@@ -211,6 +211,15 @@ struct Counts {
     by_peer: HashMap<IpAddr, usize>,
 }
 
+/// Which limit leaves no place for a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    /// [`ConnectionLimits::total`].
+    Total,
+    /// [`ConnectionLimits::per_peer`].
+    Peer,
+}
+
 /// Counts open connections.
 #[derive(Debug, Clone)]
 pub struct ConnectionCount {
@@ -234,25 +243,34 @@ impl ConnectionCount {
         }
     }
 
-    /// A place for one more connection from `peer`, or `None` when a limit is met.
-    pub fn enter(&self, peer: IpAddr) -> Option<ConnectionSlot> {
+    /// A place for one more connection from `peer`.
+    ///
+    /// # Errors
+    /// The limit that is met.
+    pub fn enter(&self, peer: IpAddr) -> Result<ConnectionSlot, Full> {
         self.enter_within(peer, self.limits.per_peer)
     }
 
-    /// A place for a peer that may have them all: one that has proven who it is, and speaks for many.
-    pub fn enter_trusted(&self, peer: IpAddr) -> Option<ConnectionSlot> {
+    /// A place for a peer that may have them all: one that is known, and speaks for many.
+    ///
+    /// # Errors
+    /// [`Full::Total`].
+    pub fn enter_trusted(&self, peer: IpAddr) -> Result<ConnectionSlot, Full> {
         self.enter_within(peer, self.limits.total)
     }
 
-    fn enter_within(&self, peer: IpAddr, per_peer: usize) -> Option<ConnectionSlot> {
+    fn enter_within(&self, peer: IpAddr, per_peer: usize) -> Result<ConnectionSlot, Full> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let of_peer = counts.by_peer.get(&peer).copied().unwrap_or(0);
-        if counts.total >= self.limits.total || of_peer >= per_peer {
-            return None;
+        if counts.total >= self.limits.total {
+            return Err(Full::Total);
+        }
+        if of_peer >= per_peer {
+            return Err(Full::Peer);
         }
         counts.total += 1;
         counts.by_peer.insert(peer, of_peer + 1);
-        Some(ConnectionSlot {
+        Ok(ConnectionSlot {
             peer,
             counts: Arc::clone(&self.counts),
         })
@@ -319,13 +337,14 @@ mod tests {
         let (a, b): (IpAddr, IpAddr) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
         let first = count.enter(a).unwrap();
         let _second = count.enter(a).unwrap();
-        assert!(count.enter(a).is_none());
+        assert_eq!(count.enter(a).unwrap_err(), Full::Peer);
         let _third = count.enter(b).unwrap();
-        assert!(count.enter(b).is_none());
+        assert_eq!(count.enter(b).unwrap_err(), Full::Total);
         drop(first);
-        assert!(count.enter(b).is_some());
+        assert!(count.enter(b).is_ok());
         assert_eq!(count.open(), 2);
         let trusted = count.enter_trusted(b);
-        assert!(trusted.is_some() && count.enter_trusted(b).is_none());
+        assert!(trusted.is_ok());
+        assert_eq!(count.enter_trusted(b).unwrap_err(), Full::Total);
     }
 }

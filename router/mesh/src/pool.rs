@@ -6,7 +6,7 @@ use foldhash::HashMap;
 use std::collections::VecDeque;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// How long connections above [`PoolLimits::per_key`] are kept. Requests come in bursts: closing what is needed again a
 /// moment later would cost a handshake each.
@@ -26,8 +26,17 @@ pub struct PoolLimits {
 #[derive(Debug)]
 struct Idle {
     upstream: Upstream,
+    until: Option<SystemTime>,
     /// The sweep that it was put back after.
     since: u64,
+}
+
+impl Idle {
+    /// Whether what its ends have proven still holds. Only a connection on which something was proven costs a look at the
+    /// clock.
+    fn is_proven(&self) -> bool {
+        self.until.is_none_or(|until| SystemTime::now() < until)
+    }
 }
 
 #[derive(Debug)]
@@ -36,9 +45,13 @@ struct Kept<K> {
     total: usize,
     /// Sweeps so far: the pool's clock, one tick per [`LINGER`]. Fine enough here, and free to read.
     sweeps: u64,
-    /// Renewals so far. A connection of an earlier one doesn't come back.
-    era: u64,
+    /// A connection of an earlier era doesn't come back.
+    era: Era,
 }
+
+/// The time between two renewals of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Era(u64);
 
 /// Idle connections by key.
 #[derive(Debug)]
@@ -54,7 +67,8 @@ pub struct Pool<K> {
 pub struct Lease<K: Hash + Eq> {
     pool: Arc<Pool<K>>,
     key: K,
-    era: u64,
+    era: Era,
+    until: Option<SystemTime>,
     /// The connection.
     pub upstream: Upstream,
 }
@@ -67,7 +81,7 @@ impl<K: Hash + Eq> Pool<K> {
                 by_key: HashMap::default(),
                 total: 0,
                 sweeps: 0,
-                era: 0,
+                era: Era(0),
             }),
             idle_sweeps: u64::try_from(limits.idle_time.as_nanos().div_ceil(LINGER.as_nanos())).unwrap_or(u64::MAX),
             limits,
@@ -89,28 +103,38 @@ impl<K: Hash + Eq> Pool<K> {
         let idle = kept.by_key.get_mut(key)?;
         // The others are left to the sweep. One that isn't ready may have been answered before its request was sent whole,
         // and is given that time to send it.
-        let usable = |idle: &Idle| idle.upstream.is_ready() && kept.sweeps - idle.since < self.idle_sweeps;
+        let usable =
+            |idle: &Idle| idle.upstream.is_ready() && kept.sweeps - idle.since < self.idle_sweeps && idle.is_proven();
         let found = idle.iter().rposition(usable).and_then(|place| idle.remove(place))?;
         kept.total -= 1;
         Some(Lease {
             pool: Arc::clone(self),
             key: key.clone(),
             era: kept.era,
+            until: found.until,
             upstream: found.upstream,
         })
     }
 
-    /// A lease of a connection that was just opened.
-    pub fn lease(self: &Arc<Self>, key: K, upstream: Upstream) -> Lease<K> {
+    /// The era that a connection belongs to which is going to be opened. To be asked before anything is read that the
+    /// connection will be opened with: a renewal in between must find it.
+    pub fn era(&self) -> Era {
+        self.lock().era
+    }
+
+    /// A lease of a connection that was opened in `era`, and of which what its ends have proven holds `until` then; `None`
+    /// where nothing was proven.
+    pub fn lease(self: &Arc<Self>, era: Era, key: K, upstream: Upstream, until: Option<SystemTime>) -> Lease<K> {
         Lease {
             pool: Arc::clone(self),
             key,
-            era: self.lock().era,
+            era,
+            until,
             upstream,
         }
     }
 
-    fn put(&self, key: K, upstream: Upstream, era: u64) {
+    fn put(&self, key: K, era: Era, until: Option<SystemTime>, upstream: Upstream) {
         if upstream.is_closed() || self.limits.per_key == 0 {
             return;
         }
@@ -119,7 +143,8 @@ impl<K: Hash + Eq> Pool<K> {
             return;
         }
         let since = kept.sweeps;
-        kept.by_key.entry(key).or_default().push_back(Idle { upstream, since });
+        let idle = Idle { upstream, until, since };
+        kept.by_key.entry(key).or_default().push_back(idle);
         kept.total += 1;
     }
 
@@ -135,7 +160,7 @@ impl<K: Hash + Eq> Pool<K> {
     /// what connections are opened with.
     pub fn renew(&self) {
         let mut kept = self.lock();
-        kept.era += 1;
+        kept.era.0 += 1;
         kept.by_key.clear();
         kept.total = 0;
     }
@@ -147,7 +172,7 @@ impl<K: Hash + Eq> Pool<K> {
         kept.sweeps += 1;
         let age = |idle: &Idle| kept.sweeps - idle.since;
         for idle in kept.by_key.values_mut() {
-            idle.retain(|idle| !idle.upstream.is_closed() && age(idle) < self.idle_sweeps);
+            idle.retain(|idle| !idle.upstream.is_closed() && age(idle) < self.idle_sweeps && idle.is_proven());
             // The longest idle stand in front. More than one sweep ago is LINGER ago at least.
             let surplus = idle.len().saturating_sub(self.limits.per_key);
             let lingered = idle.iter().take(surplus).take_while(|idle| age(idle) > 1).count();
@@ -161,6 +186,10 @@ impl<K: Hash + Eq> Pool<K> {
 impl<K: Hash + Eq> Lease<K> {
     /// Keeps the connection for the next request.
     pub fn give_back(self) {
-        self.pool.put(self.key, self.upstream, self.era);
+        self.pool.put(self.key, self.era, self.until, self.upstream);
     }
 }
+
+#[cfg(test)]
+#[path = "pool_tests.rs"]
+mod tests;

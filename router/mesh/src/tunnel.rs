@@ -58,6 +58,18 @@ pub enum TunnelEnd {
     Lifetime,
 }
 
+impl TunnelEnd {
+    /// Its name in the log.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Broken => "broken",
+            Self::Idle => "idle",
+            Self::Lifetime => "lifetime",
+        }
+    }
+}
+
 struct Activity {
     started: Instant,
     millis: AtomicU64,

@@ -1,9 +1,12 @@
-//! May this caller do this here? Pure: (caller, request, snapshot) in, a [`Permit`] or a [`Denied`] out.
+//! May this caller do this here? Pure: (caller, request, snapshot) in, a [`Permit`] or a [`Denied`] out. Hides how a
+//! permission is made: whoever holds one has been through here.
 
-use http::{Method, StatusCode};
+use http::Method;
 use sandgate_mesh::caller::Caller;
 use sandgate_mesh::policy::{Basis, PolicySnapshot, Verdict};
-use sandgate_mesh::sandbox::{AppPort, SandboxName};
+use sandgate_mesh::probe::AppProbe;
+use sandgate_mesh::sandbox::AppPort;
+use std::sync::Arc;
 
 /// The ports this gate itself listens on. Through them a caller would come back to the gate as a loopback peer.
 #[derive(Debug, Clone, Copy)]
@@ -36,33 +39,55 @@ impl LoopbackPort {
     }
 }
 
-/// The permission to dial one loopback port for one request. The dialer demands it.
+/// The permission to dial one loopback port for one request of one caller. The dialer demands it, and takes it.
 ///
-/// Only [`authorize`] makes one:
+/// Only [`authorize`] makes one, and it is spent with the connection that it was made for:
 /// ```
-/// use sandbox_sidecar::authorize::{LoopbackPort, Permit};
-/// fn spend(permit: Permit) -> LoopbackPort {
-///     permit.port()
+/// use sandbox_sidecar::authorize::Permit;
+/// use sandbox_sidecar::dial::Door;
+/// async fn spend(door: &Door, permit: Permit, deadline: tokio::time::Instant) {
+///     let opened = door.open(permit, deadline).await;
 /// }
 /// ```
-/// It can't be forged,
-/// ```compile_fail,E0451
-/// use sandbox_sidecar::authorize::{LoopbackPort, Permit};
-/// fn forge(port: LoopbackPort) -> Permit {
-///     Permit { port, basis: sandgate_mesh::policy::Basis::Default }
+/// It can't be spent twice,
+/// ```compile_fail,E0382
+/// use sandbox_sidecar::authorize::Permit;
+/// use sandbox_sidecar::dial::Door;
+/// async fn spend(door: &Door, permit: Permit, deadline: tokio::time::Instant) {
+///     let opened = door.open(permit, deadline).await;
+///     let opened_again = door.open(permit, deadline).await;
 /// }
 /// ```
-/// nor kept for another request.
-/// ```compile_fail,E0599
-/// use sandbox_sidecar::authorize::{LoopbackPort, Permit};
+/// kept for another request,
+/// ```compile_fail,E0277
+/// use sandbox_sidecar::authorize::Permit;
 /// fn keep(permit: &Permit) -> Permit {
 ///     Permit::clone(permit)
+/// }
+/// ```
+/// forged,
+/// ```compile_fail,E0451
+/// use sandbox_sidecar::authorize::{LoopbackPort, Permit};
+/// use sandgate_mesh::caller::Caller;
+/// use std::sync::Arc;
+/// fn forge(port: LoopbackPort, caller: Arc<Caller>) -> Permit {
+///     Permit { port, caller, basis: sandgate_mesh::policy::Basis::Default }
+/// }
+/// ```
+/// nor handed on to another caller.
+/// ```compile_fail,E0616
+/// use sandbox_sidecar::authorize::Permit;
+/// use sandgate_mesh::caller::Caller;
+/// use std::sync::Arc;
+/// fn hand_on(permit: &mut Permit, to: Arc<Caller>) {
+///     permit.caller = to;
 /// }
 /// ```
 #[derive(Debug)]
 #[must_use]
 pub struct Permit {
     port: LoopbackPort,
+    caller: Arc<Caller>,
     basis: Basis,
 }
 
@@ -75,6 +100,47 @@ impl Permit {
     /// What allowed it, for the audit line.
     pub const fn basis(&self) -> &Basis {
         &self.basis
+    }
+
+    /// Gives it up for where it leads, and on whose behalf.
+    pub(crate) fn spend(self) -> (LoopbackPort, Arc<Caller>) {
+        (self.port, self.caller)
+    }
+}
+
+/// The standing permission to dial the port of one of the app's probes, again and again. The dialer demands it.
+///
+/// Only [`authorize_probe`] makes one, of a probe that was declared:
+/// ```
+/// use sandbox_sidecar::authorize::ProbePermit;
+/// fn lead(permit: &ProbePermit) -> u16 {
+///     permit.port().get()
+/// }
+/// ```
+/// It can't be forged,
+/// ```compile_fail,E0451
+/// use sandbox_sidecar::authorize::{LoopbackPort, ProbePermit};
+/// fn forge(port: LoopbackPort) -> ProbePermit {
+///     ProbePermit { port }
+/// }
+/// ```
+/// nor copied.
+/// ```compile_fail,E0277
+/// use sandbox_sidecar::authorize::ProbePermit;
+/// fn copy(permit: &ProbePermit) -> ProbePermit {
+///     ProbePermit::clone(permit)
+/// }
+/// ```
+#[derive(Debug)]
+#[must_use]
+pub struct ProbePermit {
+    port: LoopbackPort,
+}
+
+impl ProbePermit {
+    /// Where to dial.
+    pub const fn port(&self) -> LoopbackPort {
+        self.port
     }
 }
 
@@ -92,10 +158,10 @@ pub struct RequestFacts<'a> {
     pub path: &'a str,
 }
 
-/// Why a request is refused. `Display` is for the audit line, [`Denied::detail`] for the caller.
+/// Why a request is refused. `Display` is for the audit line; the caller is told less.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
-    /// There is no snapshot in force yet, or it went stale.
+    /// There is no snapshot in force yet.
     #[error("no policy snapshot in force")]
     NoSnapshot,
     /// One of the gate's own ports was asked for.
@@ -109,35 +175,12 @@ pub enum Denied {
     AmbiguousPath,
 }
 
-impl Denied {
-    /// The HTTP status. What policy refuses is never a 5xx: clients would try again.
-    pub const fn status(self) -> StatusCode {
-        match self {
-            Self::NoSnapshot => StatusCode::SERVICE_UNAVAILABLE,
-            Self::OwnPort | Self::Policy => StatusCode::FORBIDDEN,
-            Self::AmbiguousPath => StatusCode::BAD_REQUEST,
-        }
-    }
-
-    /// What the caller is told: which layer refused, never what the policy holds.
-    pub fn detail(self, sandbox: &SandboxName) -> String {
-        match self {
-            Self::NoSnapshot => format!("Sandbox gate is not ready: {sandbox}"),
-            Self::OwnPort | Self::Policy => format!("Refused by the sandbox policy of {sandbox}."),
-            Self::AmbiguousPath => format!(
-                "Ambiguous path: the sandbox policy of {sandbox} needs one without empty or dot segments, `;`, `\\` and \
-                 encoded separators."
-            ),
-        }
-    }
-}
-
-/// Decides one request by the snapshot in force; `None` stands for none yet, or a stale one.
+/// Decides one request by the snapshot in force; `None` stands for none yet.
 ///
 /// # Errors
 /// See [`Denied`]. Nothing is allowed without a snapshot, and the gate's own ports are never allowed.
 pub fn authorize(
-    caller: &Caller,
+    caller: &Arc<Caller>,
     request: &RequestFacts<'_>,
     snapshot: Option<&PolicySnapshot>,
     own: &OwnPorts,
@@ -146,10 +189,19 @@ pub fn authorize(
     let snapshot = snapshot.ok_or(Denied::NoSnapshot)?;
     match snapshot.evaluate(caller, request.port, request.method, request.path) {
         Verdict::Allowed(Basis::Default) if request.direct => Err(Denied::Policy),
-        Verdict::Allowed(basis) => Ok(Permit { port, basis }),
+        Verdict::Allowed(basis) => Ok(Permit {
+            port,
+            caller: Arc::clone(caller),
+            basis,
+        }),
         Verdict::Denied => Err(Denied::Policy),
         Verdict::AmbiguousPath => Err(Denied::AmbiguousPath),
     }
+}
+
+/// Decides about a probe that was declared for the app. `None` if it leads to one of the gate's own ports.
+pub fn authorize_probe(probe: &AppProbe, own: &OwnPorts) -> Option<ProbePermit> {
+    LoopbackPort::new(probe.port, own).map(|port| ProbePermit { port })
 }
 
 #[cfg(test)]

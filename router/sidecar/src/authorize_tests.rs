@@ -10,11 +10,11 @@ const SNAPSHOT: &str = r#"{"version":1,"generation":{"epoch":1,"counter":1},"def
     "policies":[{"name":"secret-policy","rules":[{"from":[{"users":["secret-user"],"groups":["secret-group"]}],
     "to":[{"ports":[8888,14443,14480],"methods":["GET"],"paths":["/secret/*"]}]}]}]}"#;
 
-fn caller(name: &str) -> Caller {
-    Caller::User {
+fn caller(name: &str) -> Arc<Caller> {
+    Arc::new(Caller::User {
         name: name.parse().unwrap(),
         groups: sandgate_mesh::caller::Groups::default(),
-    }
+    })
 }
 
 fn decide(snapshot: Option<&PolicySnapshot>, name: &str, port: u16, path: &str) -> Result<Permit, Denied> {
@@ -32,7 +32,7 @@ fn snapshot() -> PolicySnapshot {
 }
 
 #[test]
-fn a_permit_carries_the_port_and_what_allowed_it() {
+fn a_permit_carries_the_port_the_caller_and_what_allowed_it() {
     let permit = decide(Some(&snapshot()), "secret-user", 8888, "/secret/a").unwrap();
     assert_eq!(permit.port().get(), 8888);
     assert_eq!(
@@ -42,6 +42,8 @@ fn a_permit_carries_the_port_and_what_allowed_it() {
             rule: 0
         }
     );
+    let (port, spent_by) = permit.spend();
+    assert_eq!((port.get(), spent_by), (8888, caller("secret-user")));
 }
 
 #[test]
@@ -84,35 +86,15 @@ fn our_own_ports_are_out_of_reach_even_if_a_policy_lists_them() {
 }
 
 #[test]
-fn a_refusal_names_the_layer_and_never_the_policys_content() {
-    let sandbox: SandboxName = "alpha".parse().unwrap();
-    for (denied, status, start) in [
-        (
-            Denied::NoSnapshot,
-            StatusCode::SERVICE_UNAVAILABLE,
-            "Sandbox gate is not ready: alpha",
-        ),
-        (
-            Denied::OwnPort,
-            StatusCode::FORBIDDEN,
-            "Refused by the sandbox policy of alpha.",
-        ),
-        (
-            Denied::Policy,
-            StatusCode::FORBIDDEN,
-            "Refused by the sandbox policy of alpha.",
-        ),
-        (
-            Denied::AmbiguousPath,
-            StatusCode::BAD_REQUEST,
-            "Ambiguous path: the sandbox policy of alpha",
-        ),
+fn what_the_audit_line_says_of_a_refusal_is_not_the_policys_content() {
+    for denied in [
+        Denied::NoSnapshot,
+        Denied::OwnPort,
+        Denied::Policy,
+        Denied::AmbiguousPath,
     ] {
-        assert_eq!(denied.status(), status);
-        let detail = denied.detail(&sandbox);
-        assert!(detail.starts_with(start), "{detail}");
-        assert!(!detail.contains("secret") && !detail.contains("8888"), "{detail}");
-        assert!(!denied.to_string().contains("secret"), "{denied}");
+        let text = denied.to_string();
+        assert!(!text.contains("secret") && !text.contains("8888"), "{text}");
     }
 }
 
@@ -128,7 +110,7 @@ fn the_default_policy_is_no_way_around_the_router() {
             method: &Method::GET,
             path: "/",
         };
-        authorize(&Caller::Anonymous, &request, Some(&snapshot), &OWN)
+        authorize(&Arc::new(Caller::Anonymous), &request, Some(&snapshot), &OWN)
     };
     assert!(decide(false).is_ok());
     assert_eq!(decide(true).unwrap_err(), Denied::Policy);

@@ -1,8 +1,8 @@
 //! The only door out. Nothing else in this program opens a socket to anything; what is dialed is the literal 127.0.0.1,
-//! then `::1`, on a port that a [`Permit`] or a [`ProbePermit`] names. No resolver, no proxy, no redirect.
+//! then `::1`, on a port that a [`Permit`] or a [`ProbePermit`] names. No resolver, no proxy, no redirect. Hides which
+//! connection it is, a kept or a new one, and how often a new one is tried for.
 
-use crate::authorize::{LoopbackPort, Permit};
-use crate::probe::ProbePermit;
+use crate::authorize::{LoopbackPort, Permit, ProbePermit};
 use sandgate_mesh::caller::Caller;
 use sandgate_mesh::contract::CONNECT_TIMEOUT;
 use sandgate_mesh::exchange::Upstream;
@@ -13,6 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// Pauses before each further attempt at a port nobody listens on yet.
 const RETRY_PAUSES: [Duration; 3] = [
@@ -31,6 +32,14 @@ pub struct Door {
     framing: Arc<Limits>,
 }
 
+/// The connection that a [`Permit`] was spent on.
+#[derive(Debug)]
+pub struct Opened<'a> {
+    door: &'a Door,
+    lease: Lease<Key>,
+    key: Key,
+}
+
 impl Door {
     /// A door that keeps at most `idle` connections.
     pub fn new(framing: Arc<Limits>, idle: usize) -> Self {
@@ -45,41 +54,53 @@ impl Door {
         }
     }
 
-    /// A connection for one permitted request: a kept one of the same caller, or a new one.
+    /// A connection for the request that was permitted: a kept one of the same caller, or until `deadline` a new one.
     ///
     /// # Errors
-    /// See [`Door::open_new`].
-    pub async fn open(&self, permit: &Permit, caller: &Arc<Caller>) -> io::Result<Lease<Key>> {
-        match self.pool.take(&(permit.port(), Arc::clone(caller))) {
-            Some(lease) => Ok(lease),
+    /// Nobody listens on the port after 3 retries, or after fewer where the time is over before the next. Or whoever does
+    /// takes no connection in time ([`TimedOut`](io::ErrorKind::TimedOut)).
+    pub async fn open(&self, permit: Permit, deadline: Instant) -> io::Result<Opened<'_>> {
+        let key = permit.spend();
+        let lease = match self.pool.take(&key) {
+            Some(lease) => lease,
             // Boxed, so that a request on a kept connection doesn't carry the room for it.
-            None => Box::pin(self.open_new(permit, caller)).await,
-        }
+            None => Box::pin(self.open_new(key.clone(), deadline)).await?,
+        };
+        Ok(Opened { door: self, lease, key })
     }
 
-    /// A new connection for one permitted request.
-    ///
-    /// # Errors
-    /// After 3 retries nobody listens on the port, or whoever does takes no connection
-    /// ([`TimedOut`](io::ErrorKind::TimedOut)).
-    pub async fn open_new(&self, permit: &Permit, caller: &Arc<Caller>) -> io::Result<Lease<Key>> {
-        let mut pauses = RETRY_PAUSES.iter();
-        let stream = loop {
-            match connect(permit.port()).await {
-                Ok(stream) => break stream,
-                Err(error) => match pauses.next() {
-                    Some(pause) => tokio::time::sleep(*pause).await,
-                    None => return Err(error),
-                },
-            }
-        };
+    async fn open_new(&self, key: Key, deadline: Instant) -> io::Result<Lease<Key>> {
+        let era = self.pool.era();
+        let stream = connect_with_retries(key.0, deadline).await?;
         let upstream = Upstream::start(stream, &self.framing).await.map_err(io::Error::other)?;
-        Ok(self.pool.lease((permit.port(), Arc::clone(caller)), upstream))
+        // An app proves nothing.
+        Ok(self.pool.lease(era, key, upstream, None))
     }
 
     /// Closes connections that lay idle for too long.
     pub fn sweep(&self) {
         self.pool.sweep();
+    }
+}
+
+impl Opened<'_> {
+    /// The connection.
+    pub const fn upstream(&mut self) -> &mut Upstream {
+        &mut self.lease.upstream
+    }
+
+    /// The connection for as long as the answer lasts.
+    pub fn into_lease(self) -> Lease<Key> {
+        self.lease
+    }
+
+    /// A new connection in place of this one, which turned out to be closed before it took any of the request.
+    ///
+    /// # Errors
+    /// See [`Door::open`].
+    pub async fn replace(self, deadline: Instant) -> io::Result<Lease<Key>> {
+        drop(self.lease);
+        Box::pin(self.door.open_new(self.key, deadline)).await
     }
 }
 
@@ -91,85 +112,55 @@ pub async fn for_probe(permit: &ProbePermit) -> io::Result<TcpStream> {
     connect(permit.port()).await
 }
 
-#[expect(clippy::disallowed_methods, reason = "this is the door")]
-async fn connect(port: LoopbackPort) -> io::Result<TcpStream> {
-    let mut failure = io::Error::from(io::ErrorKind::ConnectionRefused);
-    for ip in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
-        let attempt = TcpStream::connect(SocketAddr::new(ip, port.get()));
-        match tokio::time::timeout(CONNECT_TIMEOUT, attempt).await {
-            Ok(Ok(stream)) => {
-                stream.set_nodelay(true)?;
-                return Ok(stream);
-            }
-            // Somebody who listens on one address and is too busy outweighs nobody on the other.
-            Ok(Err(error)) if failure.kind() != io::ErrorKind::TimedOut => failure = error,
-            Ok(Err(_)) => {}
-            Err(_) => failure = io::ErrorKind::TimedOut.into(),
+async fn connect_with_retries(port: LoopbackPort, deadline: Instant) -> io::Result<TcpStream> {
+    let mut pauses = RETRY_PAUSES.iter();
+    loop {
+        let attempt = timeout_at(deadline, connect(port)).await;
+        let error = match attempt.unwrap_or_else(|elapsed| Err(elapsed.into())) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => error,
+        };
+        // Somebody who listens and takes no connection is there already, and has had the time of an attempt.
+        let nobody_yet = error.kind() == io::ErrorKind::ConnectionRefused;
+        match pauses.next() {
+            Some(pause) if nobody_yet && Instant::now() + *pause < deadline => sleep(*pause).await,
+            _ => return Err(error),
         }
     }
-    Err(failure)
+}
+
+async fn connect(port: LoopbackPort) -> io::Result<TcpStream> {
+    let first = match attempt(Ipv4Addr::LOCALHOST.into(), port).await {
+        Ok(stream) => return Ok(stream),
+        Err(error) => error,
+    };
+    let second = attempt(Ipv6Addr::LOCALHOST.into(), port).await;
+    second.map_err(|second| what_tells_more(first, second))
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the door")]
+async fn attempt(ip: IpAddr, port: LoopbackPort) -> io::Result<TcpStream> {
+    let attempt = TcpStream::connect(SocketAddr::new(ip, port.get()));
+    let stream = timeout(CONNECT_TIMEOUT, attempt).await??;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Of why there is no connection to either address: somebody who listens on one and is too busy outweighs nobody on the
+/// other, and nobody there outweighs an address that the pod doesn't have.
+fn what_tells_more(first: io::Error, second: io::Error) -> io::Error {
+    let weight = |error: &io::Error| match error.kind() {
+        io::ErrorKind::TimedOut => 2,
+        io::ErrorKind::ConnectionRefused => 1,
+        _ => 0,
+    };
+    if weight(&second) > weight(&first) {
+        second
+    } else {
+        first
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::authorize::{OwnPorts, RequestFacts, authorize};
-    use http::Method;
-    use sandgate_mesh::policy::PolicySnapshot;
-    use sandgate_mesh::sandbox::AppPort;
-    use tokio::net::TcpSocket;
-
-    /// A door, and the permission to go to a port that is bound, where nobody listens yet.
-    fn door() -> (Door, Permit, TcpSocket) {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let port = socket.local_addr().unwrap().port();
-        let snapshot = format!(
-            r#"{{"version":1,"generation":{{"epoch":1,"counter":1}},"defaultPolicy":"anonymous","ports":[{port}],"policies":[]}}"#
-        );
-        let request = RequestFacts {
-            direct: false,
-            port: AppPort::new(port).unwrap(),
-            method: &Method::GET,
-            path: "/",
-        };
-        let snapshot = PolicySnapshot::parse(snapshot.as_bytes()).unwrap();
-        let own = OwnPorts { mesh: 0, health: 0 };
-        let permit = authorize(&Caller::Anonymous, &request, Some(&snapshot), &own).unwrap();
-        (Door::new(Arc::default(), 1), permit, socket)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_port_that_opens_during_the_retries_is_reached() {
-        let (door, permit, socket) = door();
-        let caller = Arc::new(Caller::Anonymous);
-        let later = async {
-            tokio::time::sleep(Duration::from_millis(1_300)).await;
-            socket.listen(1).unwrap()
-        };
-        let (opened, _listener) = tokio::join!(door.open(&permit, &caller), later);
-        assert!(opened.is_ok());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_port_that_refuses_is_no_longer_tried_after_three_retries() {
-        let (door, permit, _socket) = door();
-        let started = tokio::time::Instant::now();
-        let error = door.open(&permit, &Arc::new(Caller::Anonymous)).await.err();
-        assert_eq!(error.map(|error| error.kind()), Some(io::ErrorKind::ConnectionRefused));
-        assert_eq!(started.elapsed().as_millis(), 1_400);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_port_that_takes_no_connection_is_told_from_one_where_nobody_listens() {
-        let (door, permit, socket) = door();
-        let _listener = socket.listen(1).unwrap();
-        // A full queue: further attempts get no answer at all.
-        let mut queued = Vec::new();
-        while let Ok(stream) = connect(permit.port()).await {
-            queued.push(stream);
-        }
-        let error = door.open(&permit, &Arc::new(Caller::Anonymous)).await.err();
-        assert_eq!(error.map(|error| error.kind()), Some(io::ErrorKind::TimedOut));
-    }
-}
+#[path = "dial_tests.rs"]
+pub(crate) mod tests;

@@ -1,5 +1,5 @@
-//! The health check of gRPC (`grpc.health.v1.Health/Check`) on one connection: how it is asked, and which answer means
-//! that the server serves.
+//! The health check of gRPC (`grpc.health.v1.Health/Check`) on one connection. Hides HTTP/2: how it is asked, and which
+//! answer means that the server serves.
 //!
 //! One question with one answer on a connection of its own needs little of HTTP/2 (RFC 9113): fixed frames out, and of
 //! what comes back the data, the end, and the two frames that must be acknowledged. Heads are not read: a call that fails

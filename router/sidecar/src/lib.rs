@@ -7,18 +7,22 @@ mod audit;
 pub mod authorize;
 pub mod cli;
 pub mod dial;
+mod error;
 mod grpc;
 pub mod lockdown;
 mod metrics;
 mod netlink;
+mod peer;
 pub mod probe;
 mod relay;
-pub mod request;
+mod request;
 mod strangers;
 
 use crate::authorize::OwnPorts;
 use crate::dial::Door;
+use crate::error::too_many_connections;
 use crate::metrics::{File, Metrics};
+use crate::peer::Peer;
 use crate::strangers::Strangers;
 use sandgate_mesh::admin::Readiness;
 use sandgate_mesh::credentials::{Credentials, MeshCredentials, Unfit};
@@ -27,7 +31,6 @@ use sandgate_mesh::framing::Limits;
 use sandgate_mesh::identity::{PeerId, WorkloadIdentity};
 use sandgate_mesh::listener::{self, ConnectionCount, ConnectionLimits, Newcomer, Newcomers};
 use sandgate_mesh::memory::MemoryBudget;
-use sandgate_mesh::outcome::Outcome;
 use sandgate_mesh::overflow::{Overflow, Unavailable};
 use sandgate_mesh::policy::PolicySnapshot;
 use sandgate_mesh::polled::Reload;
@@ -43,9 +46,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-
-/// What a peer hears whose connection is one too many.
-const TOO_MANY: &str = "The sandbox gate has too many connections; try again.";
 
 /// How much peers may make the gate hold.
 #[derive(Debug, Clone, Copy)]
@@ -141,7 +141,7 @@ impl Gate {
             memory: MemoryBudget::default(),
             newcomers: Newcomers::new(settings.caps.handshakes),
             overflow: Overflow::default(),
-            too_many: Unavailable::new(TOO_MANY, Some(Outcome::Overloaded)),
+            too_many: too_many_connections(),
             connections: ConnectionCount::new(settings.caps.connections),
             tls: Mutex::new(None),
             strangers: Strangers::default(),
@@ -287,12 +287,12 @@ impl Gate {
         } else {
             self.connections.enter(address.ip())
         };
-        let Some(slot) = slot else {
+        let Ok(slot) = slot else {
             self.metrics.refused.connections.inc();
             self.overflow.answer(stream, &self.too_many);
             return;
         };
-        let peer = Arc::new(request::Peer::new(peer, is_router, address.ip(), slot));
+        let peer = Arc::new(Peer::new(peer, is_router, address.ip(), slot));
         let (gate, framing) = (Arc::clone(&self), Arc::clone(&self.settings.framing));
         let tunnels = draining.clone();
         serve::http1(stream, &framing, draining, move |request, switch| {

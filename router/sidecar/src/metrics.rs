@@ -1,4 +1,4 @@
-//! What the gate counts. No label holds anything that a caller can choose.
+//! What the gate counts. Hides what metrics and labels are called; none holds anything that a caller can choose.
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
 use sandgate_mesh::metrics;

@@ -1,10 +1,10 @@
-//! Runs the app's own probes and hooks for the kubelet, which lockdown keeps away from the app. Whoever asks chooses one
-//! of those that were declared when the gate started, and nothing else about it.
+//! Runs the app's own probes and hooks for the kubelet, which lockdown keeps away from the app. Hides how a probe is put
+//! to the app: whoever asks chooses one of those that were declared when the gate started, and nothing else about it.
 //!
 //! The health port is open to everybody, so what a neighbour can do with this is bounded: one run of a probe at a time,
 //! whose result all share who ask meanwhile and a moment later, and none of what the app answers is passed on.
 
-use crate::authorize::{LoopbackPort, OwnPorts};
+use crate::authorize::{OwnPorts, ProbePermit, authorize_probe};
 use crate::grpc::NotServing;
 use crate::{dial, grpc};
 use anyhow::Context;
@@ -31,36 +31,6 @@ use tokio::time::{Instant, timeout};
 const REST: Duration = Duration::from_millis(100);
 /// How much of an answer's body is waited for, in bytes; the kubelet's own measure.
 const BODY_BYTES: usize = 10 * 1024;
-
-/// The permission to dial the port of a probe that was declared when the gate started. The dialer demands it.
-///
-/// Only this file makes one. It can't be forged,
-/// ```compile_fail,E0451
-/// use sandbox_sidecar::authorize::LoopbackPort;
-/// use sandbox_sidecar::probe::ProbePermit;
-/// fn forge(port: LoopbackPort) -> ProbePermit {
-///     ProbePermit { port }
-/// }
-/// ```
-/// nor kept for another time.
-/// ```compile_fail,E0599
-/// use sandbox_sidecar::probe::ProbePermit;
-/// fn keep(permit: &ProbePermit) -> ProbePermit {
-///     ProbePermit::clone(permit)
-/// }
-/// ```
-#[derive(Debug)]
-#[must_use]
-pub struct ProbePermit {
-    port: LoopbackPort,
-}
-
-impl ProbePermit {
-    /// Where to dial.
-    pub const fn port(&self) -> LoopbackPort {
-        self.port
-    }
-}
 
 /// Why a probe failed. For the log; the kubelet learns only that it did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -93,7 +63,7 @@ type Run = watch::Receiver<Option<Finished>>;
 #[derive(Debug)]
 struct Declared {
     probe: AppProbe,
-    port: LoopbackPort,
+    permit: ProbePermit,
     framing: Arc<Limits>,
     latest: Mutex<Option<Run>>,
     fails: AtomicBool,
@@ -106,12 +76,11 @@ struct Declared {
 pub fn runner(probes: &AppProbes, own: &OwnPorts, framing: &Arc<Limits>) -> anyhow::Result<AppProbeRunner> {
     let mut declared = HashMap::new();
     for probe in probes.iter() {
-        let port = LoopbackPort::new(probe.port, own);
-        let port =
-            port.with_context(|| format!("app probe {}: port {} is the gate's own", probe.path(), probe.port))?;
+        let own_port = || format!("app probe {}: port {} is the gate's own", probe.path(), probe.port);
+        let permit = authorize_probe(probe, own).with_context(own_port)?;
         let one = Declared {
             probe: probe.clone(),
-            port,
+            permit,
             framing: Arc::clone(framing),
             latest: Mutex::new(None),
             fails: AtomicBool::new(false),
@@ -159,13 +128,12 @@ impl Declared {
     }
 
     async fn run(&self) -> Result<(), Failure> {
-        let permit = ProbePermit { port: self.port };
-        let ended = timeout(self.probe.timeout, self.ask(permit)).await;
+        let ended = timeout(self.probe.timeout, self.ask()).await;
         ended.unwrap_or(Err(Failure::TimedOut))
     }
 
-    async fn ask(&self, permit: ProbePermit) -> Result<(), Failure> {
-        let stream = dial::for_probe(&permit).await.map_err(|_| Failure::NoConnection)?;
+    async fn ask(&self) -> Result<(), Failure> {
+        let stream = dial::for_probe(&self.permit).await.map_err(|_| Failure::NoConnection)?;
         match &self.probe.action {
             Action::TcpSocket => Ok(()),
             Action::HttpGet { target, headers } => self.get(stream, target, headers).await,

@@ -1,25 +1,24 @@
 //! Moves one permitted request to the app and its answer back. The app is an attacker here: what it answers is judged
-//! before it is relayed.
+//! before it is relayed. Hides which connection the request went over, and what becomes of that afterwards.
 
 use crate::Gate;
+use crate::audit;
 use crate::authorize::Permit;
 use crate::dial::Key;
-use crate::request::{INTERNAL, Peer, Refused, Return};
+use crate::error::{GateError, Refused};
+use crate::peer::Peer;
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use sandgate_mesh::body::{Answer, BodyError, Upload, UploadWatch};
-use sandgate_mesh::caller::Caller;
+use sandgate_mesh::body::{Answer, BodyEnd, Ending, Upload, UploadWatch};
 use sandgate_mesh::drain::Draining;
 use sandgate_mesh::exchange::ExchangeError;
 use sandgate_mesh::framing::PassThrough;
 use sandgate_mesh::headers::{Upgrade, cross_hop, names_too_much, strip_ours};
-use sandgate_mesh::outcome::Outcome;
 use sandgate_mesh::pool::Lease;
-use sandgate_mesh::sandbox::SandboxName;
 use sandgate_mesh::telemetry::chain;
-use sandgate_mesh::tunnel;
+use sandgate_mesh::tunnel::{self, TunnelEnd, TunnelLimits};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,11 +34,27 @@ pub(crate) struct Switch {
     pub(crate) draining: Draining,
 }
 
+/// Gives the app's connection back once its answer is through.
+#[derive(Debug)]
+pub(crate) struct Return {
+    lease: Lease<Key>,
+    request_id: Option<HeaderValue>,
+}
+
+impl BodyEnd for Return {
+    fn ended(self, ending: Ending, bytes: u64) {
+        match ending {
+            Ending::Complete => self.lease.give_back(),
+            Ending::Broken(error) => audit::broke_off(self.request_id.as_ref(), error, bytes),
+            Ending::Unread => {}
+        }
+    }
+}
+
 /// Relays `request`, which has been authorised and sanitised.
 pub(crate) async fn relay(
     gate: &Gate,
-    permit: &Permit,
-    caller: &Arc<Caller>,
+    permit: Permit,
     mut request: Box<Request<Incoming>>,
     switch: Option<Switch>,
     request_id: Option<&HeaderValue>,
@@ -49,23 +64,23 @@ pub(crate) async fn relay(
     // Without a limit of its own: the router's is the one configured.
     let body = Upload::new(body, None, Instant::now());
     let watch = body.watch();
-    let (lease, mut response) = exchange(gate, permit, caller, Box::new(Request::from_parts(head, body))).await?;
+    let (lease, mut response) = exchange(gate, permit, Box::new(Request::from_parts(head, body))).await?;
 
     if names_too_much(response.headers()) {
-        return Err(bad_answer(gate, "its Connection or Trailer header is too long"));
+        return Err(GateError::BadAnswer.because("its Connection or Trailer header is too long"));
     }
     strip_ours(response.headers_mut());
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let answered = |switch: &Switch| switch.upgrade.is_answered_by(response.headers());
-        let (Some(switch), Some(client)) = (switch.filter(answered), client) else {
-            return Err(bad_answer(gate, "it switched protocols as nobody asked"));
-        };
-        return tunnel_through(gate, switch, client, response, lease);
-    }
     let back = Return {
         lease,
         request_id: request_id.cloned(),
     };
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let answered = |switch: &Switch| switch.upgrade.is_answered_by(response.headers());
+        let (Some(switch), Some(client)) = (switch.filter(answered), client) else {
+            return Err(GateError::BadAnswer.because("it switched protocols as nobody asked"));
+        };
+        return Ok(tunnel_through(gate, switch, client, response, back)?);
+    }
     Ok(finish(gate, back, response, watch))
 }
 
@@ -75,8 +90,8 @@ fn tunnel_through(
     switch: Switch,
     client: OnUpgrade,
     mut response: Response<Incoming>,
-    lease: Lease<Key>,
-) -> Result<Response<Answer<Return>>, Refused> {
+    Return { lease, request_id }: Return,
+) -> Result<Response<Answer<Return>>, GateError> {
     let Switch {
         upgrade,
         pass_through,
@@ -85,20 +100,30 @@ fn tunnel_through(
         draining,
     } = switch;
     if !pass_through.open() {
-        let text = "Bytes followed the upgrade request too early.";
-        return Err(Refused::new(StatusCode::BAD_REQUEST, Outcome::Malformed, text));
+        return Err(GateError::EarlyBytes);
     }
     let app = hyper::upgrade::on(&mut response);
     let limits = gate.settings.caps.tunnels.within(remaining);
+    let sandbox = gate.settings.sandbox.clone();
     tokio::spawn(async move {
         // Kept until the tunnel ends: the connection's driver needs its sender, and the peer's place is taken.
         let _kept = (lease, peer);
-        if let Ok((client, app)) = tokio::try_join!(client, app) {
-            tunnel::join(TokioIo::new(client), TokioIo::new(app), limits, draining).await;
-        }
+        let ended = join(client, app, limits, draining).await;
+        audit::tunnel_ended(&sandbox, request_id.as_ref(), ended);
     });
     cross_hop(response.headers_mut(), Some(&upgrade));
     Ok(response.map(|_| Answer::empty()))
+}
+
+/// Joins the two until one of them ends: why, and the bytes that went up and down. Or says why they can't be joined.
+async fn join(
+    client: OnUpgrade,
+    app: OnUpgrade,
+    limits: TunnelLimits,
+    draining: Draining,
+) -> hyper::Result<(TunnelEnd, u64, u64)> {
+    let (client, app) = tokio::try_join!(client, app)?;
+    Ok(tunnel::join(TokioIo::new(client), TokioIo::new(app), limits, draining).await)
 }
 
 fn finish(
@@ -116,87 +141,46 @@ fn finish(
 /// request was sent.
 async fn exchange(
     gate: &Gate,
-    permit: &Permit,
-    caller: &Arc<Caller>,
+    permit: Permit,
     request: Box<Request<Upload>>,
 ) -> Result<(Lease<Key>, Response<Incoming>), Refused> {
-    let name = &gate.settings.sandbox.name;
     let wait = gate.settings.proxy_timeout;
-    let mut lease = gate
-        .door
-        .open(permit, caller)
-        .await
-        .map_err(|error| no_connection(&error, name))?;
-    match lease.upstream.send(request, wait).await {
-        Ok(response) => Ok((lease, response)),
+    // The wait for the app begins here, with that for a connection.
+    let deadline = request.body().started() + wait;
+    let opened = gate.door.open(permit, deadline).await;
+    let mut opened = opened.map_err(|error| no_connection(&error))?;
+    match opened.upstream().send(request, wait).await {
+        Ok(response) => Ok((opened.into_lease(), response)),
         Err(ExchangeError::NotSent(request)) => {
-            let mut lease = gate
-                .door
-                .open_new(permit, caller)
-                .await
-                .map_err(|error| no_connection(&error, name))?;
-            let response = lease
-                .upstream
-                .send(request, wait)
-                .await
-                .map_err(|error| explain(&error, name))?;
+            let replaced = opened.replace(deadline).await;
+            let mut lease = replaced.map_err(|error| no_connection(&error))?;
+            let sent = lease.upstream.send(request, wait).await;
+            let response = sent.map_err(|error| no_answer(&error))?;
             Ok((lease, response))
         }
-        Err(error) => Err(explain(&error, name)),
+        Err(error) => Err(no_answer(&error)),
     }
 }
 
-fn no_connection(error: &io::Error, name: &SandboxName) -> Refused {
-    let refused = if error.kind() == io::ErrorKind::TimedOut {
-        timed_out(name)
+fn no_connection(error: &io::Error) -> Refused {
+    let reason = if error.kind() == io::ErrorKind::TimedOut {
+        GateError::TimedOut
     } else {
-        could_not_connect(name, Outcome::Dial)
+        GateError::Dial
     };
-    refused.because(format!("can't connect: {}", chain(error)))
+    reason.because(format!("can't connect: {}", chain(error)))
 }
 
-fn could_not_connect(name: &SandboxName, outcome: Outcome) -> Refused {
-    Refused::new(
-        StatusCode::BAD_GATEWAY,
-        outcome,
-        format!("Could not connect to the backend sandbox: {name}"),
-    )
-}
-
-fn bad_answer(gate: &Gate, why: &str) -> Refused {
-    could_not_connect(&gate.settings.sandbox.name, Outcome::BadAnswer).because(why)
-}
-
-fn timed_out(name: &SandboxName) -> Refused {
-    Refused::new(
-        StatusCode::GATEWAY_TIMEOUT,
-        Outcome::Timeout,
-        format!("Timed out waiting for the backend sandbox: {name}"),
-    )
-}
-
-fn explain(error: &ExchangeError, name: &SandboxName) -> Refused {
-    let refused = match error {
-        ExchangeError::NotSent(_) | ExchangeError::Broken(_) => could_not_connect(name, Outcome::Broken),
-        ExchangeError::Malformed(_) => could_not_connect(name, Outcome::BadAnswer),
-        ExchangeError::TimedOut => timed_out(name),
-        ExchangeError::Upload(BodyError::Framing(violation)) => {
-            Refused::new(violation.status(), Outcome::Upload, violation.detail())
-        }
-        ExchangeError::Upload(BodyError::TooLarge) => Refused::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            Outcome::Upload,
-            "Request body is too large.",
-        ),
-        ExchangeError::Upload(BodyError::Silent) => Refused::new(
-            StatusCode::REQUEST_TIMEOUT,
-            Outcome::Upload,
-            "Timed out waiting for the request body.",
-        ),
-        // Its sender is gone, so nobody reads this.
-        ExchangeError::Upload(BodyError::Broken) => {
-            Refused::new(StatusCode::INTERNAL_SERVER_ERROR, Outcome::Upload, INTERNAL)
-        }
+fn no_answer(error: &ExchangeError) -> Refused {
+    let reason = match error {
+        ExchangeError::NotSent(_) | ExchangeError::Broken(_) => GateError::Broken,
+        ExchangeError::Malformed(_) => GateError::BadAnswer,
+        ExchangeError::TimedOut => GateError::TimedOut,
+        ExchangeError::Upload(error) => GateError::Upload(*error),
     };
-    refused.because(chain(error))
+    reason.because(chain(error))
 }
+
+#[cfg(test)]
+#[path = "relay_tests.rs"]
+mod tests;

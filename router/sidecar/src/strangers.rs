@@ -1,5 +1,5 @@
 //! Who asserts a caller and isn't taken for a router? Most likely a router that the gate's flags don't name, or
-//! misspell: so the log says both names, seldom, however many requests that makes fail.
+//! misspell: so the log says both names. Hides how often: seldom, however many requests that makes fail.
 
 use sandgate_mesh::identity::{PeerId, WorkloadIdentity};
 use std::sync::{Mutex, PoisonError};

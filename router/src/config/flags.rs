@@ -8,6 +8,7 @@ use sandgate_mesh::framing::LimitFlags;
 use sandgate_mesh::identity::TrustDomain;
 use sandgate_mesh::listener::parse_address;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -133,6 +134,9 @@ pub(super) struct Flags {
     /// Open client connections in all.
     #[arg(long, default_value_t = 65_536)]
     pub(super) max_connections: usize,
+    /// Open client connections from one address, unless it is a trusted proxy's [default: three quarters of all].
+    #[arg(long)]
+    pub(super) max_connections_per_peer: Option<NonZeroUsize>,
     /// Bytes of memory above which requests and connections are shed with 503; by default 80 % of the container's limit.
     #[arg(long)]
     pub(super) memory_budget_bytes: Option<u64>,

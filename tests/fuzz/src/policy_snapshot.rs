@@ -8,6 +8,7 @@ use sandgate_mesh::policy::model::{DefaultPolicy, Snapshot, Source, Target};
 use sandgate_mesh::policy::{Basis, PolicySnapshot, SnapshotError, Verdict};
 use sandgate_mesh::sandbox::AppPort;
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 const OWN: OwnPorts = OwnPorts {
     mesh: 14443,
@@ -123,7 +124,14 @@ fn facts<'a>(port: AppPort, method: &'a Method, path: &'a str) -> RequestFacts<'
 }
 
 /// A permit is what the verdict says, for the port asked for, and never for one of the gate's own.
-fn permit(snapshot: &PolicySnapshot, verdict: &Verdict, caller: &Caller, port: AppPort, method: &Method, path: &str) {
+fn permit(
+    snapshot: &PolicySnapshot,
+    verdict: &Verdict,
+    caller: &Arc<Caller>,
+    port: AppPort,
+    method: &Method,
+    path: &str,
+) {
     let facts = facts(port, method, path);
     let direct = RequestFacts { direct: true, ..facts };
     let decided = authorize(caller, &facts, Some(snapshot), &OWN);
@@ -150,7 +158,7 @@ fn permit(snapshot: &PolicySnapshot, verdict: &Verdict, caller: &Caller, port: A
 
 /// Requests near a snapshot's rules.
 struct Probes {
-    callers: Vec<Caller>,
+    callers: Vec<Arc<Caller>>,
     ports: Vec<AppPort>,
     methods: Vec<Method>,
     paths: Vec<String>,
@@ -189,14 +197,14 @@ impl Probes {
         methods.push("GET".into());
         paths.extend(["/", "*", "/a%2fb", "/%2e%2e/a"].map(str::to_owned));
         Self {
-            callers,
+            callers: callers.into_iter().map(Arc::new).collect(),
             ports: ports.into_iter().filter_map(AppPort::new).collect(),
             methods: methods.iter().map(|method| method.parse().unwrap()).collect(),
             paths,
         }
     }
 
-    fn each(&self, mut ask: impl FnMut(&Caller, AppPort, &Method, &str)) {
+    fn each(&self, mut ask: impl FnMut(&Arc<Caller>, AppPort, &Method, &str)) {
         for caller in &self.callers {
             for port in &self.ports {
                 for method in &self.methods {

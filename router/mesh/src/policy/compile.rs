@@ -1,5 +1,7 @@
 //! From the written policy to the form that is evaluated: checks every name, bound and pattern once, and says where
 //! something is wrong.
+//!
+//! Every struct of the written form is taken apart in full: a field that nobody compiled would be accepted and ignored.
 
 use super::path::{Paths, Pattern};
 use super::sources::{Source, Sources};
@@ -43,7 +45,14 @@ impl Flaw {
 
 /// Compiles a whole snapshot. Its version has been checked.
 pub(super) fn snapshot(written: &model::Snapshot) -> Result<PolicySnapshot, Flaw> {
-    let policies = each("policies", &written.policies, MAX_POLICIES, policy)?;
+    let model::Snapshot {
+        version: _,
+        generation,
+        default_policy,
+        ports: default_ports,
+        policies,
+    } = written;
+    let policies = each("policies", policies, MAX_POLICIES, policy)?;
     let mut names = HashSet::new();
     for (index, policy) in policies.iter().enumerate() {
         if !names.insert(&policy.name) {
@@ -53,29 +62,30 @@ pub(super) fn snapshot(written: &model::Snapshot) -> Result<PolicySnapshot, Flaw
         }
     }
     Ok(PolicySnapshot {
-        generation: written.generation,
-        default_policy: written.default_policy,
-        default_ports: ports(&written.ports)?,
+        generation: *generation,
+        default_policy: *default_policy,
+        default_ports: ports(default_ports)?,
         policies: policies.into(),
     })
 }
 
 fn policy(written: &model::Policy) -> Result<Policy, Flaw> {
+    let model::Policy { name, rules } = written;
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
-    let name = written.name.as_str();
     if !(1..=MAX_POLICY_NAME).contains(&name.len()) || !name.bytes().all(allowed) {
         return Err(Flaw::new("must be 1 to 253 lower-case letters, digits, hyphens and dots").at("name"));
     }
-    let rules = each("rules", &written.rules, MAX_RULES, rule)?;
+    let rules = each("rules", rules, MAX_RULES, rule)?;
     Ok(Policy {
-        name: name.into(),
+        name: name.as_str().into(),
         rules: rules.into(),
     })
 }
 
 fn rule(written: &model::Rule) -> Result<Rule, Flaw> {
-    let sources = some("from", &written.from, MAX_RULES, source)?;
-    let targets = some("to", &written.to, MAX_RULES, target)?;
+    let model::Rule { from, to } = written;
+    let sources = some("from", from, MAX_RULES, source)?;
+    let targets = some("to", to, MAX_RULES, target)?;
     Ok(Rule {
         sources: sources.into_iter().flatten().collect::<Sources>(),
         targets: targets.into(),
@@ -118,11 +128,16 @@ fn source(written: &model::Source) -> Result<Vec<Source>, Flaw> {
 }
 
 fn target(written: &model::Target) -> Result<Target, Flaw> {
-    let methods = match &written.methods {
+    let model::Target {
+        ports: app_ports,
+        methods,
+        paths,
+    } = written;
+    let methods = match methods {
         Some(methods) => Some(some("methods", methods, MAX_ITEMS, |text: &String| method(text))?.into()),
         None => None,
     };
-    let paths = match &written.paths {
+    let paths = match paths {
         Some(paths) => {
             let pattern = |text| Pattern::parse(text).map_err(|error| Flaw::new(error.to_string()));
             let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
@@ -133,7 +148,7 @@ fn target(written: &model::Target) -> Result<Target, Flaw> {
         None => None,
     };
     Ok(Target {
-        ports: ports(&written.ports)?,
+        ports: ports(app_ports)?,
         methods,
         paths,
     })

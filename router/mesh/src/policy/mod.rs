@@ -3,7 +3,8 @@
 //! Allow-only and additive. A request is allowed if some rule of some policy has a `from` entry that lists the caller
 //! and a `to` entry that covers port, method and path; the order of policies and rules means nothing. While there is no
 //! policy, the default holds. [`model`] is the written form; [`PolicySnapshot`] is checked and compiled once, and
-//! evaluated for every request.
+//! evaluated for every request. Each of its structs is taken apart in full where it is evaluated, so that no field can be
+//! forgotten there.
 
 mod compile;
 pub mod model;
@@ -158,8 +159,14 @@ impl PolicySnapshot {
     ///
     /// Costs no allocation: it runs for every request, also for each one that is refused.
     pub fn evaluate(&self, caller: &Caller, port: AppPort, method: &Method, path: &str) -> Verdict {
-        if self.policies.is_empty() {
-            return if self.default_admits(caller, port) {
+        let Self {
+            generation: _,
+            default_policy,
+            default_ports,
+            policies,
+        } = self;
+        if policies.is_empty() {
+            return if default_policy.admits(caller) && default_ports.contains(&port) {
                 Verdict::Allowed(Basis::Default)
             } else {
                 Verdict::Denied
@@ -168,12 +175,12 @@ impl PolicySnapshot {
         // Most rules have no paths; only those that do need this known.
         let path = LazyCell::new(|| path::is_unambiguous(path).then_some(path));
         let mut refusal = Verdict::Denied;
-        for policy in &self.policies {
-            for (index, rule) in policy.rules.iter().enumerate() {
+        for Policy { name, rules } in policies {
+            for (index, rule) in rules.iter().enumerate() {
                 match rule.reach(caller, port, method, || *path) {
                     Reach::Allowed => {
                         return Verdict::Allowed(Basis::Rule {
-                            policy: Arc::clone(&policy.name),
+                            policy: Arc::clone(name),
                             rule: index,
                         });
                     }
@@ -184,32 +191,33 @@ impl PolicySnapshot {
         }
         refusal
     }
+}
 
-    fn default_admits(&self, caller: &Caller, port: AppPort) -> bool {
-        let admits = match self.default_policy {
-            DefaultPolicy::Deny => false,
-            DefaultPolicy::Authenticated => !caller.is_anonymous(),
-            DefaultPolicy::Anonymous => true,
-        };
-        admits && self.default_ports.contains(&port)
+impl DefaultPolicy {
+    fn admits(self, caller: &Caller) -> bool {
+        match self {
+            Self::Deny => false,
+            Self::Authenticated => !caller.is_anonymous(),
+            Self::Anonymous => true,
+        }
     }
 }
 
 impl Rule {
     /// `path` gives the path if it is unambiguous.
     fn reach<'a>(&self, caller: &Caller, port: AppPort, method: &Method, path: impl Fn() -> Option<&'a str>) -> Reach {
+        let Self { sources, targets } = self;
         // Ports first: they cost least and rule out most.
-        let mut covered = self
-            .targets
+        let mut covered = targets
             .iter()
-            .filter(|target| target.covers(port, method))
+            .filter_map(|target| target.cover(port, method))
             .peekable();
-        if covered.peek().is_none() || !self.sources.admit(caller) {
+        if covered.peek().is_none() || !sources.admit(caller) {
             return Reach::No;
         }
         let mut reach = Reach::No;
-        for target in covered {
-            let Some(paths) = &target.paths else {
+        for paths in covered {
+            let Some(paths) = paths else {
                 return Reach::Allowed;
             };
             match path() {
@@ -223,8 +231,11 @@ impl Rule {
 }
 
 impl Target {
-    fn covers(&self, port: AppPort, method: &Method) -> bool {
-        self.ports.contains(&port) && self.methods.as_ref().is_none_or(|methods| methods.contains(method))
+    /// Which paths it covers, if it covers port and method.
+    fn cover(&self, port: AppPort, method: &Method) -> Option<&Option<Paths>> {
+        let Self { ports, methods, paths } = self;
+        let covered = ports.contains(&port) && methods.as_ref().is_none_or(|methods| methods.contains(method));
+        covered.then_some(paths)
     }
 }
 

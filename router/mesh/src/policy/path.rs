@@ -80,7 +80,8 @@ impl Paths {
 
     /// Whether a pattern covers `path`, which [`is_unambiguous`].
     pub(super) fn cover(&self, path: &str) -> bool {
-        self.exact.contains(path) || self.prefixes.iter().any(|prefix| path.starts_with(prefix))
+        let Self { exact, prefixes } = self;
+        exact.contains(path) || prefixes.iter().any(|prefix| path.starts_with(prefix))
     }
 }
 

@@ -3,7 +3,7 @@
 //! Callers are compared kind by kind, so that a user can't be let in by a text that was meant for another kind.
 
 use super::texts::Texts;
-use crate::caller::{Caller, CallerError, CallerName, Groups, UserName};
+use crate::caller::{Caller, CallerKind, CallerName, Groups, UserName};
 use crate::identity::SpiffeId;
 use crate::sandbox::{Namespace, ServiceAccountName};
 
@@ -26,13 +26,25 @@ pub(super) struct Sources {
 impl Sources {
     /// Whether `caller` is listed.
     pub(super) fn admit(&self, caller: &Caller) -> bool {
-        if self.anyone {
+        // In full, so that what is compiled is also looked at.
+        let Self {
+            anyone,
+            service_accounts,
+            users,
+            statics,
+            scoped,
+            certificates,
+            groups: listed,
+            spiffe_ids,
+            spiffe_prefixes,
+        } = self;
+        if *anyone {
             return true;
         }
         match caller {
             Caller::Anonymous => false,
-            Caller::Static { name } => self.statics.contains(name.as_str()),
-            Caller::Scoped { key_id } => self.scoped.contains(key_id.as_str()),
+            Caller::Static { name } => statics.contains(name.as_str()),
+            Caller::Scoped { key_id } => scoped.contains(key_id.as_str()),
             Caller::ServiceAccount {
                 namespace,
                 name,
@@ -40,27 +52,23 @@ impl Sources {
             } => {
                 let order =
                     |known: &(Namespace, ServiceAccountName)| known.0.cmp(namespace).then_with(|| known.1.cmp(name));
-                self.service_accounts.binary_search_by(order).is_ok() || self.admit_group(groups)
+                service_accounts.binary_search_by(order).is_ok() || share_group(listed, groups)
             }
-            Caller::User { name, groups } => self.users.contains(name.as_str()) || self.admit_group(groups),
+            Caller::User { name, groups } => users.contains(name.as_str()) || share_group(listed, groups),
             Caller::Spiffe(id) => {
-                self.spiffe_ids.contains(id.as_str())
-                    || self
-                        .spiffe_prefixes
-                        .iter()
-                        .any(|prefix| id.as_str().starts_with(prefix))
+                spiffe_ids.contains(id.as_str()) || spiffe_prefixes.iter().any(|prefix| id.as_str().starts_with(prefix))
             }
-            Caller::Certificate { common_name } => self.certificates.contains(common_name.as_str()),
+            Caller::Certificate { common_name } => certificates.contains(common_name.as_str()),
         }
     }
+}
 
-    fn admit_group(&self, theirs: &Groups) -> bool {
-        // Walk the shorter set and search the longer: people can be in a hundred groups, rules list a few.
-        if self.groups.len() < theirs.len() {
-            self.groups.iter().any(|group| theirs.contains(group))
-        } else {
-            theirs.iter().any(|group| self.groups.contains(group))
-        }
+fn share_group(listed: &Texts, theirs: &Groups) -> bool {
+    // Walk the shorter set and search the longer: people can be in a hundred groups, rules list a few.
+    if listed.len() < theirs.len() {
+        listed.iter().any(|group| theirs.contains(group))
+    } else {
+        theirs.iter().any(|group| listed.contains(group))
     }
 }
 
@@ -90,22 +98,18 @@ impl Source {
     /// Reads a user's name or another kind's name with its prefix.
     pub(super) fn user(text: &str) -> Result<Self, String> {
         let name = |name: &str| name.parse::<CallerName>().map(|name| name.as_str().into());
-        if let Some(rest) = text.strip_prefix("static:") {
-            name(rest).map(Self::Static)
-        } else if let Some(rest) = text.strip_prefix("scoped:") {
-            name(rest).map(Self::Scoped)
-        } else if let Some(rest) = text.strip_prefix("cert:") {
-            name(rest).map(Self::Certificate)
-        } else {
-            text.parse::<UserName>().map(|user| Self::User(user.as_str().into()))
-        }
-        .map_err(|error| match error {
+        let (kind, rest) = CallerKind::of_name(text);
+        match kind {
+            CallerKind::Static => name(rest).map(Self::Static),
+            CallerKind::Scoped => name(rest).map(Self::Scoped),
+            CallerKind::Certificate => name(rest).map(Self::Certificate),
+            CallerKind::User => text.parse::<UserName>().map(|user| Self::User(user.as_str().into())),
             // It would never match: say where it belongs.
-            CallerError::Reserved => {
-                "names no user: use serviceAccounts, spiffeIDs or anonymous for such callers".to_owned()
+            CallerKind::Anonymous | CallerKind::ServiceAccount | CallerKind::Spiffe => {
+                return Err("names no user: use serviceAccounts, spiffeIDs or anonymous for such callers".to_owned());
             }
-            other => other.to_string(),
-        })
+        }
+        .map_err(|error| error.to_string())
     }
 
     /// Reads a group's name.

@@ -1,5 +1,6 @@
 use super::*;
-use crate::caller::Groups;
+use crate::caller::tests::of_kind;
+use crate::caller::{CallerKind, Groups};
 
 const REFERENCE: &str = include_str!("../../../../docs/policy-snapshot.md");
 
@@ -197,6 +198,31 @@ fn each_list_matches_its_own_kind_of_caller_and_no_other() {
                 Verdict::Denied
             };
             assert_eq!(ask(&snapshot, caller, &Method::GET, "/"), expected, "{from} {caller}");
+        }
+    }
+}
+
+#[test]
+fn users_lists_a_caller_by_the_name_it_is_logged_by_or_refuses_that_name() {
+    for kind in CallerKind::ALL {
+        let listed = match kind {
+            CallerKind::Static | CallerKind::Scoped | CallerKind::Certificate | CallerKind::User => true,
+            CallerKind::Anonymous | CallerKind::ServiceAccount | CallerKind::Spiffe => false,
+        };
+        let from = format!(r#"[{{"users":["{}"]}}]"#, of_kind(*kind));
+        let json = with_rule(&from, r#"[{"ports":[8888]}]"#);
+        if !listed {
+            assert!(refused(&json).contains("users[0]: names no user: use "), "{from}");
+            continue;
+        }
+        let snapshot = parsed(&json);
+        for other in CallerKind::ALL {
+            let expected = if other == kind { rule("p", 0) } else { Verdict::Denied };
+            assert_eq!(
+                ask(&snapshot, &of_kind(*other), &Method::GET, "/"),
+                expected,
+                "{from} {other:?}"
+            );
         }
     }
 }

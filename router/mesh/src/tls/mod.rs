@@ -14,7 +14,8 @@
 //! Defaults are stated again where they matter; a test fails when one drifts.
 //!
 //! Revocation isn't supported: leafs live a day and are renewed at half of it, so that a lost key dies soon by itself.
-//! To cut somebody off at once, take the identity out of the policy or the authority out of the bundle.
+//! Before that, an identity is cut off by taking it out of the policy, which counts from the next request, and an
+//! authority by taking it out of the bundle, which counts from the next handshake. Neither ends what is under way.
 
 mod verify;
 
@@ -37,7 +38,7 @@ use rustls::{
     AlertDescription, CertificateError, ClientConfig, CommonState, RootCertStore, ServerConfig,
     SupportedProtocolVersion,
 };
-use rustls_pki_types::ServerName;
+use rustls_pki_types::{CertificateDer, ServerName};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
@@ -289,18 +290,6 @@ fn tls_error(error: &std::io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
 }
 
-/// The alert with which the peer ended an established connection, if it did.
-///
-/// In TLS 1.3 the client is done before the server has looked at its certificate. So a gate's refusal of the router
-/// reaches the router here: as an error of its first read or write, after [`connect_mesh`] succeeded. An alert about
-/// certificates means that the gate hasn't looked at anything that was written. A reset may overtake the alert.
-pub fn peer_alert(error: &std::io::Error) -> Option<AlertDescription> {
-    match tls_error(error)? {
-        rustls::Error::AlertReceived(alert) => Some(*alert),
-        _ => None,
-    }
-}
-
 /// Who a peer of the mesh has proven to be, and how long that holds. A connection can outlive it.
 #[derive(Debug, Clone)]
 pub struct MeshPeer {
@@ -324,23 +313,36 @@ where
     let stream = accept(stream, config).await?;
     let (_, connection) = stream.get_ref();
     check_mesh_alpn(connection)?;
-    let leaf = connection
-        .peer_certificates()
-        .and_then(<[_]>::first)
-        .ok_or(HandshakeError::NoPeerCertificate)?;
+    let leaf = peer_leaf(connection)?;
     // The verifier has read the same leaf in the same way: this only gets at what it found.
     let peer = PeerId::from_leaf(leaf, ExtendedKeyUsage::ClientAuth)
         .map_err(|error| HandshakeError::PeerIdentity(error.into()))?;
-    let until = Validity::of(leaf).map_or(SystemTime::UNIX_EPOCH, |validity| validity.not_after);
+    let until = end_of_validity(leaf);
     Ok((stream, MeshPeer { id: peer, until }))
 }
 
-/// The router's half of a mesh handshake. The peer is the sandbox that `config` was made for when this returns; whether
-/// it accepts this router shows later, see [`peer_alert`].
+fn peer_leaf(connection: &CommonState) -> Result<&CertificateDer<'static>, HandshakeError> {
+    let chain = connection.peer_certificates();
+    chain.and_then(<[_]>::first).ok_or(HandshakeError::NoPeerCertificate)
+}
+
+/// The end of a verified leaf's validity; long ago for one of which it can't be read.
+fn end_of_validity(leaf: &CertificateDer<'_>) -> SystemTime {
+    Validity::of(leaf).map_or(SystemTime::UNIX_EPOCH, |validity| validity.not_after)
+}
+
+/// The router's half of a mesh handshake. The peer is the sandbox that `config` was made for when this returns, and that
+/// holds until the end of its leaf's validity, which is returned, too. A connection can outlive it.
+///
+/// In TLS 1.3 the client is done before the server has looked at its certificate. So a gate's refusal of the router shows
+/// later: the first read or write fails with an alert, or with a reset that overtook it.
 ///
 /// # Errors
 /// The peer took too long, isn't that sandbox, or speaks another protocol.
-pub async fn connect_mesh<S>(stream: S, config: Arc<ClientConfig>) -> Result<client::TlsStream<S>, HandshakeError>
+pub async fn connect_mesh<S>(
+    stream: S,
+    config: Arc<ClientConfig>,
+) -> Result<(client::TlsStream<S>, SystemTime), HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -350,8 +352,10 @@ where
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
         .await
         .map_err(|_| HandshakeError::TimedOut)??;
-    check_mesh_alpn(stream.get_ref().1)?;
-    Ok(stream)
+    let (_, connection) = stream.get_ref();
+    check_mesh_alpn(connection)?;
+    let until = end_of_validity(peer_leaf(connection)?);
+    Ok((stream, until))
 }
 
 /// The handshake on the router's own listener. `None` is a client without a certificate.

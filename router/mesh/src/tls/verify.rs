@@ -195,7 +195,7 @@ fn mesh_caller(leaf: &CertificateDer<'_>, own: &TrustDomain) -> Result<(), PeerR
     let foreign = match &found {
         PeerId::Sandbox(_) => return Err(PeerRejected::SandboxCalls(Box::new(found))),
         PeerId::Workload(id) => id.trust_domain != *own,
-        PeerId::Other(id) => trust_domain_text(id) != Some(own.as_str()),
+        PeerId::Other(id) => !id.is_in(own),
     };
     if foreign {
         return Err(PeerRejected::ForeignTrustDomain {
@@ -204,10 +204,6 @@ fn mesh_caller(leaf: &CertificateDer<'_>, own: &TrustDomain) -> Result<(), PeerR
         });
     }
     Ok(())
-}
-
-fn trust_domain_text(id: &SpiffeId) -> Option<&str> {
-    id.as_str().strip_prefix("spiffe://")?.split('/').next()
 }
 
 /// Whom a client certificate on the router's own listener identifies.
