@@ -23,7 +23,6 @@ pub(crate) fn decided(
         operation,
         namespace,
         user,
-        dry_run: false,
     };
     decide(settings, &request)
 }

@@ -96,6 +96,20 @@ fn every_shape_comes_out_as_its_golden_file_says() {
     assert!(differing.is_empty(), "{}", differing.join("\n"));
 }
 
+/// The admission policy takes the last argument for it, and compares all others as they are.
+#[test]
+fn the_log_level_is_the_last_of_a_gates_arguments() {
+    for settings in [settings(), lockdown(&[])] {
+        let pod = json!({"metadata": {"labels": {"sandgate.dev/inject": "enabled"}}, "spec": {}});
+        let Decision::Inject(plan) = decided(&settings, Operation::Create, "team-a", &User::default(), &pod) else {
+            panic!("not injected");
+        };
+        let gate = plan.containers.last().unwrap();
+        let last = gate["args"].as_array().unwrap().last().unwrap();
+        assert!(last.as_str().unwrap().starts_with("--log-level="), "{gate}");
+    }
+}
+
 #[test]
 fn every_injected_shape_is_left_alone_when_it_comes_again() {
     let mut injected = 0;

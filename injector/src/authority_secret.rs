@@ -1,17 +1,15 @@
-//! The Secret that holds the root. Whichever replica makes or fills it first has done so for all.
+//! The Secret that holds the root. The chart makes it empty; whichever replica fills it first has done so for all.
 
 use crate::authority::{Authority, AuthorityError, NewRoot, Root};
 use crate::kubernetes::{RequestError, bounded};
-use crate::names::{FIELD_MANAGER, MANAGED_BY_LABEL};
+use crate::names::FIELD_MANAGER;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{Api, ObjectMeta, PostParams};
+use kube::api::{Api, PostParams};
 use kube::{Client, ResourceExt};
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-/// The type of Secrets with a certificate and its key. The API server insists on both.
-const TYPE: &str = "kubernetes.io/tls";
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
 /// The certificate of a root that will sign later: trusted ahead of time.
@@ -24,8 +22,8 @@ type Content = BTreeMap<String, ByteString>;
 pub(crate) enum SecretError {
     /// What is stored makes none.
     #[error(
-        "Secret {namespace}/{name}: {key}: {cause}; correct it, or delete it and restart the injector to have a new root \
-         made"
+        "Secret {namespace}/{name}: {key}: {cause}; correct it; for a new root, scale the injector to zero, empty the \
+         Secret's data, start again"
     )]
     Unusable {
         namespace: String,
@@ -33,7 +31,13 @@ pub(crate) enum SecretError {
         key: &'static str,
         cause: AuthorityError,
     },
-    /// It couldn't be read or made.
+    /// There is none.
+    #[error(
+        "Secret {namespace}/{name}: there is none; run `helm upgrade`, or apply the manifests: they make it, empty, and \
+         the injector may only fill it"
+    )]
+    Missing { namespace: String, name: String },
+    /// It couldn't be read or filled.
     #[error("Secret {namespace}/{name}: {cause}")]
     Request {
         namespace: String,
@@ -70,64 +74,45 @@ impl AuthoritySecret {
         }
     }
 
-    /// Reads the Secret. Where there is none it is made, and where it is empty, as the chart makes it, it is filled: again
-    /// as it was, if it was read before, since everything that trusts the root would have to learn a new one; with a new
-    /// root otherwise.
+    /// Reads the Secret. Where it is empty, as the chart makes it, it is filled: again as it was, if it was read before,
+    /// since everything that trusts the root would have to learn a new one; with a new root otherwise.
     ///
     /// # Errors
-    /// The API server can't be asked, or the Secret holds no usable root.
-    pub(crate) async fn read_or_create(&self, before: Option<&Stored>) -> Result<Stored, SecretError> {
+    /// The API server can't be asked, there is no Secret, or it holds no usable root.
+    pub(crate) async fn read_or_fill(&self, before: Option<&Stored>) -> Result<Stored, SecretError> {
         let found = self.requested(bounded(self.api.get_opt(&self.name)).await)?;
-        let empty = match found {
-            Some(secret) if secret.data.as_ref().is_none_or(BTreeMap::is_empty) => Some(secret),
-            Some(secret) => return self.stored(secret),
-            None => None,
-        };
+        let found = found.ok_or_else(|| SecretError::Missing {
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+        })?;
+        if found.data.as_ref().is_some_and(|data| !data.is_empty()) {
+            return self.stored(found);
+        }
         let content = match before {
             Some(before) => before.content.clone(),
             None => new_content()?,
         };
-        let secret = match empty {
-            Some(secret) => self.fill_or_read(secret, content).await,
-            None => self.create_or_read(content).await,
-        };
-        self.stored(self.requested(secret)?)
+        let filled = self.fill_or_read(found, content).await;
+        self.stored(self.requested(filled)?)
     }
 
     /// With the version that was found, so that only one replica fills it.
     async fn fill_or_read(&self, mut secret: Secret, content: Content) -> Result<Secret, RequestError> {
         secret.data = Some(content);
-        match bounded(self.api.replace(&self.name, &params(), &secret)).await {
-            Ok(filled) => Ok(self.told(filled)),
+        let params = PostParams {
+            field_manager: Some(FIELD_MANAGER.into()),
+            ..PostParams::default()
+        };
+        match bounded(self.api.replace(&self.name, &params, &secret)).await {
+            Ok(filled) => {
+                let (namespace, name) = (&self.namespace, filled.name_any());
+                tracing::info!(namespace, name, "stored the root certificate in the Secret");
+                Ok(filled)
+            }
             // Another replica was first, and its root is the one.
             Err(error) if error.is_conflict() => bounded(self.api.get(&self.name)).await,
             Err(error) => Err(error),
         }
-    }
-
-    async fn create_or_read(&self, content: Content) -> Result<Secret, RequestError> {
-        let secret = Secret {
-            metadata: ObjectMeta {
-                name: Some(self.name.clone()),
-                labels: Some(BTreeMap::from([(MANAGED_BY_LABEL.into(), FIELD_MANAGER.into())])),
-                ..ObjectMeta::default()
-            },
-            type_: Some(TYPE.into()),
-            data: Some(content),
-            ..Secret::default()
-        };
-        match bounded(self.api.create(&params(), &secret)).await {
-            Ok(created) => Ok(self.told(created)),
-            // Another replica was first, and its root is the one.
-            Err(error) if error.is_already_exists() => bounded(self.api.get(&self.name)).await,
-            Err(error) => Err(error),
-        }
-    }
-
-    fn told(&self, secret: Secret) -> Secret {
-        let (namespace, name) = (&self.namespace, secret.name_any());
-        tracing::info!(namespace, name, "stored the root certificate in the Secret");
-        secret
     }
 
     fn requested<T>(&self, answer: Result<T, RequestError>) -> Result<T, SecretError> {
@@ -148,13 +133,6 @@ impl AuthoritySecret {
     }
 }
 
-fn params() -> PostParams {
-    PostParams {
-        field_manager: Some(FIELD_MANAGER.into()),
-        ..PostParams::default()
-    }
-}
-
 fn new_content() -> Result<Content, rcgen::Error> {
     let root = NewRoot::generate()?;
     let part = |key: &str, pem: String| (key.to_owned(), ByteString(pem.into_bytes()));
@@ -165,7 +143,7 @@ fn new_content() -> Result<Content, rcgen::Error> {
 }
 
 impl Stored {
-    /// What a Secret holds after it was made.
+    /// What a Secret holds after it was filled.
     #[cfg(test)]
     pub(crate) fn new() -> Self {
         read(new_content().unwrap()).map_err(|(_, cause)| cause).unwrap()
@@ -196,6 +174,28 @@ mod tests {
 
     fn refused(content: Content) -> (&'static str, AuthorityError) {
         read(content).err().expect("refused")
+    }
+
+    /// The injector may neither make nor delete a Secret, so no advice leads there.
+    #[test]
+    fn errors_advise_what_the_charts_rights_allow() {
+        let (namespace, name) = ("here".to_owned(), "root".to_owned());
+        let unusable = SecretError::Unusable {
+            namespace: namespace.clone(),
+            name: name.clone(),
+            key: CERTIFICATE,
+            cause: AuthorityError::Pem,
+        };
+        assert_eq!(
+            unusable.to_string(),
+            "Secret here/root: tls.crt: the certificate isn't valid PEM; correct it; for a new root, scale the injector to \
+             zero, empty the Secret's data, start again"
+        );
+        let missing = SecretError::Missing { namespace, name }.to_string();
+        assert!(
+            missing.starts_with("Secret here/root: there is none; run `helm upgrade`"),
+            "{missing}"
+        );
     }
 
     #[test]

@@ -29,6 +29,9 @@ fn a_root_reads_back_as_it_was_stored() {
         Root::from_pem(stored.certificate_pem.as_bytes()).unwrap(),
         *found.root()
     );
+    let (_, parsed) = X509Certificate::from_der(found.root().der()).unwrap();
+    let constraints = parsed.basic_constraints().unwrap().unwrap().value;
+    assert_eq!(constraints.path_len_constraint, Some(0), "it signs nothing that signs");
     let years = found
         .root()
         .not_after()

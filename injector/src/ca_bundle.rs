@@ -2,6 +2,9 @@
 //!
 //! A bundle keeps every root of ours that is still valid, whichever replica put it there: API servers may meet a replica
 //! that serves under an older root. Certificates of others, which would let them answer in this webhook's place, go.
+//!
+//! A configuration that isn't there is told, and a replica is ready all the same. It must be before there is one, or
+//! tools that wait for each step of a release would never get to it; and once there is one again, somebody must answer.
 
 use crate::authority::Root;
 use crate::kubernetes::{RequestError, bounded};
@@ -18,10 +21,11 @@ use k8s_openapi::api::admissionregistration::v1::{
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
+use pem::{EncodeConfig, LineEnding, Pem};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde::de::DeserializeOwned;
-use std::fmt::{Debug, Display, Write};
+use std::fmt::{Debug, Display};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
@@ -29,10 +33,9 @@ use tokio::time::Instant;
 
 /// A pause after each change, so that a quarrel with another controller doesn't keep an API server busy.
 const PAUSE: Duration = Duration::from_millis(100);
-/// The base64 letters of a PEM line (RFC 7468).
-const PEM_LINE: usize = 64;
 
-/// Which roots API servers are told to believe, and since when.
+/// Which roots API servers are told to believe, and since when. Where there is no configuration they ask nobody, so any
+/// root will do.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Confirmed(Option<(Vec<Root>, Instant)>);
 
@@ -42,14 +45,14 @@ impl Confirmed {
         Self(Some((roots, Instant::now())))
     }
 
-    /// Whether the configuration has held this root for so long, or isn't there.
+    /// Whether this root has been among them for so long.
     pub(crate) fn holds(&self, root: &Root, since: Duration) -> bool {
         let held = |(roots, at): &(Vec<Root>, Instant)| roots.contains(root) && at.elapsed() >= since;
         self.0.as_ref().is_some_and(held)
     }
 }
 
-/// Keeps the bundles of one configuration.
+/// Looks after one configuration: whether it is there, and its bundles as soon as there are roots to put into them.
 #[derive(Clone)]
 pub(crate) struct CaBundle {
     pub(crate) client: Client,
@@ -69,30 +72,41 @@ impl CaBundle {
         let config = watcher::Config::default().fields(&format!("metadata.name={}", self.name));
         let mut events = watcher(api.clone(), config).default_backoff().boxed();
         let mut ticks = tokio::time::interval(self.resync);
-        let mut found = None;
+        let mut seen = Seen::NotLooked;
+        // Whether the list that a watch begins with has named it.
+        let mut listed = false;
         loop {
+            let before = seen.is_there();
             let looked = tokio::select! {
-                _ = ticks.tick() => bounded(api.get_opt(&self.name)).await.map(|current| found = current),
+                _ = ticks.tick() => bounded(api.get_opt(&self.name)).await.map(|found| seen = found.into()),
                 Ok(()) = self.roots.changed() => Ok(()),
                 // The object comes with the event: between a bad bundle and its correction no pod is admitted.
                 Some(event) = events.next() => match event {
-                    Ok(watcher::Event::Apply(current) | watcher::Event::InitApply(current)) => {
-                        found = Some(current);
+                    Ok(watcher::Event::Apply(found) | watcher::Event::InitApply(found)) => {
+                        listed = true;
+                        seen = Seen::There(found);
                         Ok(())
                     }
-                    Ok(watcher::Event::Delete(_)) => {
-                        found = None;
+                    Ok(watcher::Event::Init) => {
+                        listed = false;
+                        continue;
+                    }
+                    Ok(watcher::Event::InitDone) if listed => continue,
+                    Ok(watcher::Event::InitDone | watcher::Event::Delete(_)) => {
+                        seen = Seen::Absent;
                         Ok(())
                     }
-                    Ok(watcher::Event::Init | watcher::Event::InitDone) => continue,
                     Err(error) => {
                         self.failed::<K>(&error);
                         continue;
                     }
                 },
             };
+            if looked.is_ok() {
+                self.tell::<K>(before, seen.is_there());
+            }
             let checked = match looked {
-                Ok(()) => self.check(&api, &mut found).await,
+                Ok(()) => self.check(&api, &mut seen).await,
                 Err(error) => Err(error),
             };
             match checked {
@@ -104,20 +118,45 @@ impl CaBundle {
         }
     }
 
-    async fn check<K: Configuration>(&mut self, api: &Api<K>, found: &mut Option<K>) -> Result<(), RequestError> {
+    /// Tells whether the configuration is there: in the log when that has changed, in metrics always.
+    fn tell<K: Configuration>(&self, before: Option<bool>, now: Option<bool>) {
+        let Some(there) = now else { return };
+        let (kind, name) = (K::kind(&()), &self.name);
+        self.metrics.webhook_configuration(&kind, there);
+        if !there {
+            self.metrics.failed("ca_bundle");
+        }
+        match (before, there) {
+            (Some(true) | None, false) => tracing::warn!(
+                kind = kind.as_ref(),
+                name,
+                next =
+                    "run `helm upgrade`, or apply the manifests; or is --webhook-configuration another name than its?",
+                "the webhook configuration isn't there: API servers ask nobody about pods"
+            ),
+            (Some(false), true) => {
+                tracing::info!(kind = kind.as_ref(), name, "the webhook configuration is there again");
+            }
+            (Some(true) | None, true) | (Some(false), false) => {}
+        }
+    }
+
+    async fn check<K: Configuration>(&mut self, api: &Api<K>, seen: &mut Seen<K>) -> Result<(), RequestError> {
         let roots = self.roots.borrow_and_update().clone();
         if roots.is_empty() {
             return Ok(());
         }
-        let patch = found
-            .as_ref()
-            .and_then(|found| correction(found, &roots, SystemTime::now()));
+        let patch = match seen {
+            Seen::NotLooked => return Ok(()),
+            Seen::Absent => None,
+            Seen::There(found) => correction(found, &roots, SystemTime::now()),
+        };
         if let Some(patch) = patch {
             let params = PatchParams {
                 field_manager: Some(FIELD_MANAGER.into()),
                 ..PatchParams::default()
             };
-            *found = Some(bounded(api.patch(&self.name, &params, &Patch::Json::<()>(patch))).await?);
+            *seen = Seen::There(bounded(api.patch(&self.name, &params, &Patch::Json::<()>(patch))).await?);
             self.metrics.ca_bundle_updates.inc();
             tracing::info!(
                 kind = K::kind(&()).as_ref(),
@@ -141,7 +180,31 @@ impl CaBundle {
     fn failed<K: Configuration>(&self, error: &impl Display) {
         self.metrics.failed("ca_bundle");
         let (kind, name) = (K::kind(&()), &self.name);
-        tracing::warn!(kind = kind.as_ref(), name, %error, "can't keep the caBundle; it is tried again within a minute");
+        tracing::warn!(kind = kind.as_ref(), name, %error, "can't look after the webhook configuration; it is tried again within a minute");
+    }
+}
+
+/// What the last look at a configuration has shown.
+enum Seen<K> {
+    NotLooked,
+    Absent,
+    There(K),
+}
+
+impl<K> Seen<K> {
+    /// Unknown before the first look.
+    fn is_there(&self) -> Option<bool> {
+        match self {
+            Self::NotLooked => None,
+            Self::Absent => Some(false),
+            Self::There(_) => Some(true),
+        }
+    }
+}
+
+impl<K> From<Option<K>> for Seen<K> {
+    fn from(found: Option<K>) -> Self {
+        found.map_or(Self::Absent, Self::There)
     }
 }
 
@@ -216,21 +279,9 @@ fn corrected(bundle: &[u8], roots: &[Root], now: SystemTime) -> Option<String> {
 
 /// Certificates as PEM.
 pub(crate) fn pem(certificates: &[impl AsRef<[u8]>]) -> String {
-    let mut text = String::new();
-    for der in certificates {
-        text.push_str("-----BEGIN CERTIFICATE-----\n");
-        let encoded = STANDARD.encode(der);
-        let mut rest = encoded.as_str();
-        while let Some((line, more)) = rest
-            .split_at_checked(PEM_LINE.min(rest.len()))
-            .filter(|(line, _)| !line.is_empty())
-        {
-            let _ = writeln!(text, "{line}");
-            rest = more;
-        }
-        text.push_str("-----END CERTIFICATE-----\n");
-    }
-    text
+    let lines = EncodeConfig::new().set_line_ending(LineEnding::LF);
+    let encoded = |der: &[u8]| pem::encode_config(&Pem::new("CERTIFICATE", der), lines);
+    certificates.iter().map(AsRef::as_ref).map(encoded).collect()
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 use super::*;
 use crate::authority::NewRoot;
+use crate::captured::Captured;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhook;
 use kube::api::ObjectMeta;
@@ -122,4 +123,46 @@ async fn a_root_counts_as_known_only_after_it_was_there_for_a_while() {
     tokio::time::advance(settle).await;
     assert!(confirmed.holds(&mine, settle));
     assert!(!confirmed.holds(&other, Duration::ZERO));
+}
+
+#[tokio::test]
+async fn a_configuration_that_is_not_there_is_warned_of_once_and_counted_each_time() {
+    let bundle = CaBundle {
+        client: crate::rig::unreachable(),
+        name: "sandgate-injector".into(),
+        roots: watch::channel(Vec::new()).1,
+        confirmed: watch::channel(Confirmed::default()).0,
+        metrics: Arc::new(Metrics::new().unwrap()),
+        resync: Duration::from_secs(60),
+    };
+    let series = |name: &str| {
+        let families = bundle.metrics.registry.gather();
+        let family = families.iter().find(|family| family.name() == name)?;
+        let metric = &family.get_metric()[0];
+        Some((
+            metric.get_label()[0].value().to_owned(),
+            metric.get_gauge().get_value(),
+            metric.get_counter().get_value(),
+        ))
+    };
+    let there = || series("sandgate_injector_webhook_configurations").map(|(kind, there, _)| (kind, there));
+    let tell = |before, now| Captured::of(|| bundle.tell::<MutatingWebhookConfiguration>(before, now));
+    let kind = "MutatingWebhookConfiguration".to_owned();
+
+    assert!(
+        tell(None, None).is_empty() && there().is_none(),
+        "nobody has looked yet"
+    );
+    assert!(tell(None, Some(true)).is_empty());
+    assert_eq!(there(), Some((kind.clone(), 1.0)));
+    let warned = tell(Some(true), Some(false));
+    assert!(
+        warned.len() == 1 && warned[0].contains("name=\"sandgate-injector\""),
+        "{warned:?}"
+    );
+    assert_eq!(there(), Some((kind, 0.0)));
+    assert!(tell(Some(false), Some(false)).is_empty(), "told already");
+    assert_eq!(tell(None, Some(false)).len(), 1, "none at the start");
+    let (task, _, failures) = series("sandgate_injector_failures_total").unwrap();
+    assert_eq!((task.as_str(), failures), ("ca_bundle", 3.0));
 }

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 /// The program, as its errors name it.
 const PROGRAM: &str = "sandbox-injector";
-/// Threads that answer reviews: a long one doesn't keep short ones waiting.
+/// Threads that read, write and judge ordinary reviews. Long ones are judged beside them.
 const WORKERS: usize = 2;
 
 /// Puts a gate into every sandbox pod of an opted-in namespace. Without a command it serves.
@@ -30,7 +30,8 @@ struct Cli {
 enum Command {
     /// Serve the admission webhook, and look after its certificate and each opted-in namespace's `NetworkPolicy`.
     Serve(Box<ServeFlags>),
-    /// Say what the webhook would decide about the pods of a file, why, and what to change. Fails if one is refused.
+    /// Say what the webhook would decide about the pods of a file, why, and what to change. Fails if one is refused or
+    /// there is none.
     Explain {
         /// How the answer is written.
         #[arg(short, long, value_enum, default_value_t = explain::Format::Table)]

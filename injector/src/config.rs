@@ -185,6 +185,11 @@ mod tests {
     }
 
     #[test]
+    fn pods_may_opt_out_where_the_operator_says_so() {
+        assert!(settings(&["--allow-opt-out"]).unwrap().allow_opt_out);
+    }
+
+    #[test]
     fn all_that_is_wrong_is_reported_together() {
         let problems = settings(&[
             "--own-namespace=A",

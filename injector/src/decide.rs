@@ -1,7 +1,7 @@
 //! Inject, skip or refuse: decided from the operator's settings and the request alone.
 
 use crate::deny::own::reserved;
-use crate::deny::{self, Denial};
+use crate::deny::{self, Denials};
 use crate::names::{
     DISABLED, ENABLED, EXCLUDED_NAMESPACES, INJECT_LABEL, INJECTED_LABEL, MIRROR_ANNOTATION, NODES_GROUP,
     SANDBOX_HASH_LABEL, SHAPE_ANNOTATION,
@@ -53,8 +53,6 @@ pub struct Request<'a> {
     pub namespace: &'a str,
     /// Who asks.
     pub user: &'a User,
-    /// Whether the result is thrown away. The answer is the same.
-    pub dry_run: bool,
 }
 
 /// What happens to a pod.
@@ -64,8 +62,8 @@ pub enum Decision {
     Inject(Plan),
     /// It is let through as it is.
     Skip(SkipReason),
-    /// It isn't let through, for at least one reason.
-    Deny(Vec<Denial>),
+    /// It isn't let through.
+    Deny(Denials),
 }
 
 impl Decision {
@@ -83,7 +81,7 @@ impl Decision {
         match self {
             Self::Inject(plan) => plan.trigger.as_str(),
             Self::Skip(reason) => reason.as_str(),
-            Self::Deny(denials) => denials.first().map_or("none", |denial| denial.reason.as_str()),
+            Self::Deny(denials) => denials.reason().as_str(),
         }
     }
 }
@@ -194,7 +192,7 @@ pub fn decide(settings: &Settings, request: &Request<'_>) -> Decision {
     }
     let pod = match Pod::read(request.pod) {
         Ok(pod) => pod,
-        Err(malformed) => return Decision::Deny(vec![malformed.into()]),
+        Err(malformed) => return Decision::Deny(malformed.into()),
     };
     // Anybody can write the annotation; only kubelets are in the group.
     let by_kubelet = request.user.groups.iter().any(|group| group == NODES_GROUP);
@@ -203,11 +201,11 @@ pub fn decide(settings: &Settings, request: &Request<'_>) -> Decision {
     }
     let opts_out = pod.label(INJECT_LABEL) == Some(DISABLED);
     if opts_out && settings.allow_opt_out {
-        return Decision::Skip(SkipReason::OptedOut);
+        return ungated(pod, SkipReason::OptedOut);
     }
     let trigger = match pod.label(INJECT_LABEL) {
         _ if pod.label(SANDBOX_HASH_LABEL).is_some() => Trigger::SandboxLabel,
-        None | Some(DISABLED) => return unselected(pod),
+        None | Some(DISABLED) => return ungated(pod, SkipReason::NotSelected),
         // Any other value is refused by the checks: whoever wrote it may have meant yes.
         Some(_) => Trigger::InjectLabel,
     };
@@ -217,39 +215,33 @@ pub fn decide(settings: &Settings, request: &Request<'_>) -> Decision {
             "label {INJECT_LABEL}={DISABLED} has no effect here: the operator doesn't allow opting out"
         ));
     }
-    plan(settings, pod, trigger, warnings).unwrap_or_else(Decision::Deny)
+    plan(settings, pod, trigger, warnings).map_or_else(Decision::Deny, Decision::Inject)
 }
 
-/// A pod that nothing calls a sandbox. It still can't say that it has a gate: that is believed of running pods.
-fn unselected(pod: Pod<'_>) -> Decision {
+/// A pod that gets no gate. It still can't say that it has one: that is believed of running pods.
+fn ungated(pod: Pod<'_>, reason: SkipReason) -> Decision {
     let claims = [
         ("labels", INJECTED_LABEL, pod.label(INJECTED_LABEL)),
         ("annotations", SHAPE_ANNOTATION, pod.annotation(SHAPE_ANNOTATION)),
     ];
     let claims = claims.into_iter().filter(|(_, _, value)| value.is_some());
-    let denials: Vec<_> = claims
-        .map(|(map, name, _)| reserved(format!("metadata.{map}[{name}]"), name))
-        .collect();
-    if denials.is_empty() {
-        Decision::Skip(SkipReason::NotSelected)
-    } else {
-        Decision::Deny(denials)
-    }
+    let denials = claims.map(|(map, name, _)| reserved(format!("metadata.{map}[{name}]"), name));
+    Denials::of(denials.collect()).map_or(Decision::Skip(reason), Decision::Deny)
 }
 
-fn plan(settings: &Settings, pod: Pod<'_>, trigger: Trigger, warnings: Vec<String>) -> Result<Decision, Vec<Denial>> {
+fn plan(settings: &Settings, pod: Pod<'_>, trigger: Trigger, warnings: Vec<String>) -> Result<Plan, Denials> {
     let holds_parts = existing::any(pod);
     let original = if holds_parts {
         Cow::Owned(existing::without(pod))
     } else {
         Cow::Borrowed(pod.raw())
     };
-    let original = Pod::read(&original).map_err(|malformed| vec![malformed.into()])?;
+    let original = Pod::read(&original)?;
     let mut denials = deny::denials(settings, original);
-    let overrides = Overrides::read(settings, original).ok();
-    let app_probes = app_probes(settings, original);
-    let (Some(overrides), Some(app_probes)) = (overrides, app_probes) else {
-        return Err(denials);
+    let (overrides, app_probes) = match (Overrides::read(settings, original), app_probes(settings, original)) {
+        (Ok(overrides), Ok(app_probes)) => (overrides, app_probes),
+        (Err(found), Ok(_)) | (Ok(_), Err(found)) => return Err(found.after(denials)),
+        (Err(found), Err(more)) => return Err(more.after(found.after(denials))),
     };
     let image = existing::accepted_image(settings, pod).unwrap_or(&settings.image);
     let containers = shape::containers(settings, image, &overrides, &app_probes);
@@ -257,23 +249,21 @@ fn plan(settings: &Settings, pod: Pod<'_>, trigger: Trigger, warnings: Vec<Strin
     if holds_parts {
         denials.extend(existing::denials(settings, pod, &containers, &volumes));
     }
-    if !denials.is_empty() {
-        return Err(denials);
-    }
-    Ok(Decision::Inject(Plan {
+    let plan = Plan {
         trigger,
         containers,
         volumes,
         lockdown: settings.lockdown.is_some(),
         warnings,
-    }))
+    };
+    Denials::of(denials).map_or(Ok(plan), Err)
 }
 
 /// The probes that the gate has to run; none without lockdown.
-fn app_probes(settings: &Settings, pod: Pod<'_>) -> Option<Vec<Declaration>> {
+fn app_probes(settings: &Settings, pod: Pod<'_>) -> Result<Vec<Declaration>, Denials> {
     match settings.lockdown {
-        Some(_) => probes::declared(pod).ok(),
-        None => Some(Vec::new()),
+        Some(_) => probes::declared(pod),
+        None => Ok(Vec::new()),
     }
 }
 

@@ -1,6 +1,6 @@
 use super::*;
 use crate::deny::DenyReason;
-use crate::testing::{decided, injected, sandbox, sandbox_with, settings};
+use crate::testing::{decided, injected, lockdown, sandbox, sandbox_with, settings};
 use serde_json::json;
 
 fn labelled(labels: &Value) -> Value {
@@ -57,6 +57,41 @@ fn a_pod_that_is_no_sandbox_cannot_pass_for_gated() {
 }
 
 #[test]
+fn a_pod_that_opts_out_cannot_pass_for_gated() {
+    let allowed = Settings {
+        allow_opt_out: true,
+        ..settings()
+    };
+    let out = json!({
+        "metadata": {"labels": {"sandgate.dev/inject": "disabled"}},
+        "spec": {
+            "containers": [{"name": "app", "image": "a", "ports": [{"containerPort": 14443}]}],
+            "volumes": [{"name": "t", "projected": {"sources": [{"serviceAccountToken": {"audience": "sandgate", "path": "t"}}]}}],
+        },
+    });
+    let both = json!({"labels": {"sandgate.dev/injected": "true"}, "annotations": {"sandgate.dev/shape": "1"}});
+    for (claim, found) in [
+        (json!({"labels": both["labels"]}), 1),
+        (json!({"annotations": both["annotations"]}), 1),
+        (both, 2),
+    ] {
+        let mut pod = sandbox_with(&out);
+        json_patch::merge(&mut pod["metadata"], &claim);
+        let Decision::Deny(denials) = decided(&allowed, &pod) else {
+            panic!("let through: {claim}");
+        };
+        assert_eq!(denials.len(), found, "{denials:?}");
+        assert_eq!(denials.reason(), DenyReason::ReservedName, "{denials:?}");
+    }
+    // Nor with a whole gate: it opts out of having one.
+    let mut whole = injected(&settings(), &sandbox());
+    whole["metadata"]["labels"]["sandgate.dev/inject"] = "disabled".into();
+    assert!(matches!(decided(&allowed, &whole), Decision::Deny(_)));
+    let quiet = sandbox_with(&out);
+    assert_eq!(decided(&allowed, &quiet), Decision::Skip(SkipReason::OptedOut));
+}
+
+#[test]
 fn opting_out_counts_only_where_the_operator_allows_it() {
     let pod = labelled(&json!({"sandgate.dev/inject": "disabled"}));
     let Decision::Inject(plan) = decided(&settings(), &pod) else {
@@ -78,7 +113,6 @@ fn only_creation_injects() {
             operation,
             namespace: "team-a",
             user: &User::default(),
-            dry_run: false,
         };
         let decision = decide(&settings(), &request);
         assert_eq!(decision, Decision::Skip(SkipReason::NotCreated), "{operation:?}");
@@ -94,7 +128,6 @@ fn system_namespaces_and_our_own_are_never_touched() {
             operation: Operation::Create,
             namespace,
             user: &User::default(),
-            dry_run: false,
         };
         let decision = decide(&settings(), &request);
         assert_eq!(decision, Decision::Skip(SkipReason::ExcludedNamespace), "{namespace}");
@@ -110,7 +143,6 @@ fn the_mirror_annotation_is_a_way_out_for_kubelets_only() {
             operation: Operation::Create,
             namespace: "team-a",
             user,
-            dry_run: false,
         };
         decide(&settings(), &request)
     };
@@ -131,24 +163,8 @@ fn a_kubelet_gets_no_pod_through_without_the_annotation() {
         operation: Operation::Create,
         namespace: "team-a",
         user: &kubelet(),
-        dry_run: false,
     };
     assert!(matches!(decide(&settings(), &request), Decision::Inject(_)));
-}
-
-#[test]
-fn a_dry_run_gets_the_same_answer() {
-    let with = |dry_run| {
-        let request = Request {
-            pod: &sandbox(),
-            operation: Operation::Create,
-            namespace: "team-a",
-            user: &User::default(),
-            dry_run,
-        };
-        decide(&settings(), &request)
-    };
-    assert_eq!(with(true), with(false));
 }
 
 #[test]
@@ -163,6 +179,21 @@ fn all_that_is_wrong_is_told_at_once() {
     let mut reasons: Vec<_> = denials.iter().map(|denial| denial.reason.as_str()).collect();
     reasons.sort_unstable();
     assert_eq!(reasons, ["annotation", "host_namespace", "shared_processes"]);
+    // With what the gate would be made from, too.
+    let pod = sandbox_with(&json!({
+        "metadata": {"annotations": {"sandgate.dev/log-level": "loud"}},
+        "spec": {
+            "hostNetwork": true,
+            "containers": [{"name": "app", "livenessProbe": {"httpGet": {"port": "nowhere"}}}],
+        },
+    }));
+    let decision = decided(&lockdown(), &pod);
+    let Decision::Deny(denials) = &decision else {
+        panic!("let through");
+    };
+    let reasons: Vec<_> = denials.iter().map(|denial| denial.reason.as_str()).collect();
+    assert_eq!(reasons, ["host_namespace", "annotation", "probe"]);
+    assert_eq!(decision.reason(), "host_namespace");
     // Parts of a gate are looked at once the rest of the pod can be judged.
     let pod = sandbox_with(&json!({"spec": {"hostNetwork": true, "volumes": [{"name": "sandgate-state"}]}}));
     let Decision::Deny(denials) = decided(&settings(), &pod) else {

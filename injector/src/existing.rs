@@ -2,9 +2,7 @@
 
 use crate::deny::own::reserved;
 use crate::deny::{Denial, DenyReason};
-use crate::names::{
-    CONTAINER, INJECTED, INJECTED_LABEL, LOCKDOWN_CONTAINER, SHAPE, SHAPE_ANNOTATION, STATE_VOLUME, TOKEN_VOLUME,
-};
+use crate::names::{CONTAINER, CONTAINERS, INJECTED, INJECTED_LABEL, SHAPE, SHAPE_ANNOTATION, VOLUMES};
 use crate::pod::{Container, ContainerList, Pod, text_at};
 use crate::probes;
 use crate::settings::{Image, Settings};
@@ -13,7 +11,7 @@ use serde_json::Value;
 
 /// Whether an init container bears one of the gate's names.
 pub(crate) fn is_named_ours(container: Container<'_>) -> bool {
-    container.list == ContainerList::Init && matches!(container.name(), CONTAINER | LOCKDOWN_CONTAINER)
+    container.list == ContainerList::Init && CONTAINERS.contains(&container.name())
 }
 
 /// Whether a pod holds any part of a gate.
@@ -25,7 +23,7 @@ pub(crate) fn any(pod: Pod<'_>) -> bool {
 }
 
 fn is_our_volume(volume: &Value) -> bool {
-    matches!(text_at(volume, &["name"]), Some(TOKEN_VOLUME | STATE_VOLUME))
+    text_at(volume, &["name"]).is_some_and(|name| VOLUMES.contains(&name))
 }
 
 /// The image of the gate that is there, if it is none that would be injected and the operator accepts it as well.
@@ -49,7 +47,7 @@ pub(crate) fn without(pod: Pod<'_>) -> Value {
         }
     };
     retain("/spec/initContainers", &|container| {
-        !matches!(text_at(container, &["name"]), Some(CONTAINER | LOCKDOWN_CONTAINER))
+        text_at(container, &["name"]).is_none_or(|name| !CONTAINERS.contains(&name))
     });
     retain("/spec/volumes", &|volume| !is_our_volume(volume));
     for (map, name) in [("labels", INJECTED_LABEL), ("annotations", SHAPE_ANNOTATION)] {
@@ -60,8 +58,13 @@ pub(crate) fn without(pod: Pod<'_>) -> Value {
             map.remove(name);
         }
     }
-    let gates = pod.containers().filter(|container| is_named_ours(*container));
-    for (_, declared) in gates.filter_map(|gate| probes::variable(gate.fields())) {
+    let mut gates = pod
+        .containers()
+        .filter(|container| is_named_ours(*container) && container.name() == CONTAINER);
+    // Of several none is known to be the right one, and the pod is refused.
+    if let (Some(gate), None) = (gates.next(), gates.next())
+        && let Some((_, declared)) = probes::variable(gate.fields())
+    {
         probes::restore(&mut raw, declared);
     }
     raw

@@ -2,7 +2,7 @@ use crate::decide::Decision;
 use crate::deny::DenyReason;
 use crate::offline::documents;
 use crate::patch::patch;
-use crate::settings::Settings;
+use crate::settings::{PullPolicy, Settings};
 use crate::testing::{decided, denials, injected, lockdown, sandbox, sandbox_with, settings};
 use serde_json::{Value, json};
 
@@ -12,7 +12,9 @@ fn as_stored(pod: &Value) -> Value {
     for container in pod["spec"]["initContainers"].as_array_mut().unwrap() {
         container["terminationMessagePath"] = "/dev/termination-log".into();
         container["imagePullPolicy"] = "Always".into();
-        container["resources"]["limits"]["cpu"] = "1".into();
+        container["resources"]["limits"]["cpu"] = "8".into();
+        container["resources"]["limits"]["ephemeral-storage"] = "1Gi".into();
+        container["resources"]["requests"]["ephemeral-storage"] = "1Gi".into();
         container["resizePolicy"] = json!([{"resourceName": "cpu", "restartPolicy": "NotRequired"}]);
         for probe in ["startupProbe", "readinessProbe"] {
             if container.get(probe).is_some() {
@@ -86,6 +88,45 @@ fn a_gate_with_another_image_that_the_operator_accepts_is_left_alone_and_no_othe
             mixed["spec"]["initContainers"][0]["image"] = "sandgate/sidecar:3".into();
             assert_eq!(denials(&accepting, &mixed)[0].field, "spec.initContainers[0].image");
         }
+    }
+}
+
+#[test]
+fn a_gate_may_have_the_memory_that_an_annotation_could_give_it_or_the_operators_own() {
+    let limited = |limit: &str| {
+        let mut pod = injected(&settings(), &sandbox());
+        pod["spec"]["initContainers"][0]["resources"]["limits"]["memory"] = limit.into();
+        pod
+    };
+    for limit in ["32Mi", "1Gi", "64M", "65536Ki"] {
+        assert_eq!(patched(&settings(), &limited(limit)), json!([]), "{limit}");
+    }
+    // The API server spells 2,000,000,000 bytes otherwise than the injector.
+    for (own, stored) in [("24Mi", "24Mi"), ("2000000000", "2G")] {
+        let mut operators = settings();
+        operators.resources.memory_limit = own.parse().unwrap();
+        assert_eq!(patched(&operators, &limited(stored)), json!([]), "{own}");
+        assert_eq!(denials(&operators, &limited("23Mi"))[0].reason, DenyReason::Tampered);
+    }
+}
+
+#[test]
+fn a_gate_is_pulled_as_the_operator_says_or_each_time() {
+    let pulled = |policy: &str| {
+        let mut pod = injected(&settings(), &sandbox());
+        pod["spec"]["initContainers"][0]["imagePullPolicy"] = policy.into();
+        pod
+    };
+    let never = Settings {
+        image_pull_policy: PullPolicy::Never,
+        ..settings()
+    };
+    for (settings, right, wrong) in [(settings(), "IfNotPresent", "Never"), (never, "Never", "IfNotPresent")] {
+        for policy in [right, "Always"] {
+            assert_eq!(patched(&settings, &pulled(policy)), json!([]), "{policy}");
+        }
+        let found = denials(&settings, &pulled(wrong));
+        assert_eq!(found[0].field, "spec.initContainers[0].imagePullPolicy", "{found:?}");
     }
 }
 

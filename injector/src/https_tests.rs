@@ -1,12 +1,20 @@
+use super::{Failing, HandshakeError, Https, TELL_EVERY};
 use crate::authority_secret::Stored;
+use crate::captured::Captured;
+use crate::https_places::Places;
+use crate::metrics::Metrics;
 use crate::rig::{Client, PATIENCE, Rig, certificate, connect};
 use crate::testing::settings;
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::Full;
+use sandgate_mesh::listener::ConnectionLimits;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
+use warp::Filter;
 
 /// A request that the webhook answers with 400, which is an answer.
 fn request() -> Request<Full<Bytes>> {
@@ -22,6 +30,74 @@ async fn without_a_certificate_there_is_no_handshake_and_with_one_there_is() {
     assert!(rig.connect(b"h2").await.is_err());
     rig.serve_with(&rig.stored);
     assert!(rig.connect(b"h2").await.is_ok());
+}
+
+/// A client that is shown it takes it in its last second, or says what is wrong with it. One that is shown none can do
+/// neither.
+#[tokio::test]
+async fn an_expired_certificate_is_not_even_shown() {
+    let rig = Rig::without_certificate(settings()).await;
+    rig.serve_for(&rig.stored, Duration::ZERO);
+    let refused = rig.connect(b"h2").await.unwrap_err();
+    let about_tls = refused
+        .get_ref()
+        .and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    assert_eq!(about_tls, None, "{refused}");
+}
+
+#[tokio::test]
+async fn a_client_that_refuses_the_certificate_is_counted_and_one_that_only_looks_is_not() {
+    let rig = Rig::start(settings()).await;
+    let mut looks = TcpStream::connect(rig.address).await.unwrap();
+    looks.shutdown().await.unwrap();
+    looks.read_to_end(&mut Vec::new()).await.unwrap();
+    assert_eq!(rig.metrics.handshake_failures.get(), 0);
+    let other = Stored::new();
+    connect(rig.address, other.authority.root(), b"h2").await.unwrap_err();
+    let counted = async {
+        while rig.metrics.handshake_failures.get() == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, counted).await.unwrap();
+    assert_eq!(rig.metrics.handshake_failures.get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn failing_handshakes_are_warned_of_once_a_minute_with_their_number() {
+    let https = Https {
+        routes: warp::path::end().map(|| ""),
+        served: tokio::sync::watch::channel(None).1,
+        leaving: sandgate_mesh::drain::channel().0.state(),
+        metrics: Arc::new(Metrics::new().unwrap()),
+        failing: Failing::default(),
+    };
+    let fails = || https.handshake_failed([10, 0, 0, 1].into(), &HandshakeError::TimedOut);
+    let first = Captured::of(|| (0..3).for_each(|_| fails()));
+    assert_eq!(first.len(), 1, "{first:?}");
+    assert!(
+        first[0].contains("peer=10.0.0.1 ") && first[0].contains("failures=1 "),
+        "{first:?}"
+    );
+    tokio::time::advance(TELL_EVERY).await;
+    let second = Captured::of(|| (0..3).for_each(|_| fails()));
+    assert_eq!(second.len(), 1, "{second:?}");
+    assert!(second[0].contains("failures=3 "), "two before and this one: {second:?}");
+    assert_eq!(https.metrics.handshake_failures.get(), 6);
+}
+
+#[tokio::test]
+async fn every_answer_is_timed() {
+    let rig = Rig::start(settings()).await;
+    let mut client = Client::new(rig.connect(b"h2").await.unwrap(), b"h2").await;
+    client.send(request()).await.unwrap();
+    client.send(request()).await.unwrap();
+    let families = rig.metrics.registry.gather();
+    let durations = families
+        .iter()
+        .find(|family| family.name() == "sandgate_injector_admission_duration_seconds")
+        .expect("some are there");
+    assert_eq!(durations.get_metric()[0].get_histogram().get_sample_count(), 2);
 }
 
 #[tokio::test]
@@ -114,19 +190,77 @@ async fn once_the_process_leaves_clients_are_told_to_connect_elsewhere() {
     );
 }
 
+/// A connection from an address of its own on loopback.
+async fn connect_from(neighbour: u8, address: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, neighbour], 0).into()).unwrap();
+    socket.connect(address).await.unwrap()
+}
+
 #[tokio::test]
 async fn one_peer_cannot_take_every_connection() {
-    let rig = Rig::start(settings()).await;
-    let mut held = Vec::new();
-    let full = async {
-        while rig.metrics.refused_connections.get() == 0 {
-            held.push(TcpStream::connect(rig.address).await.unwrap());
-            tokio::task::yield_now().await;
-        }
+    let limits = ConnectionLimits { total: 20, per_peer: 4 };
+    let rig = Rig::within(Places { limits, room: 10 }, settings()).await;
+    rig.serve_with(&rig.stored);
+    let held = [(); 4].map(|()| connect_from(2, rig.address));
+    let held = futures_util::future::join_all(held).await;
+    let mut fifth = connect_from(2, rig.address).await;
+    assert_eq!(fifth.read(&mut [0]).await.unwrap(), 0, "refused");
+    assert_eq!(rig.metrics.refused_connections.get(), 1);
+    assert!(rig.connect(b"h2").await.is_ok());
+    drop(held);
+    let whole = Places::ALL.limits;
+    assert!(whole.per_peer < whole.total);
+    assert!(whole.per_peer >= 1200, "an API server's, of two calls each");
+}
+
+#[tokio::test]
+async fn silent_connections_from_two_addresses_make_room_for_a_review() {
+    let limits = ConnectionLimits {
+        total: 100,
+        per_peer: 50,
     };
-    tokio::time::timeout(PATIENCE, full).await.unwrap();
-    assert!(held.len() >= super::CONNECTIONS.per_peer, "{}", held.len());
-    const { assert!(super::CONNECTIONS.per_peer < super::CONNECTIONS.total) };
+    let rig = Rig::within(Places { limits, room: 20 }, settings()).await;
+    rig.serve_with(&rig.stored);
+    let mut silent = Vec::new();
+    for neighbour in [2, 3] {
+        for _ in 0..limits.per_peer {
+            silent.push(connect_from(neighbour, rig.address).await);
+        }
+    }
+    let (status, _) = rig.send(b"http/1.1", request()).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "answered");
+    // A burst of calls finds room as well.
+    const { assert!(Places::ALL.room >= 600) };
+}
+
+#[tokio::test]
+async fn connections_that_ask_nothing_more_make_room_for_a_review() {
+    let limits = ConnectionLimits {
+        total: 20,
+        per_peer: 20,
+    };
+    let rig = Rig::within(Places { limits, room: 4 }, settings()).await;
+    rig.serve_with(&rig.stored);
+    let mut used = Client::new(rig.connect(b"http/1.1").await.unwrap(), b"http/1.1").await;
+    let mut idle = Vec::new();
+    for alpn in [&b"http/1.1"[..], b"h2"].into_iter().cycle().take(30) {
+        // One that says nothing after its handshake, and one that asked once.
+        idle.push(Err(rig.connect(alpn).await.unwrap()));
+        let mut client = Client::new(rig.connect(alpn).await.unwrap(), alpn).await;
+        client.send(request()).await.unwrap();
+        idle.push(Ok(client));
+        used.send(request()).await.expect("what is used stays");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_on_which_nothing_is_ever_asked_ends() {
+    let rig = Rig::start(settings()).await;
+    let mut silent = rig.connect(b"http/1.1").await.unwrap();
+    tokio::time::pause();
+    let ended = tokio::time::timeout(2 * super::IDLE_TIME, silent.read_to_end(&mut Vec::new())).await;
+    ended.expect("still open").unwrap_err();
 }
 
 #[test]

@@ -1,21 +1,44 @@
 //! Reads the body of a call within bounds. Anybody who reaches the port can send one.
 
+use crate::inbound_pool::{Arrival, Body, Pool, PoolLimits};
 use crate::review::ReviewError;
 use bytes::Buf;
 use futures_util::{Stream, TryStreamExt};
 use http::{HeaderValue, StatusCode};
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
-/// The longest review that is read, in bytes. API servers take objects of three megabytes, and a review may hold two.
-pub(crate) const MAX_BODY: usize = 8 << 20;
-/// What of a longer one is read all the same, so that the refusal reaches whoever is still sending.
+/// The longest review that is read, in bytes. etcd takes objects of 1.5 MiB, and a review may hold two.
+pub(crate) const MAX_BODY: usize = 4 << 20;
+/// The longest review that is an ordinary one, in bytes: a pod has some ten thousand, and its change twice as many.
+pub(crate) const MAX_ORDINARY: usize = 64 << 10;
+/// The longest answer, in bytes. Whoever doesn't read it has it held. A refusal is shorter; a patch has one part for each
+/// container where the network is locked down.
+pub(crate) const MAX_ANSWER: usize = 64 << 10;
+/// What of one that is too long is read all the same, so that the refusal reaches whoever is still sending.
 const MAX_DISCARDED: usize = 8 << 20;
-/// Bytes of reviews in memory at once, over all connections.
-const MAX_BODIES: usize = 64 << 20;
-/// Less than the five seconds that API servers wait, so that they show this webhook's own words.
-const READ_TIMEOUT: Duration = Duration::from_secs(4);
+/// Ordinary bodies that arrive at once. An API server has 600 requests under way at most, by its defaults.
+pub(crate) const ARRIVING: usize = 1024;
+/// Long ones that do.
+const LONG_ARRIVING: usize = 128;
+/// Memory for ordinary reviews, over all connections. Long ones have their own and take nothing of it.
+const ORDINARY: PoolLimits = PoolLimits {
+    body: MAX_ORDINARY,
+    bytes: 16 << 20,
+    arriving: ARRIVING,
+};
+/// Memory for long reviews.
+const LONG: PoolLimits = PoolLimits {
+    body: MAX_BODY,
+    bytes: 24 << 20,
+    arriving: LONG_ARRIVING,
+};
+/// From a call's head until its review is judged. Less than the five seconds that API servers wait, so that they show
+/// this webhook's own words.
+pub(crate) const CALL_TIME: Duration = Duration::from_secs(4);
 
 /// A call that gets no review back. API servers show the text to whoever asked them.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +53,7 @@ pub(crate) enum CallError {
     #[error("the injector holds too many reviews already; try again")]
     Busy,
     /// A body that didn't come in time.
-    #[error("the review didn't arrive within {} s", READ_TIMEOUT.as_secs())]
+    #[error("the review didn't arrive within {} s", CALL_TIME.as_secs())]
     TooSlow,
     /// A connection that ended.
     #[error("the review broke off: {0}")]
@@ -38,6 +61,9 @@ pub(crate) enum CallError {
     /// Not a review, or not one that can be answered.
     #[error(transparent)]
     Review(#[from] ReviewError),
+    /// A patch over the limit.
+    #[error("the answer would be longer than {} KiB: the pod has too many containers", MAX_ANSWER >> 10)]
+    LongAnswer,
     /// A defect.
     #[error("the injector failed; its log says why")]
     Panicked,
@@ -52,6 +78,7 @@ impl CallError {
         match self {
             Self::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::LongAnswer => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
             Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::BrokenOff(_) | Self::Review(_) => StatusCode::BAD_REQUEST,
@@ -64,6 +91,7 @@ impl CallError {
         match self {
             Self::ContentType => "content_type",
             Self::TooLong => "too_long",
+            Self::LongAnswer => "long_answer",
             Self::Busy => "busy",
             Self::TooSlow => "too_slow",
             Self::BrokenOff(_) => "broken_off",
@@ -74,39 +102,50 @@ impl CallError {
 }
 
 /// The memory that bodies may take.
-pub(crate) struct Bodies(Semaphore);
-
-/// A body, and its share of that memory until it is dropped.
-#[derive(Default)]
-pub(crate) struct Body<'a> {
-    bytes: Vec<u8>,
-    share: Option<SemaphorePermit<'a>>,
-}
-
-impl Body<'_> {
-    /// What was sent.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
+pub(crate) struct Bodies {
+    ordinary: Pool,
+    long: Pool,
+    /// One long review at a time: judging takes several times the memory of what was sent.
+    turns: Arc<Semaphore>,
 }
 
 impl Bodies {
     /// Nothing is taken yet.
     pub(crate) fn new() -> Self {
-        Self(Semaphore::new(MAX_BODIES))
+        Self {
+            ordinary: Pool::new(ORDINARY),
+            long: Pool::new(LONG),
+            turns: Arc::new(Semaphore::new(1)),
+        }
     }
 
-    /// Reads one body.
+    /// Waits until a long review may be judged.
+    ///
+    /// # Errors
+    /// Those before it take longer than until the deadline.
+    pub(crate) async fn turn(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, CallError> {
+        let turn = tokio::time::timeout_at(deadline, Arc::clone(&self.turns).acquire_owned()).await;
+        turn.ok().and_then(Result::ok).ok_or(CallError::Busy)
+    }
+
+    /// How many could be judged now.
+    #[cfg(test)]
+    pub(crate) fn free_turns(&self) -> usize {
+        self.turns.available_permits()
+    }
+
+    /// Reads one body, which has to be there by the deadline.
     ///
     /// # Errors
     /// It isn't JSON, is too long, comes too slowly, breaks off, or finds no memory.
     pub(crate) async fn read(
         &self,
+        deadline: Instant,
         content_type: Option<&HeaderValue>,
         chunks: impl Stream<Item = Result<impl Buf, warp::Error>>,
-    ) -> Result<Body<'_>, CallError> {
+    ) -> Result<Body, CallError> {
         let reading = self.read_all(is_json(content_type), chunks);
-        let read = tokio::time::timeout(READ_TIMEOUT, reading).await;
+        let read = tokio::time::timeout_at(deadline, reading).await;
         read.map_err(|_| CallError::TooSlow)?
     }
 
@@ -114,45 +153,38 @@ impl Bodies {
         &self,
         is_json: bool,
         chunks: impl Stream<Item = Result<impl Buf, warp::Error>>,
-    ) -> Result<Body<'_>, CallError> {
+    ) -> Result<Body, CallError> {
         let mut chunks = pin!(chunks);
-        let (mut body, mut discarded) = (Body::default(), 0);
-        let mut refused = (!is_json).then_some(CallError::ContentType);
-        while let Some(chunk) = chunks
-            .try_next()
-            .await
-            .map_err(|error| CallError::BrokenOff(error.to_string()))?
-        {
+        let mut arrival = self.ordinary.enter();
+        let (mut refused, mut discarded) = ((!is_json).then_some(CallError::ContentType), 0);
+        while discarded <= MAX_DISCARDED {
+            let next = tokio::select! {
+                biased;
+                next = chunks.try_next() => next,
+                () = arrival.displaced() => return Err(refused.unwrap_or(CallError::Busy)),
+            };
+            let next = next.map_err(|error| CallError::BrokenOff(error.to_string()))?;
+            let Some(chunk) = next else { break };
             let length = chunk.remaining();
-            if refused.is_none()
-                && let Err(error) = self.append(&mut body, chunk)
-            {
-                refused = Some(error);
-                body = Body::default();
+            if refused.is_none() {
+                refused = self.append(&mut arrival, chunk).err();
+                if refused.is_some() {
+                    // Whoever is still sending has a place, and nothing in it.
+                    arrival = self.ordinary.enter();
+                }
             }
             if refused.is_some() {
                 discarded += length;
             }
-            if discarded > MAX_DISCARDED {
-                break;
-            }
         }
-        refused.map_or(Ok(body), Err)
+        refused.map_or_else(|| arrival.finish(), Err)
     }
 
-    fn append<'a>(&'a self, body: &mut Body<'a>, mut chunk: impl Buf) -> Result<(), CallError> {
-        let length = chunk.remaining();
-        if body.bytes.len() + length > MAX_BODY {
-            return Err(CallError::TooLong);
+    fn append(&self, arrival: &mut Arrival, chunk: impl Buf) -> Result<(), CallError> {
+        if arrival.overflows(chunk.remaining()) && !arrival.is_of(&self.long) {
+            arrival.move_to(&self.long)?;
         }
-        let permits = u32::try_from(length).map_err(|_| CallError::TooLong)?;
-        let share = self.0.try_acquire_many(permits).map_err(|_| CallError::Busy)?;
-        match &mut body.share {
-            Some(held) => held.merge(share),
-            none => *none = Some(share),
-        }
-        body.bytes.extend_from_slice(&chunk.copy_to_bytes(length));
-        Ok(())
+        arrival.append(chunk)
     }
 }
 
@@ -164,74 +196,5 @@ fn is_json(content_type: Option<&HeaderValue>) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use bytes::Bytes;
-    use futures_util::{StreamExt, stream};
-
-    const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
-
-    fn chunks(sizes: &[usize]) -> impl Stream<Item = Result<Bytes, warp::Error>> + use<> {
-        let chunks: Vec<_> = sizes.iter().map(|size| Ok(Bytes::from(vec![b' '; *size]))).collect();
-        stream::iter(chunks)
-    }
-
-    #[tokio::test]
-    async fn a_body_is_read_whole_up_to_the_limit() {
-        let bodies = Bodies::new();
-        let body = bodies.read(Some(&JSON), chunks(&[1, MAX_BODY - 2, 1])).await.unwrap();
-        assert_eq!(body.bytes().len(), MAX_BODY);
-    }
-
-    #[tokio::test]
-    async fn a_body_over_the_limit_is_refused_and_takes_no_memory() {
-        let bodies = Bodies::new();
-        let refused = bodies.read(Some(&JSON), chunks(&[MAX_BODY, 1])).await.err().unwrap();
-        assert_eq!(refused.status(), StatusCode::PAYLOAD_TOO_LARGE);
-        assert_eq!(bodies.0.available_permits(), MAX_BODIES);
-    }
-
-    #[tokio::test]
-    async fn a_sender_that_never_stops_is_not_listened_to_for_ever() {
-        let endless = stream::repeat_with(|| Ok(Bytes::from(vec![b' '; 1 << 16])));
-        let refused = Bodies::new().read(Some(&JSON), endless).await.err().unwrap();
-        assert_eq!(refused.reason(), "too_long");
-    }
-
-    #[tokio::test]
-    async fn bodies_together_take_no_more_memory_than_there_is_and_give_it_back() {
-        let bodies = Bodies(Semaphore::new(10));
-        let first = bodies.read(Some(&JSON), chunks(&[3, 4])).await.unwrap();
-        let refused = bodies.read(Some(&JSON), chunks(&[3, 1])).await.err().unwrap();
-        assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
-        drop(first);
-        assert!(bodies.read(Some(&JSON), chunks(&[10])).await.is_ok());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_body_that_stalls_is_refused_before_the_api_server_gives_up() {
-        let stalled = chunks(&[1]).chain(stream::pending());
-        let started = tokio::time::Instant::now();
-        let refused = Bodies::new().read(Some(&JSON), stalled).await.err().unwrap();
-        assert_eq!(refused.status(), StatusCode::REQUEST_TIMEOUT);
-        assert!(started.elapsed() < Duration::from_secs(5));
-    }
-
-    #[tokio::test]
-    async fn only_json_is_read() {
-        for kind in [
-            "text/plain",
-            "application/jsonx",
-            "",
-            "application/yaml; application/json",
-        ] {
-            let kind = HeaderValue::from_static(kind);
-            let refused = Bodies::new().read(Some(&kind), chunks(&[1])).await.err().unwrap();
-            assert_eq!(refused.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE, "{kind:?}");
-        }
-        assert_eq!(
-            Bodies::new().read(None, chunks(&[1])).await.err().unwrap().reason(),
-            "content_type"
-        );
-    }
-}
+#[path = "inbound_tests.rs"]
+mod tests;

@@ -1,8 +1,11 @@
 //! The injector: puts a gate into every sandbox pod of an opted-in namespace, or says why the pod can't be admitted.
 
+mod admin_thread;
 pub mod authority;
 mod authority_secret;
 mod ca_bundle;
+#[cfg(test)]
+mod captured;
 pub mod cli;
 pub mod config;
 pub mod decide;
@@ -10,7 +13,9 @@ mod decision_log;
 pub mod deny;
 mod existing;
 mod https;
+mod https_places;
 mod inbound;
+mod inbound_pool;
 mod kubernetes;
 mod metrics;
 pub mod names;
@@ -22,6 +27,7 @@ pub mod pod;
 pub mod probes;
 pub mod quantity;
 pub mod review;
+mod review_size;
 #[cfg(test)]
 mod rig;
 mod server;

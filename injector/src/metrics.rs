@@ -1,6 +1,9 @@
 //! What the injector counts. No label holds anything that a pod's author can choose.
 
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
 use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use sandgate_mesh::admin::Readiness;
 use sandgate_mesh::metrics;
 use sandgate_mesh::telemetry::seconds_since_1970;
 use std::time::{Duration, SystemTime};
@@ -18,6 +21,7 @@ pub(crate) struct Metrics {
     pub(crate) handshake_failures: IntCounter,
     renewals: IntCounterVec,
     pub(crate) ca_bundle_updates: IntCounter,
+    webhook_configurations: IntGaugeVec,
     not_after: IntGaugeVec,
     network_policies: IntCounterVec,
     pub(crate) network_policy_openings: IntGauge,
@@ -38,6 +42,10 @@ impl Metrics {
             "sandgate_injector_certificate_not_after_timestamp_seconds",
             "When a certificate in use expires.",
         );
+        let configurations = Opts::new(
+            "sandgate_injector_webhook_configurations",
+            "Whether the webhook configuration of this kind is there: 0 or 1.",
+        );
         let build = Opts::new("sandgate_injector_build_info", "1.");
         let build = metrics::registered(&registry, IntGaugeVec::new(build, &["version"]))?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -54,7 +62,7 @@ impl Metrics {
             )?,
             handshake_failures: counter(
                 "sandgate_injector_handshake_failures_total",
-                "TLS handshakes with the webhook that failed.",
+                "TLS handshakes with the webhook that failed, but for those whose peer just closed the connection.",
             )?,
             renewals: counters(
                 "sandgate_injector_certificate_renewals_total",
@@ -65,6 +73,7 @@ impl Metrics {
                 "sandgate_injector_ca_bundle_updates_total",
                 "Times that a caBundle of the webhook configurations was corrected.",
             )?,
+            webhook_configurations: metrics::registered(&registry, IntGaugeVec::new(configurations, &["kind"]))?,
             not_after: metrics::registered(&registry, IntGaugeVec::new(not_after, &["certificate"]))?,
             network_policies: counters(
                 "sandgate_injector_network_policy_changes_total",
@@ -106,6 +115,18 @@ impl Metrics {
         gauge.set(i64::try_from(seconds_since_1970(at)).unwrap_or(i64::MAX));
     }
 
+    /// Says whether the webhook configuration of this kind is there.
+    pub(crate) fn webhook_configuration(&self, kind: &str, there: bool) {
+        self.webhook_configurations.with_label_values(&[kind]).set(there.into());
+    }
+
+    /// Says at each scrape whether this replica is ready.
+    pub(crate) fn follow_readiness(&self, readiness: Readiness) -> prometheus::Result<()> {
+        let help = "Whether this replica is ready, as /readyz says: 0 or 1.";
+        let gauge = IntGauge::new("sandgate_injector_ready", help)?;
+        self.registry.register(Box::new(Ready { gauge, readiness }))
+    }
+
     /// Counts a change to a `NetworkPolicy` of ours.
     pub(crate) fn network_policy(&self, action: &str) {
         self.network_policies.with_label_values(&[action]).inc();
@@ -114,5 +135,22 @@ impl Metrics {
     /// Counts a failure of a background task.
     pub(crate) fn failed(&self, task: &str) {
         self.failures.with_label_values(&[task]).inc();
+    }
+}
+
+/// A gauge that asks when it is read: nothing happens when a certificate expires.
+struct Ready {
+    gauge: IntGauge,
+    readiness: Readiness,
+}
+
+impl Collector for Ready {
+    fn desc(&self) -> Vec<&Desc> {
+        self.gauge.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.gauge.set((self.readiness)().is_ok().into());
+        self.gauge.collect()
     }
 }

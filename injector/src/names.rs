@@ -24,6 +24,8 @@ pub const OWN_PREFIX: &str = "sandgate.dev/";
 pub const CONTAINER: &str = "sandgate";
 /// The container that closes the pod's network before anything else runs.
 pub const LOCKDOWN_CONTAINER: &str = "sandgate-lockdown";
+/// Every container of ours.
+pub const CONTAINERS: [&str; 2] = [CONTAINER, LOCKDOWN_CONTAINER];
 /// The gate's program in its image.
 pub const PROGRAM: &str = "/sandbox-sidecar";
 /// The volume with the gate's `ServiceAccount` token.
@@ -34,7 +36,9 @@ pub const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 pub const TOKEN_AUDIENCE: &str = "sandgate";
 /// The memory-backed volume with the gate's identity and policy.
 pub const STATE_VOLUME: &str = "sandgate-state";
-/// Where it is mounted.
+/// Every volume of ours.
+pub const VOLUMES: [&str; 2] = [TOKEN_VOLUME, STATE_VOLUME];
+/// Where the state is mounted.
 pub const STATE_PATH: &str = "/run/sandgate";
 /// The name of the mesh port.
 pub const MESH_PORT_NAME: &str = "sandgate-mesh";
@@ -42,8 +46,6 @@ pub const MESH_PORT_NAME: &str = "sandgate-mesh";
 pub const HEALTH_PORT_NAME: &str = "sandgate-health";
 /// The gate's user and group. No other container may run as this user: it could read the gate's memory.
 pub const UID: i64 = 2102;
-/// The signer of Kubernetes Pod Certificates for gates; no other volume may ask for it.
-pub const SIGNER: &str = "sandgate.dev/gate";
 
 /// The argument that makes [`PROGRAM`] close the pod's network.
 pub const LOCKDOWN_ARGUMENT: &str = "lockdown";

@@ -1,6 +1,6 @@
 //! The few things that a pod's author may choose for its gate, by annotation. None of them changes who is let in.
 
-use crate::deny::{Denial, DenyReason, shown};
+use crate::deny::{Denial, Denials, DenyReason, shown};
 use crate::names::{
     CPU_LIMIT_ANNOTATION, CPU_REQUEST_ANNOTATION, LOG_LEVEL_ANNOTATION, MEMORY_LIMIT_ANNOTATION,
     MEMORY_REQUEST_ANNOTATION,
@@ -17,7 +17,7 @@ const CPU: RangeInclusive<Cpu> = Cpu::millis(1)..=Cpu::millis(4000);
 /// Memory that a pod's author may ask for.
 const MEMORY_REQUEST: RangeInclusive<Memory> = Memory::mebibytes(8)..=Memory::mebibytes(1024);
 /// Memory that a pod's author may limit the gate to: with less it can't serve its connections.
-const MEMORY_LIMIT: RangeInclusive<Memory> = Memory::mebibytes(32)..=Memory::mebibytes(1024);
+pub(crate) const MEMORY_LIMIT: RangeInclusive<Memory> = Memory::mebibytes(32)..=Memory::mebibytes(1024);
 
 /// A gate's resources and log level: the operator's, changed by the pod's annotations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +33,7 @@ impl Overrides {
     ///
     /// # Errors
     /// Every annotation that can't be followed.
-    pub fn read(settings: &Settings, pod: Pod<'_>) -> Result<Self, Vec<Denial>> {
+    pub fn read(settings: &Settings, pod: Pod<'_>) -> Result<Self, Denials> {
         let mut denials = Vec::new();
         let mut resources = settings.resources;
         if let Some(cpu) = amount(pod, CPU_REQUEST_ANNOTATION, &CPU, &mut denials) {
@@ -58,11 +58,7 @@ impl Overrides {
                 fix: "annotate request and limit so that they fit together".to_owned(),
             }));
         }
-        if denials.is_empty() {
-            Ok(Self { resources, log_level })
-        } else {
-            Err(denials)
-        }
+        Denials::of(denials).map_or(Ok(Self { resources, log_level }), Err)
     }
 }
 

@@ -3,11 +3,11 @@
 use crate::decide::Plan;
 use crate::existing::is_named_ours;
 use crate::names::{CONTAINER, INJECTED, INJECTED_LABEL, SHAPE, SHAPE_ANNOTATION};
-use crate::pod::{Pod, items, text_at};
+use crate::pod::{Container, Pod, items, text_at};
 use crate::probes;
 use json_patch::jsonptr::PointerBuf;
 use json_patch::{AddOperation, MoveOperation, Patch, PatchOperation, RemoveOperation, ReplaceOperation};
-use sandgate_mesh::probe::VARIABLE;
+use sandgate_mesh::contract::APP_PROBES_VARIABLE;
 use serde_json::{Value, json};
 
 /// The capability behind packet sockets, which go around the rules of a locked-down network.
@@ -104,11 +104,16 @@ fn init_containers(plan: &Plan, pod: Pod<'_>, operations: &mut Vec<PatchOperatio
     }
 }
 
+/// Whether a container gives up [`NET_RAW`].
+pub(crate) fn drops_net_raw(container: Container<'_>) -> bool {
+    let dropped = container.at(&["securityContext", "capabilities", "drop"]);
+    items(dropped).any(|(_, dropped)| matches!(dropped.as_str(), Some("ALL" | NET_RAW)))
+}
+
 /// Without being told, runtimes give every container `NET_RAW`.
 fn drop_net_raw(pod: Pod<'_>, operations: &mut Vec<PatchOperation>) {
     for container in pod.containers().filter(|container| !is_named_ours(*container)) {
-        let dropped = container.at(&["securityContext", "capabilities", "drop"]);
-        if items(dropped).any(|(_, dropped)| matches!(dropped.as_str(), Some("ALL" | NET_RAW))) {
+        if drops_net_raw(container) {
             continue;
         }
         let path = |rest: &[&str]| container.pointer(&[&["securityContext"], rest].concat());
@@ -116,7 +121,7 @@ fn drop_net_raw(pod: Pod<'_>, operations: &mut Vec<PatchOperation>) {
             add(path(&[]), json!({"capabilities": {"drop": [NET_RAW]}}))
         } else if container.at(&["securityContext", "capabilities"]).is_none() {
             add(path(&["capabilities"]), json!({"drop": [NET_RAW]}))
-        } else if dropped.is_none() {
+        } else if container.at(&["securityContext", "capabilities", "drop"]).is_none() {
             add(path(&["capabilities", "drop"]), json!([NET_RAW]))
         } else {
             add(path(&["capabilities", "drop", "-"]), NET_RAW.into())
@@ -138,7 +143,10 @@ fn update_app_probes(plan: &Plan, pod: Pod<'_>, operations: &mut Vec<PatchOperat
                 let (path, value) = (path(&[&index, "value"]), expected.into());
                 Some(PatchOperation::Replace(ReplaceOperation { path, value }))
             }
-            (Some(expected), None) => Some(add(path(&["-"]), json!({"name": VARIABLE, "value": expected}))),
+            (Some(expected), None) => {
+                let variable = json!({"name": APP_PROBES_VARIABLE, "value": expected});
+                Some(add(path(&["-"]), variable))
+            }
             (None, Some((index, _))) => {
                 let path = path(&[&index]);
                 Some(PatchOperation::Remove(RemoveOperation { path }))

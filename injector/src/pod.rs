@@ -274,6 +274,26 @@ mod tests {
     }
 
     #[test]
+    fn a_pods_owner_is_the_one_that_controls_it() {
+        let owner = |name: &str, controller: Value| json!({"kind": "Sandbox", "name": name, "controller": controller});
+        for (owners, found) in [
+            (
+                json!([
+                    owner("first", json!(false)),
+                    owner("second", Value::Null),
+                    owner("third", json!(true))
+                ]),
+                Some(("Sandbox", "third")),
+            ),
+            (json!([{"kind": "Sandbox", "name": "first"}]), None),
+            (Value::Null, None),
+        ] {
+            let pod = json!({"metadata": {"ownerReferences": owners}, "spec": {}});
+            assert_eq!(Pod::read(&pod).unwrap().owner(), found, "{pod}");
+        }
+    }
+
+    #[test]
     fn a_container_knows_its_place() {
         let pod = json!({"spec": {"containers": [{"name": "a"}], "initContainers": [{"name": "b"}, {"name": "c"}]}});
         let pod = Pod::read(&pod).unwrap();

@@ -2,16 +2,17 @@
 //! else's, so each handler that opens a connection is rewritten to the gate's health port, and the gate is told what was
 //! declared, in an environment variable. [`sandgate_mesh::probe`] has the format and the paths.
 
-use crate::deny::{Denial, DenyReason};
+use crate::deny::{Denial, Denials, DenyReason};
 use crate::existing::is_named_ours;
 use crate::pod::{Container, ContainerList, Pod, at, items, text_at};
 use json_patch::{AddOperation, PatchOperation, RemoveOperation, ReplaceOperation};
-use sandgate_mesh::contract::HEALTH_PORT;
+use sandgate_mesh::contract::{APP_PROBES_VARIABLE, HEALTH_PORT};
 use sandgate_mesh::probe::model::{Declaration, Declarations, Grpc, Header, HttpGet, Kind, Scheme, TcpSocket, VERSION};
-use sandgate_mesh::probe::{AppProbes, VARIABLE, check, path};
+use sandgate_mesh::probe::{AppProbes, check, path};
 use sandgate_mesh::sandbox::ContainerName;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use std::collections::HashMap;
 
 /// Where a container's handlers are.
 pub(crate) const HANDLER_PLACES: [(&[&str], Kind); 5] = [
@@ -53,7 +54,7 @@ struct Declared {
 ///
 /// # Errors
 /// Those that the gate can't run in the kubelet's place.
-pub fn declared(pod: Pod<'_>) -> Result<Vec<Declaration>, Vec<Denial>> {
+pub fn declared(pod: Pod<'_>) -> Result<Vec<Declaration>, Denials> {
     let (mut declarations, mut denials) = (Vec::new(), Vec::new());
     for (container, place, kind) in places(pod) {
         let Some((handler_kind, handler)) = connecting(container, place, kind) else {
@@ -76,11 +77,7 @@ pub fn declared(pod: Pod<'_>) -> Result<Vec<Declaration>, Vec<Denial>> {
     {
         denials.push(refused("spec.containers".to_owned(), error.to_string()));
     }
-    if denials.is_empty() {
-        Ok(declarations)
-    } else {
-        Err(denials)
-    }
+    Denials::of(denials).map_or(Ok(declarations), Err)
 }
 
 fn refused(field: String, why: String) -> Denial {
@@ -107,7 +104,7 @@ pub(crate) fn text(probes: &[Declaration]) -> Option<String> {
 
 /// The place and value of that variable in a container.
 pub(crate) fn variable(gate: &Value) -> Option<(usize, &str)> {
-    let named = |(_, variable): &(usize, &Value)| text_at(variable, &["name"]) == Some(VARIABLE);
+    let named = |(_, variable): &(usize, &Value)| text_at(variable, &["name"]) == Some(APP_PROBES_VARIABLE);
     let (index, variable) = items(at(gate, &["env"])).find(named)?;
     Some((index, text_at(variable, &["value"])?))
 }
@@ -138,16 +135,24 @@ pub(crate) fn rewrites(pod: Pod<'_>) -> Vec<PatchOperation> {
     operations
 }
 
-/// Puts declared handlers back where they were rewritten.
+/// Puts declared handlers back where they were rewritten, if the gate would take what was declared. That bounds what has
+/// to be gone through here, too.
 pub(crate) fn restore(pod: &mut Value, text: &str) {
+    if text.parse::<AppProbes>().is_err() {
+        return;
+    }
     let Ok(Declarations { probes, .. }) = serde_json::from_str(text) else {
         return;
     };
+    let mut of_containers: HashMap<&str, Vec<&Declaration>> = HashMap::new();
+    for probe in &probes {
+        of_containers.entry(&probe.container).or_default().push(probe);
+    }
     for list in ContainerList::ALL {
         let containers = pod.pointer_mut(&format!("/spec/{}", list.name()));
         for container in containers.and_then(Value::as_array_mut).into_iter().flatten() {
-            let name = text_at(container, &["name"]).unwrap_or_default().to_owned();
-            for probe in probes.iter().filter(|probe| probe.container == name) {
+            let declared = text_at(container, &["name"]).and_then(|name| of_containers.get(name));
+            for probe in declared.into_iter().flatten() {
                 restore_one(container, probe);
             }
         }

@@ -1,6 +1,7 @@
 use crate::deny::DenyReason;
 use crate::testing::{denials, injected, lockdown, sandbox, sandbox_with, settings};
-use sandgate_mesh::probe::{AppProbes, VARIABLE};
+use sandgate_mesh::contract::APP_PROBES_VARIABLE;
+use sandgate_mesh::probe::AppProbes;
 use serde_json::{Value, json};
 
 fn app(fields: &Value) -> Value {
@@ -14,7 +15,9 @@ fn told(pod: &Value) -> Option<(String, Value)> {
     let gate = &pod["spec"]["initContainers"][1];
     assert_eq!(gate["name"], "sandgate");
     let variables = gate["env"].as_array().unwrap();
-    let variable = variables.iter().find(|variable| variable["name"] == VARIABLE)?;
+    let variable = variables
+        .iter()
+        .find(|variable| variable["name"] == APP_PROBES_VARIABLE)?;
     let text = variable["value"].as_str().unwrap().to_owned();
     let json = serde_json::from_str(&text).unwrap();
     Some((text, json))
@@ -58,6 +61,21 @@ fn probes_go_to_the_gate_which_is_told_what_was_declared() {
     );
     assert!(!text.contains('$'), "Kubernetes would expand it: {text}");
     assert_eq!(text.parse::<AppProbes>().unwrap().iter().count(), 3);
+}
+
+#[test]
+fn a_call_may_take_as_long_as_the_kubelet_would_wait_and_an_hour_at_most() {
+    for (declared, told_seconds) in [(0, 1), (61, 61), (3600, 3600), (3601, 3600)] {
+        let mut pod = app(&json!({
+            "livenessProbe": {"tcpSocket": {"port": 8888}, "timeoutSeconds": declared},
+            "lifecycle": {"preStop": {"httpGet": {"port": 8888}}},
+        }));
+        pod["spec"]["terminationGracePeriodSeconds"] = declared.into();
+        let (_, json) = told(&injected(&lockdown(), &pod)).unwrap();
+        for probe in json["probes"].as_array().unwrap() {
+            assert_eq!(probe["timeoutSeconds"], told_seconds, "{declared}: {probe}");
+        }
+    }
 }
 
 #[test]
@@ -163,7 +181,7 @@ fn what_a_gate_claims_to_be_told_is_believed_only_as_if_the_pod_declared_it() {
         let variables = pod["spec"]["initContainers"][1]["env"].as_array_mut().unwrap();
         let variable = variables
             .iter_mut()
-            .find(|variable| variable["name"] == VARIABLE)
+            .find(|variable| variable["name"] == APP_PROBES_VARIABLE)
             .unwrap();
         variable["value"] = text.into();
         pod
@@ -177,11 +195,47 @@ fn what_a_gate_claims_to_be_told_is_believed_only_as_if_the_pod_declared_it() {
         String::new(),
         "[]".to_owned(),
         "{".to_owned(),
+        // The same probe twice.
+        twice(&told(&gated).unwrap().1),
     ] {
         let reasons: Vec<_> = denials(&lockdown(), &claim(&bad))
             .iter()
             .map(|denial| denial.reason)
             .collect();
         assert!(reasons.contains(&DenyReason::PortConflict), "{bad}: {reasons:?}");
+    }
+}
+
+/// Declarations with the first of them once more.
+fn twice(told: &Value) -> String {
+    let mut told = told.clone();
+    let first = told["probes"][0].clone();
+    told["probes"].as_array_mut().unwrap().push(first);
+    told.to_string()
+}
+
+/// Each of so many probes looked for in each of so many containers would take hours.
+#[test]
+fn a_list_of_probes_that_no_gate_takes_is_not_gone_through() {
+    let gated = injected(
+        &lockdown(),
+        &app(&json!({"livenessProbe": {"tcpSocket": {"port": 8888}}})),
+    );
+    let (_, mut list) = told(&gated).unwrap();
+    let one = list["probes"][0].clone();
+    let names = (0..40_000).map(|number| format!("c{number}"));
+    let probes = names.clone().map(|name| {
+        let mut probe = one.clone();
+        probe["container"] = name.into();
+        probe
+    });
+    list["probes"] = probes.collect();
+    let mut pod = gated;
+    pod["spec"]["containers"] = names.map(|name| json!({"name": name})).collect();
+    let variables = pod["spec"]["initContainers"][1]["env"].as_array_mut().unwrap();
+    variables.last_mut().unwrap()["value"] = list.to_string().into();
+    for settings in [settings(), lockdown()] {
+        // Without lockdown it is another gate's; with it, it is replaced.
+        assert_eq!(denials(&settings, &pod).is_empty(), settings.lockdown.is_some());
     }
 }

@@ -3,9 +3,11 @@
 
 use crate::decide::{Operation, Request, User};
 use crate::deny::Denial;
+use crate::review_size::{MOST_PER_BYTE, ParsedSize};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use json_patch::Patch;
+use sandgate_mesh::telemetry::{LONGEST_TEXT, cut};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -15,8 +17,20 @@ const API_VERSION: &str = "admission.k8s.io/v1";
 const KIND: &str = "AdmissionReview";
 /// Denials that one message tells; the rest is counted.
 const TOLD: usize = 20;
+/// Longest sentence of one of them in bytes: it may hold a name that the pod's author made long.
+const MAX_SENTENCE: usize = 512;
+/// Longest message of a refusal in bytes.
+pub(crate) const MAX_MESSAGE: usize = 8 << 10;
 /// Longest warning in bytes; the API server cuts longer ones off.
 const MAX_WARNING: usize = 256;
+/// Warnings in one answer; the API server passes on about as many.
+const MAX_WARNINGS: usize = 16;
+/// Longest UID, which answers repeat, in bytes. API servers use 36.
+const MAX_UID: usize = 128;
+/// What a review may take in memory, in bytes.
+const MAX_PARSED: usize = 16 << 20;
+/// A review of no more bytes can't take more than that.
+const NEVER_TOO_MUCH: usize = MAX_PARSED / MOST_PER_BYTE;
 
 /// A body that isn't a review that can be answered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -24,6 +38,9 @@ pub enum ReviewError {
     /// Not JSON, or not of a review's shape.
     #[error("the body is no AdmissionReview: {0}")]
     NotAReview(String),
+    /// One that would take too much memory.
+    #[error("the review's objects are made of too many parts: parsed, they take {0} MiB, and at most {limit} are taken", limit = MAX_PARSED >> 20)]
+    TooManyParts(usize),
     /// Another version or kind.
     #[error("only {API_VERSION} {KIND} is answered here, this is {0}; set admissionReviewVersions to [v1]")]
     OtherVersion(String),
@@ -33,6 +50,9 @@ pub enum ReviewError {
     /// A request without a UID, which every answer must repeat.
     #[error("the request has no uid")]
     NoUid,
+    /// Not a UID of an API server's.
+    #[error("the request's uid is longer than {MAX_UID} bytes")]
+    LongUid,
     /// Not about pods.
     #[error("only pods are injected, this request is about {0}; correct the webhook's rules")]
     NotAPod(String),
@@ -116,6 +136,12 @@ impl Review {
             request: Option<Value>,
         }
         let not_a_review = |error: serde_json::Error| ReviewError::NotAReview(error.to_string());
+        if body.len() > NEVER_TOO_MUCH {
+            let ParsedSize(size) = ParsedSize::of(body).map_err(not_a_review)?;
+            if size > MAX_PARSED {
+                return Err(ReviewError::TooManyParts(size.div_ceil(1 << 20)));
+            }
+        }
         let envelope: Envelope = serde_json::from_slice(body).map_err(not_a_review)?;
         if envelope.api_version != API_VERSION || envelope.kind != KIND {
             let found = format!("{:.64} {:.64}", envelope.api_version, envelope.kind);
@@ -125,6 +151,9 @@ impl Review {
         let review: Self = serde_json::from_value(request).map_err(not_a_review)?;
         if review.uid.is_empty() {
             return Err(ReviewError::NoUid);
+        }
+        if review.uid.len() > MAX_UID {
+            return Err(ReviewError::LongUid);
         }
         Ok(review)
     }
@@ -146,7 +175,6 @@ impl Review {
             operation: self.operation,
             namespace: &self.namespace,
             user: &self.user_info,
-            dry_run: self.dry_run.unwrap_or(false),
         })
     }
 }
@@ -223,20 +251,23 @@ impl Answer {
         Ok(answer)
     }
 
-    /// Refuses the object.
-    pub fn deny(uid: &str, message: String) -> Self {
+    /// Refuses the object. An over-long message loses its end.
+    pub fn deny(uid: &str, message: &str) -> Self {
         let mut answer = Self::new(uid, false);
         answer.response.status = Some(Status {
             code: 403,
             reason: "Forbidden",
-            message,
+            message: cut(message, MAX_MESSAGE).into_owned(),
         });
         answer
     }
 
-    /// Adds a warning, which the API server passes on to whoever asked.
+    /// Adds a warning, which the API server passes on to whoever asked, unless there are many.
     #[must_use]
     pub fn with_warning(mut self, warning: &str) -> Self {
+        if self.response.warnings.len() == MAX_WARNINGS {
+            return self;
+        }
         let mut end = warning.len().min(MAX_WARNING);
         while !warning.is_char_boundary(end) {
             end -= 1;
@@ -259,6 +290,12 @@ impl Answer {
 pub fn message(denials: &[Denial]) -> String {
     let mut message = "this pod can't be admitted with a gate".to_owned();
     for (index, denial) in denials.iter().take(TOLD).enumerate() {
+        let denial = Denial {
+            reason: denial.reason,
+            field: cut(&denial.field, LONGEST_TEXT).into_owned(),
+            why: cut(&denial.why, MAX_SENTENCE).into_owned(),
+            fix: cut(&denial.fix, MAX_SENTENCE).into_owned(),
+        };
         let _ = write!(message, "{} {denial}", if index == 0 { ":" } else { "." });
     }
     if denials.len() > TOLD {

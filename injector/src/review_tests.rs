@@ -34,7 +34,6 @@ fn a_review_tells_what_the_api_server_is_about_to_do() {
     assert_eq!(request.operation, Operation::Create);
     assert_eq!(request.user.groups, ["system:authenticated"]);
     assert_eq!(request.pod["metadata"]["generateName"], "box-");
-    assert!(!request.dry_run);
     assert_eq!(review.name, "");
 }
 
@@ -59,6 +58,7 @@ fn everything_that_is_no_review_of_a_pod_is_answered_with_what_it_is_instead() {
         ("/request", json!(null), "holds no request"),
         ("/request", json!([]), "the body is no AdmissionReview"),
         ("/request/uid", json!(""), "has no uid"),
+        ("/request/uid", json!("7".repeat(129)), "uid is longer than 128 bytes"),
         ("/request/uid", json!(7), "the body is no AdmissionReview"),
         (
             "/request/operation",
@@ -123,7 +123,7 @@ fn an_answer_holds_the_patch_in_base64_with_its_type_or_neither() {
 
 #[test]
 fn a_refusal_says_why_and_warnings_are_short() {
-    let answer = Answer::deny("7", "no".to_owned())
+    let answer = Answer::deny("7", "no")
         .with_warning(&"€".repeat(200))
         .with_audit("decision", "deny");
     let answer = serde_json::to_value(answer).unwrap();
@@ -152,4 +152,45 @@ fn a_message_names_each_field_and_counts_what_it_leaves_out() {
     );
     let many: Vec<_> = (0..25).map(|_| denial("a")).collect();
     assert!(message(&many).ends_with(". 5 more"), "{}", message(&many));
+}
+
+#[test]
+fn a_review_of_too_many_parts_is_refused_before_it_is_parsed() {
+    let of = |parts: usize| {
+        let mut review = review();
+        review["request"]["object"]["spec"] = json!({"containers": vec![json!({"name": ""}); parts]});
+        parse(&review)
+    };
+    assert!(of(20_000).is_ok());
+    let refused = of(30_000).unwrap_err();
+    assert!(matches!(refused, ReviewError::TooManyParts(17..30)), "{refused}");
+    assert!(refused.to_string().contains("at most 16 are taken"), "{refused}");
+    // What isn't measured can't be too much.
+    let deep = r#"{"":"#.repeat(100) + "0" + &"}".repeat(100);
+    let densest = format!("[{}0]", format!("{deep},").repeat(NEVER_TOO_MUCH / (deep.len() + 1)));
+    assert!(ParsedSize::of(densest.as_bytes()).unwrap().0 <= MAX_PARSED);
+    assert!(densest.len() > NEVER_TOO_MUCH - 1000);
+}
+
+#[test]
+fn no_name_that_an_author_makes_long_makes_an_answer_long() {
+    let long = "a".repeat(600_000);
+    let denial = |field: &str| Denial {
+        reason: DenyReason::HostPort,
+        field: field.to_owned(),
+        why: format!("{long} is wrong"),
+        fix: "remove it".to_owned(),
+    };
+    let message = message(&vec![denial(&long); 20]);
+    let told = format!(
+        "{}…: {}…; remove it. ",
+        "a".repeat(LONGEST_TEXT),
+        "a".repeat(MAX_SENTENCE)
+    );
+    assert!(message.contains(&told), "{message:.2000}");
+    let warned = (0..100).fold(Answer::deny("7", &message), |answer, _| answer.with_warning(&long));
+    for answer in [warned, Answer::deny("7", &long)] {
+        let text = serde_json::to_string(&answer).unwrap();
+        assert!(text.len() < 16 << 10, "{}", text.len());
+    }
 }

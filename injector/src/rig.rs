@@ -2,7 +2,8 @@
 
 use crate::authority::Root;
 use crate::authority_secret::Stored;
-use crate::https::Https;
+use crate::https::{Failing, Https};
+use crate::https_places::Places;
 use crate::inbound::Bodies;
 use crate::metrics::Metrics;
 use crate::serving::Serving;
@@ -40,6 +41,7 @@ pub(crate) struct Rig {
     pub(crate) stored: Stored,
     pub(crate) serve: watch::Sender<Option<Arc<Serving>>>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) webhook: Arc<Webhook>,
     pub(crate) drain: Option<Drain>,
     pub(crate) leave: Drain,
     log: LineLog,
@@ -71,6 +73,11 @@ impl Rig {
 
     /// Starts one that has nothing to serve with.
     pub(crate) async fn without_certificate(settings: Settings) -> Self {
+        Self::within(Places::ALL, settings).await
+    }
+
+    /// The same with room for fewer connections.
+    pub(crate) async fn within(places: Places, settings: Settings) -> Self {
         let (lines, metrics) = (Lines::default(), Arc::new(Metrics::new().unwrap()));
         let log = LineLog::to(lines.clone()).unwrap();
         let webhook = Arc::new(Webhook {
@@ -87,15 +94,17 @@ impl Rig {
             served,
             leaving: leave.state(),
             metrics: Arc::clone(&metrics),
+            failing: Failing::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(https.serve(listener, draining));
+        tokio::spawn(https.serve_within(places, listener, draining));
         Self {
             address,
             stored: Stored::new(),
             serve,
             metrics,
+            webhook,
             drain: Some(drain),
             leave,
             log,
@@ -105,8 +114,13 @@ impl Rig {
 
     /// Serves new connections with a certificate of this root.
     pub(crate) fn serve_with(&self, stored: &Stored) {
+        self.serve_for(stored, Duration::from_secs(3600));
+    }
+
+    /// The same, with one that lives for so long.
+    pub(crate) fn serve_for(&self, stored: &Stored, lifetime: Duration) {
         let names = [NAME.parse().unwrap(), "127.0.0.1".parse().unwrap()];
-        let issued = stored.authority.serving(&names, Duration::from_secs(3600)).unwrap();
+        let issued = stored.authority.serving(&names, lifetime).unwrap();
         let credentials = FrontCredentials::from_pem(issued.chain_pem.as_bytes(), issued.key_pem.as_bytes()).unwrap();
         self.serve
             .send_replace(Some(Arc::new(Serving::new(&credentials).unwrap())));

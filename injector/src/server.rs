@@ -1,13 +1,15 @@
 //! The running injector: listeners, the webhook's certificate, what is looked after beside it, and its end.
 
+use crate::admin_thread;
+use crate::authority::Root;
 use crate::authority_secret::AuthoritySecret;
 use crate::ca_bundle::{CaBundle, Confirmed};
 use crate::config::serve::{CertificateSource, Config};
-use crate::https::Https;
+use crate::https::{Failing, Https};
 use crate::inbound::Bodies;
 use crate::kubernetes;
 use crate::metrics::Metrics;
-use crate::network_policy::reconcile::{Plan, Reconciler};
+use crate::network_policy::reconcile::{Context, Reconciler};
 use crate::serving::{Issuer, Served, Timing, from_files};
 use crate::webhook::Webhook;
 use futures_util::FutureExt;
@@ -55,12 +57,14 @@ impl Injector {
     /// # Errors
     /// An address is taken.
     pub fn bind(config: Config, client: Client, timing: Timing, log: LineLog) -> anyhow::Result<Self> {
+        let metrics = Metrics::new()?;
+        log.register(&metrics.registry, "sandgate_injector_dropped_log_lines_total")?;
         Ok(Self {
             webhook: bind(config.webhook)?,
             admin: bind(config.admin)?,
             client,
             timing,
-            metrics: Arc::new(Metrics::new()?),
+            metrics: Arc::new(metrics),
             log,
             config,
         })
@@ -89,13 +93,15 @@ impl Injector {
         let (admin_drain, admin_draining) = drain::channel();
 
         let served = self.certificate(&draining)?;
+        let readiness = readiness(&served, leave.state());
+        self.metrics.follow_readiness(Arc::clone(&readiness))?;
         let admin = Admin {
-            readiness: Some(readiness(&served, leave.state())),
+            readiness: Some(readiness),
             metrics: Some(self.metrics.registry.clone()),
             ..Admin::default()
         };
         tracing::info!(webhook = %self.webhook_address(), admin = %self.admin_address(), "listening");
-        tokio::spawn(admin.serve(self.admin, admin_draining));
+        admin_thread::start(admin, self.admin, admin_draining)?;
         let webhook = Webhook {
             settings: self.config.settings.clone(),
             restrict_connect: self.config.restrict_connect,
@@ -108,9 +114,10 @@ impl Injector {
             served,
             leaving: leave.state(),
             metrics: Arc::clone(&self.metrics),
+            failing: Failing::default(),
         };
         tokio::spawn(https.serve(self.webhook, draining));
-        let plan = Plan {
+        let context = Context {
             client: self.client,
             settings: self.config.settings,
             webhook_configuration: self.config.webhook_configuration,
@@ -119,7 +126,7 @@ impl Injector {
         };
         // When a release is uninstalled, its policies go while this process is still draining: they must not come back.
         keep_running("network_policy", &self.metrics, leaving, move || {
-            Reconciler::run(plan.clone())
+            Reconciler::run(context.clone())
         });
 
         shutdown.await;
@@ -134,11 +141,14 @@ impl Injector {
         Ok(())
     }
 
-    /// Starts what looks after the certificate.
+    /// Starts what looks after the certificate and the webhook configurations.
     fn certificate(&self, draining: &Draining) -> anyhow::Result<Served> {
         let metrics = &self.metrics;
         let (names, secret, manage_ca_bundle) = match &self.config.certificate {
-            CertificateSource::Files { chain, key } => return Ok(from_files(chain.clone(), key.clone(), metrics)?),
+            CertificateSource::Files { chain, key } => {
+                self.follow_configurations(None, draining);
+                return Ok(from_files(chain.clone(), key.clone(), metrics)?);
+            }
             CertificateSource::Issued {
                 names,
                 secret,
@@ -147,29 +157,8 @@ impl Injector {
         };
         let (serve, served) = watch::channel(None);
         let (trust, roots) = watch::channel(Vec::new());
-        let mut confirmed = Vec::new();
+        let confirmed = self.follow_configurations(manage_ca_bundle.then_some(roots), draining);
         let (client, namespace) = (self.client.clone(), self.config.settings.own_namespace.clone());
-        if manage_ca_bundle {
-            let mut bundle = || {
-                let (confirm, receiver) = watch::channel(Confirmed::default());
-                confirmed.push(receiver);
-                CaBundle {
-                    client: self.client.clone(),
-                    name: self.config.webhook_configuration.clone(),
-                    roots: roots.clone(),
-                    confirmed: confirm,
-                    metrics: Arc::clone(metrics),
-                    resync: self.timing.resync,
-                }
-            };
-            let (mutating, validating) = (bundle(), bundle());
-            keep_running("ca_bundle", metrics, draining.clone(), move || {
-                mutating.clone().run::<MutatingWebhookConfiguration>()
-            });
-            keep_running("ca_bundle", metrics, draining.clone(), move || {
-                validating.clone().run::<ValidatingWebhookConfiguration>()
-            });
-        }
         let (timing, issuer_metrics) = (self.timing, Arc::clone(metrics));
         keep_running("certificate", metrics, draining.clone(), move || {
             let issuer = Issuer {
@@ -186,6 +175,39 @@ impl Injector {
             issuer.run()
         });
         Ok(served)
+    }
+
+    /// Starts what looks after the webhook configurations. It returns what tells which of these roots each of them holds;
+    /// nothing where somebody else looks after their bundles.
+    fn follow_configurations(
+        &self,
+        roots: Option<watch::Receiver<Vec<Root>>>,
+        draining: &Draining,
+    ) -> Vec<watch::Receiver<Confirmed>> {
+        let managed = roots.is_some();
+        // With no root ever, nothing is put into a bundle.
+        let roots = roots.unwrap_or_else(|| watch::channel(Vec::new()).1);
+        let mut confirmed = Vec::new();
+        let mut bundle = || {
+            let (confirm, receiver) = watch::channel(Confirmed::default());
+            confirmed.push(receiver);
+            CaBundle {
+                client: self.client.clone(),
+                name: self.config.webhook_configuration.clone(),
+                roots: roots.clone(),
+                confirmed: confirm,
+                metrics: Arc::clone(&self.metrics),
+                resync: self.timing.resync,
+            }
+        };
+        let (mutating, validating) = (bundle(), bundle());
+        keep_running("ca_bundle", &self.metrics, draining.clone(), move || {
+            mutating.clone().run::<MutatingWebhookConfiguration>()
+        });
+        keep_running("ca_bundle", &self.metrics, draining.clone(), move || {
+            validating.clone().run::<ValidatingWebhookConfiguration>()
+        });
+        if managed { confirmed } else { Vec::new() }
     }
 }
 
@@ -262,15 +284,27 @@ mod tests {
         let (serve, served) = watch::channel(None);
         let (leave, _) = drain::channel();
         let ready = readiness(&served, leave.state());
+        let metrics = Metrics::new().unwrap();
+        metrics.follow_readiness(Arc::clone(&ready)).unwrap();
+        let scraped = || {
+            let families = metrics.registry.gather();
+            let ready = families
+                .iter()
+                .find(|family| family.name() == "sandgate_injector_ready");
+            ready.map(|family| family.get_metric()[0].get_gauge().get_value())
+        };
         assert_eq!(ready().unwrap_err(), "no valid serving certificate");
+        assert_eq!(scraped(), Some(0.0));
         let issued = crate::authority_secret::Stored::new();
         let issued = issued.authority.serving(&["a.svc".parse().unwrap()], PATIENCE).unwrap();
         let (chain, key) = (issued.chain_pem.as_bytes(), issued.key_pem.as_bytes());
         let credentials = sandgate_mesh::credentials::FrontCredentials::from_pem(chain, key).unwrap();
         serve.send_replace(Some(Arc::new(crate::serving::Serving::new(&credentials).unwrap())));
         assert!(ready().is_ok());
+        assert_eq!(scraped(), Some(1.0));
         leave.start();
         assert_eq!(ready().unwrap_err(), "draining");
+        assert_eq!(scraped(), Some(0.0));
     }
 
     #[tokio::test]

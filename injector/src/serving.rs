@@ -133,7 +133,7 @@ impl Issuer {
     }
 
     async fn check(&mut self) {
-        match self.secret.read_or_create(self.stored.as_ref()).await {
+        match self.secret.read_or_fill(self.stored.as_ref()).await {
             Ok(found) => {
                 self.metrics.expires(ROOT, found.authority.root().not_after());
                 self.roots.send_if_modified(|roots| {

@@ -4,12 +4,14 @@ use crate::names::{
     CONTAINER, HEALTH_PORT_NAME, LOCKDOWN_ARGUMENT, LOCKDOWN_CONTAINER, MESH_PORT_NAME, PROGRAM, STATE_PATH,
     STATE_VOLUME, TOKEN_AUDIENCE, TOKEN_PATH, TOKEN_VOLUME, UID,
 };
-use crate::overrides::Overrides;
+use crate::overrides::{MEMORY_LIMIT, Overrides};
 use crate::pod::items;
 use crate::probes;
+use crate::quantity::Memory;
 use crate::settings::{Image, Resources, Settings};
-use sandgate_mesh::contract::{HEALTH_PORT, MESH_PORT};
-use sandgate_mesh::probe::VARIABLE;
+use sandgate_mesh::contract::{
+    APP_PROBES_VARIABLE, HEALTH_PORT, MESH_PORT, NAMESPACE_VARIABLE, POD_UID_VARIABLE, SANDBOX_VARIABLE,
+};
 use sandgate_mesh::probe::model::Declaration;
 use serde_json::{Map, Value, json};
 
@@ -38,11 +40,11 @@ pub(crate) fn containers(
 /// The gate: a native sidecar, first of all, so that no process of the app can bind its ports before it.
 fn gate(settings: &Settings, image: &Image, overrides: &Overrides, app_probes: &[Declaration]) -> Value {
     let mut environment = vec![
-        from_field("SANDGATE_NAMESPACE", "metadata.namespace"),
-        from_field("SANDGATE_SANDBOX", "metadata.name"),
-        from_field("SANDGATE_POD_UID", "metadata.uid"),
+        from_field(NAMESPACE_VARIABLE, "metadata.namespace"),
+        from_field(SANDBOX_VARIABLE, "metadata.name"),
+        from_field(POD_UID_VARIABLE, "metadata.uid"),
     ];
-    environment.extend(probes::text(app_probes).map(|text| json!({"name": VARIABLE, "value": text})));
+    environment.extend(probes::text(app_probes).map(|text| json!({"name": APP_PROBES_VARIABLE, "value": text})));
     json!({
         "name": CONTAINER,
         "image": image.as_str(),
@@ -86,6 +88,7 @@ fn arguments(settings: &Settings, overrides: &Overrides) -> Vec<String> {
         format!("--tls-key-file={STATE_PATH}/tls.key"),
         format!("--trust-bundle-file={STATE_PATH}/bundle.pem"),
         format!("--policy-file={STATE_PATH}/policy.json"),
+        // Last, since the admission policy takes the last argument for it.
         format!("--log-level={}", overrides.log_level),
     ]);
     arguments
@@ -159,7 +162,8 @@ pub(crate) fn volumes() -> Vec<Value> {
 
 /// The first field in which a part that is there differs from the expected one, as its path within the part.
 ///
-/// The API server fills in defaults, and other admission may set resources and pull policy: those don't count.
+/// The API server fills in defaults, and other admission may set most resources and have the image pulled at every start:
+/// those don't count.
 pub(crate) fn difference(expected: &Value, actual: &Value) -> Option<String> {
     compare(expected, actual, "", "")
 }
@@ -174,7 +178,7 @@ fn compare(expected: &Value, actual: &Value, field: &str, pattern: &str) -> Opti
             names.into_iter().find_map(|name| {
                 let (field, pattern) = (member(field, name), member(pattern, name));
                 match (expected.get(name), actual.get(name).filter(|value| !value.is_null())) {
-                    (_, Some(actual)) if may_be(&pattern, actual) => None,
+                    (expected, Some(actual)) if may_be(&pattern, expected, actual) => None,
                     (_, None) if may_be_absent(&pattern) => None,
                     (Some(expected), Some(actual)) => compare(expected, actual, &field, &pattern),
                     (None, None) => None,
@@ -203,16 +207,23 @@ fn member(path: &str, name: &str) -> String {
     }
 }
 
-/// Whether a field may hold this value whatever was injected.
-fn may_be(pattern: &str, value: &Value) -> bool {
+/// Whether a field may hold this value although another one, or none, was injected.
+fn may_be(pattern: &str, injected: Option<&Value>, value: &Value) -> bool {
     let one_of = |words: &[&str]| value.as_str().is_some_and(|word| words.contains(&word));
     match pattern {
-        "imagePullPolicy" => one_of(&["IfNotPresent", "Always", "Never"]),
+        "imagePullPolicy" => one_of(&["Always"]),
         "terminationMessagePath" => one_of(&["/dev/termination-log"]),
         "terminationMessagePolicy" => one_of(&["File", "FallbackToLogsOnError"]),
-        "resources" => value
-            .as_object()
-            .is_some_and(|map| map.keys().all(|name| matches!(name.as_str(), "requests" | "limits"))),
+        "resources.limits.memory" => {
+            let amount = |value: &Value| value.as_str().and_then(|text| text.parse::<Memory>().ok());
+            amount(value).is_some_and(|limit| MEMORY_LIMIT.contains(&limit) || injected.and_then(amount) == Some(limit))
+        }
+        // A LimitRange fills these in. However little CPU a gate gets, it goes on holding its ports.
+        "resources.limits.cpu"
+        | "resources.limits.ephemeral-storage"
+        | "resources.requests.cpu"
+        | "resources.requests.ephemeral-storage"
+        | "resources.requests.memory" => true,
         // Some releases fill it in with what it means when it is absent.
         "resizePolicy" => {
             items(Some(value)).all(|(_, policy)| policy.get("restartPolicy") == Some(&json!("NotRequired")))
@@ -228,5 +239,13 @@ fn may_be(pattern: &str, value: &Value) -> bool {
 
 /// Whether a field may be missing although it was injected.
 fn may_be_absent(pattern: &str) -> bool {
-    matches!(pattern, "imagePullPolicy" | "terminationMessagePolicy" | "resources")
+    matches!(
+        pattern,
+        "imagePullPolicy"
+            | "terminationMessagePolicy"
+            | "resources.limits.cpu"
+            | "resources.requests"
+            | "resources.requests.cpu"
+            | "resources.requests.memory"
+    )
 }

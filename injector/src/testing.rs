@@ -39,7 +39,6 @@ pub(crate) fn decided(settings: &Settings, pod: &Value) -> Decision {
         operation: Operation::Create,
         namespace: "team-a",
         user: &User::default(),
-        dry_run: false,
     };
     decide(settings, &request)
 }
@@ -47,7 +46,7 @@ pub(crate) fn decided(settings: &Settings, pod: &Value) -> Decision {
 /// Why a pod is refused; nothing if it isn't.
 pub(crate) fn denials(settings: &Settings, pod: &Value) -> Vec<Denial> {
     match decided(settings, pod) {
-        Decision::Deny(denials) => denials,
+        Decision::Deny(denials) => denials.into_iter().collect(),
         Decision::Inject(_) | Decision::Skip(_) => Vec::new(),
     }
 }

@@ -5,18 +5,17 @@
 //! beside the policy.
 
 use crate::decide::{Decision, Operation, decide};
-use crate::deny::{self, Denial, DenyReason};
+use crate::deny::{self, Denial, Denials, DenyReason};
 use crate::existing;
 use crate::names::{
-    CONTAINER, EXCLUDED_NAMESPACES, INJECT_LABEL, LOCKDOWN_CONTAINER, OWN_PREFIX, STATE_VOLUME, TENANT_ANNOTATIONS,
-    TOKEN_VOLUME,
+    CONTAINERS, EXCLUDED_NAMESPACES, INJECT_LABEL, LOCKDOWN_CONTAINER, OWN_PREFIX, TENANT_ANNOTATIONS, VOLUMES,
 };
-use crate::patch::{NET_RAW, patch};
+use crate::patch::{NET_RAW, drops_net_raw, patch};
 use crate::pod::{Malformed, Pod, at, items, members, text_at};
 use crate::review::{Review, ReviewError, message};
 use crate::settings::Settings;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// What the validating webhook says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,9 +37,8 @@ impl Verdict {
         Self::Deny { reason, message }
     }
 
-    fn denials(denials: &[Denial]) -> Self {
-        let reason = denials.first().map_or("none", |denial| denial.reason.as_str());
-        Self::deny(reason, message(denials))
+    fn denials(denials: &Denials) -> Self {
+        Self::deny(denials.reason().as_str(), message(denials))
     }
 }
 
@@ -64,7 +62,10 @@ pub fn validate(settings: &Settings, restrict_connect: bool, review: &Review) ->
         }
         (true, "pods", "ephemeralcontainers", Operation::Update) => {
             let (old, new) = pods(review)?;
-            let verdict = changed(old, new).or_else(|| debugged(settings, old, new));
+            let verdict = match changed(old, new) {
+                None => debugged(settings, old, new)?,
+                changed => changed,
+            };
             Ok(verdict.unwrap_or(Verdict::Allow("gate_unchanged")))
         }
         (true, "pods", "binding", Operation::Create) | (true, "bindings", "", Operation::Create) => Ok(bound(review)),
@@ -102,20 +103,31 @@ fn pod(object: Option<&Value>) -> Result<Pod<'_>, ReviewError> {
 }
 
 /// Refuses a change of anything that is the gate's. Everything else is none of our business: whatever the pod was
-/// admitted as, its labels, owners and finalizers must stay free to change.
+/// admitted as, its labels, owners and finalizers must stay free to change. A pod that is being deleted is guarded like
+/// any other: its author chooses how long that takes, and nothing that deletion needs is the gate's.
 fn changed(old: Pod<'_>, new: Pod<'_>) -> Option<Verdict> {
-    if old.at(&["metadata", "deletionTimestamp"]).is_some() {
-        return Some(Verdict::Allow("deleting"));
-    }
-    let (old, new) = (parts(old), parts(new));
-    let fields = old.keys().chain(new.keys());
-    let field = fields.into_iter().find(|field| old.get(*field) != new.get(*field))?;
+    let (before, after) = (guarded(old), guarded(new));
+    let fields = before.keys().chain(after.keys());
+    let field = fields.into_iter().find(|field| before.get(*field) != after.get(*field));
+    let Some(field) = field else {
+        return limited(old, new);
+    };
     Some(Verdict::deny(
         "gate_changed",
         format!(
             "{field}: it is the gate's and can't be changed in a running pod; delete the pod, and a new one gets its gate anew"
         ),
     ))
+}
+
+/// Refuses limits of the whole pod that a resize gives a pod with a gate.
+fn limited(old: Pod<'_>, new: Pod<'_>) -> Option<Verdict> {
+    let limits = |pod: Pod<'_>| pod.at(&["spec", "resources", "limits"]).cloned();
+    if !existing::any(old) || limits(old) == limits(new) {
+        return None;
+    }
+    let denials = Denials::of(deny::own::pod_limits(new).collect())?;
+    Some(Verdict::denials(&denials))
 }
 
 /// A pod gets the labels and annotations of the binding that puts it on a node.
@@ -139,15 +151,15 @@ fn bound(review: &Review) -> Verdict {
 }
 
 /// Everything in a pod that is the gate's, by its field.
-fn parts(pod: Pod<'_>) -> BTreeMap<String, Value> {
-    let mut parts = BTreeMap::new();
+fn guarded(pod: Pod<'_>) -> BTreeMap<String, Value> {
+    let mut guarded = BTreeMap::new();
     for container in pod.containers().filter(|container| is_gate(container.name())) {
         let field = format!("spec.{}[{}]", container.list.name(), container.name());
-        parts.insert(field, container.fields().clone());
+        guarded.insert(field, container.fields().clone());
     }
     for (_, volume) in pod.volumes() {
-        if let Some(name @ (TOKEN_VOLUME | STATE_VOLUME)) = text_at(volume, &["name"]) {
-            parts.insert(format!("spec.volumes[{name}]"), volume.clone());
+        if let Some(name) = text_at(volume, &["name"]).filter(|name| VOLUMES.contains(name)) {
+            guarded.insert(format!("spec.volumes[{name}]"), volume.clone());
         }
     }
     for map in ["labels", "annotations"] {
@@ -157,55 +169,51 @@ fn parts(pod: Pod<'_>) -> BTreeMap<String, Value> {
             .texts(map)
             .filter(|(name, _)| name.starts_with(OWN_PREFIX) && !free(name))
         {
-            parts.insert(format!("metadata.{map}[{name}]"), value.into());
+            guarded.insert(format!("metadata.{map}[{name}]"), value.into());
         }
     }
-    parts
+    guarded
 }
 
 fn is_gate(container: &str) -> bool {
-    matches!(container, CONTAINER | LOCKDOWN_CONTAINER)
+    CONTAINERS.contains(&container)
 }
 
 /// Judges the ephemeral containers that are added to a pod with a gate as if the pod were created with them.
-fn debugged(settings: &Settings, old: Pod<'_>, new: Pod<'_>) -> Option<Verdict> {
+fn debugged(settings: &Settings, old: Pod<'_>, new: Pod<'_>) -> Result<Option<Verdict>, ReviewError> {
     if !existing::any(old) {
-        return None;
+        return Ok(None);
     }
-    let known: Vec<_> = items(old.at(&["spec", "ephemeralContainers"]))
-        .map(|(_, known)| known.get("name"))
+    let known: HashSet<_> = items(old.at(&["spec", "ephemeralContainers"]))
+        .filter_map(|(_, known)| text_at(known, &["name"]))
         .collect();
     // Those that were there are left out, and leave their places.
     let added = items(new.at(&["spec", "ephemeralContainers"])).map(|(_, container)| {
-        if known.contains(&container.get("name")) {
+        if text_at(container, &["name"]).is_some_and(|name| known.contains(name)) {
             json!({"name": ""})
         } else {
             container.clone()
         }
     });
     let added = json!({"spec": {"ephemeralContainers": added.collect::<Vec<_>>()}});
-    let added = Pod::read(&added).ok()?;
+    let added = pod(Some(&added))?;
     let mut denials = deny::denials(settings, added);
     if old.containers().any(|container| container.name() == LOCKDOWN_CONTAINER) {
         denials.extend(packet_sockets(added));
     }
-    (!denials.is_empty()).then(|| Verdict::denials(&denials))
+    Ok(Denials::of(denials).map(|denials| Verdict::denials(&denials)))
 }
 
 /// Containers that could go around the rules of a locked-down network. The mutating webhook takes the capability away
 /// from containers that a pod is created with; it isn't called for these.
 fn packet_sockets(pod: Pod<'_>) -> impl Iterator<Item = Denial> {
     pod.containers()
-        .filter(|container| !container.name().is_empty())
-        .filter_map(|container| {
-            let dropped = container.at(&["securityContext", "capabilities", "drop"]);
-            let drops = items(dropped).any(|(_, dropped)| matches!(dropped.as_str(), Some("ALL" | NET_RAW)));
-            (!drops).then(|| Denial {
-                reason: DenyReason::Capability,
-                field: container.field("securityContext.capabilities.drop"),
-                why: format!("with {NET_RAW} it could go around the pod's closed network"),
-                fix: format!("drop {NET_RAW} or ALL (kubectl debug --profile=restricted does)"),
-            })
+        .filter(|container| !container.name().is_empty() && !drops_net_raw(*container))
+        .map(|container| Denial {
+            reason: DenyReason::Capability,
+            field: container.field("securityContext.capabilities.drop"),
+            why: format!("with {NET_RAW} it could go around the pod's closed network"),
+            fix: format!("drop {NET_RAW} or ALL (kubectl debug --profile=restricted does)"),
         })
 }
 

@@ -105,6 +105,23 @@ fn pods_that_need_no_gate_are_created_without() {
 }
 
 #[test]
+fn where_no_gate_is_put_in_nothing_is_guarded() {
+    let pod = injected(&settings(), &sandbox());
+    let mut stripped = pod.clone();
+    stripped["metadata"]["labels"] = json!({});
+    for namespace in ["kube-system", "kube-node-lease", "agent-sandbox-system"] {
+        for mut review in [
+            review("UPDATE", "", Some(&pod), &stripped),
+            review("CONNECT", "exec", None, &json!({"container": "sandgate"})),
+        ] {
+            review.namespace = namespace.into();
+            let verdict = judged_with(&settings(), true, &review);
+            assert_eq!(verdict, ("excluded_namespace", None), "{namespace}");
+        }
+    }
+}
+
+#[test]
 fn adoption_and_every_other_change_of_a_pod_passes() {
     let pod = injected(&settings(), &sandbox());
     for change in [
@@ -112,12 +129,16 @@ fn adoption_and_every_other_change_of_a_pod_passes() {
         json!({"metadata": {"labels": {"agents.x-k8s.io/sandbox-name-hash": "other"}}}),
         json!({"metadata": {"ownerReferences": [{"kind": "SandboxClaim", "name": "c", "uid": "u"}]}}),
         json!({"metadata": {"finalizers": ["a.example/b"]}}),
-        json!({"metadata": {"annotations": {"sandgate.dev/log-level": "debug", "team": "a"}}}),
+        json!({"metadata": {"annotations": {"team": "a"}}}),
         json!({"metadata": {"labels": {"sandgate.dev/inject": "enabled"}}}),
         json!({"spec": {"activeDeadlineSeconds": 60, "tolerations": [{"key": "a", "operator": "Exists"}]}}),
     ] {
         let verdict = updated("", &pod, |pod| json_patch::merge(pod, &change));
         assert_eq!(verdict, ("gate_unchanged", None), "{change}");
+    }
+    for annotation in TENANT_ANNOTATIONS {
+        let verdict = updated("", &pod, |pod| pod["metadata"]["annotations"][annotation] = "x".into());
+        assert_eq!(verdict, ("gate_unchanged", None), "{annotation}");
     }
     let app_image = updated("", &pod, |pod| {
         pod["spec"]["containers"][0]["image"] = "python:4".into();
@@ -187,21 +208,43 @@ fn the_gates_parts_of_a_running_pod_cannot_be_changed_added_or_taken_away() {
 }
 
 #[test]
-fn nothing_is_guarded_once_the_pod_is_being_deleted() {
+fn a_pod_that_is_being_deleted_keeps_its_gate_and_loses_its_finalizers() {
     let mut pod = injected(&settings(), &sandbox());
     pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
-    let strip = |pod: &mut Value| pod["metadata"]["labels"] = json!({});
-    assert_eq!(updated("", &pod, strip), ("deleting", None));
-    // The new object alone doesn't say so: whoever sends it wrote it.
-    let claim = |pod: &mut Value| {
-        pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
-        strip(pod);
-    };
-    refused(
-        "gate_changed",
-        "metadata",
-        updated("", &injected(&settings(), &sandbox()), claim),
-    );
+    pod["metadata"]["finalizers"] = json!(["example.dev/keep", "foregroundDeletion"]);
+    for (field, strip) in [
+        (
+            "metadata.labels[sandgate.dev/injected]: ",
+            json!({"metadata": {"labels": null}}),
+        ),
+        (
+            "metadata.annotations[sandgate.dev/shape]: ",
+            json!({"metadata": {"annotations": null}}),
+        ),
+        (
+            "spec.initContainers[sandgate]: ",
+            json!({"spec": {"initContainers": []}}),
+        ),
+        ("spec.volumes[sandgate-state]: ", json!({"spec": {"volumes": []}})),
+    ] {
+        for sub_resource in ["", "status", "resize", "ephemeralcontainers"] {
+            let verdict = updated(sub_resource, &pod, |pod| json_patch::merge(pod, &strip));
+            refused("gate_changed", field, verdict);
+        }
+    }
+    let privileged = json!({"name": "d", "securityContext": {"privileged": true}});
+    refused("privileged", "privileged", debugged(&settings(), &pod, &privileged));
+    for needed in [
+        json!({"metadata": {"finalizers": ["foregroundDeletion"]}}),
+        json!({"metadata": {"finalizers": null}}),
+        json!({"metadata": {"deletionGracePeriodSeconds": 0, "ownerReferences": null, "labels": {"a": "b"}}}),
+        json!({"status": {"phase": "Failed", "reason": "Evicted", "containerStatuses": []}}),
+    ] {
+        for sub_resource in ["", "status"] {
+            let verdict = updated(sub_resource, &pod, |pod| json_patch::merge(pod, &needed));
+            assert_eq!(verdict, ("gate_unchanged", None), "{needed}");
+        }
+    }
 }
 
 #[test]
@@ -216,6 +259,30 @@ fn the_gate_cannot_be_resized_and_the_app_can() {
         updated("resize", &pod, limit("initContainers")),
     );
     assert_eq!(updated("resize", &pod, limit("containers")), ("gate_unchanged", None));
+}
+
+#[test]
+fn a_pod_with_a_gate_gets_no_limits_that_the_gate_would_share() {
+    let limit = |limits: Value| move |pod: &mut Value| pod["spec"]["resources"]["limits"] = limits;
+    let gated = injected(&settings(), &sandbox());
+    for (name, limits) in [("memory", json!({"memory": "1Gi"})), ("cpu", json!({"cpu": "1"}))] {
+        let field = format!("spec.resources.limits.{name}: ");
+        refused("pod_limits", &field, updated("resize", &gated, limit(limits.clone())));
+        assert_eq!(
+            updated("resize", &sandbox(), limit(limits.clone())),
+            ("gate_unchanged", None)
+        );
+        // A pod that has them from before these checks goes on, and can be rid of them.
+        let mut limited = gated.clone();
+        limit(limits)(&mut limited);
+        let other = |pod: &mut Value| pod["metadata"]["labels"]["a"] = "b".into();
+        assert_eq!(updated("", &limited, other), ("gate_unchanged", None));
+        assert_eq!(updated("resize", &limited, limit(json!({}))), ("gate_unchanged", None));
+        let more = limit(json!({"memory": "2Gi", "cpu": "2"}));
+        refused("pod_limits", &field, updated("resize", &limited, more));
+    }
+    let requests = |pod: &mut Value| pod["spec"]["resources"]["requests"] = json!({"memory": "1Gi"});
+    assert_eq!(updated("resize", &gated, requests), ("gate_unchanged", None));
 }
 
 #[test]
@@ -241,6 +308,11 @@ fn neither_the_status_nor_a_binding_is_a_way_to_the_gates_labels() {
         "metadata.annotations[sandgate.dev/shape]: ",
         bound(shape),
     );
+    // The resource that bindings had before they were the pod's.
+    let binding = json!({"kind": "Binding", "metadata": {"name": "box", "labels": {"sandgate.dev/injected": "false"}}});
+    let mut legacy = review("CREATE", "", None, &binding);
+    legacy.resource.resource = "bindings".into();
+    refused("gate_changed", field, judged_with(&settings(), false, &legacy));
     let topology = json!({"labels": {"topology.kubernetes.io/zone": "a"}});
     assert_eq!(bound(topology), ("gate_unchanged", None));
 }
@@ -259,81 +331,6 @@ fn debugged(settings: &Settings, pod: &Value, container: &Value) -> (&'static st
         false,
         &review("UPDATE", "ephemeralcontainers", Some(pod), &new),
     )
-}
-
-#[test]
-fn an_ephemeral_container_gets_at_nothing_of_the_gates() {
-    let pod = injected(&settings(), &sandbox());
-    for (reason, field, container) in [
-        (
-            "reserved_name",
-            "targetContainerName",
-            json!({"name": "d", "targetContainerName": "sandgate"}),
-        ),
-        (
-            "gate_changed",
-            "spec.ephemeralContainers[sandgate]",
-            json!({"name": "sandgate"}),
-        ),
-        (
-            "own_volume",
-            "volumeMounts[0]",
-            json!({"name": "d", "volumeMounts": [{"name": "sandgate-state", "mountPath": "/s"}]}),
-        ),
-        (
-            "own_user",
-            "runAsUser",
-            json!({"name": "d", "securityContext": {"runAsUser": 2102}}),
-        ),
-        (
-            "privileged",
-            "privileged",
-            json!({"name": "d", "securityContext": {"privileged": true}}),
-        ),
-        (
-            "capability",
-            "capabilities.add[0]",
-            json!({"name": "d", "securityContext": {"capabilities": {"add": ["SYS_PTRACE"]}}}),
-        ),
-    ] {
-        refused(reason, field, debugged(&settings(), &pod, &container));
-    }
-    let harmless = json!({"name": "d", "image": "busybox", "targetContainerName": "app"});
-    assert_eq!(debugged(&settings(), &pod, &harmless), ("gate_unchanged", None));
-}
-
-#[test]
-fn an_ephemeral_container_in_a_locked_down_pod_must_drop_packet_sockets() {
-    let pod = injected(&lockdown(), &sandbox());
-    refused(
-        "capability",
-        "NET_RAW",
-        debugged(&lockdown(), &pod, &json!({"name": "d"})),
-    );
-    let drops = json!({"name": "d", "securityContext": {"capabilities": {"drop": ["ALL"]}}});
-    assert_eq!(debugged(&lockdown(), &pod, &drops), ("gate_unchanged", None));
-}
-
-#[test]
-fn ephemeral_containers_that_are_there_are_not_judged_again_and_the_place_of_a_new_one_is_right() {
-    let mut pod = injected(&settings(), &sandbox());
-    pod["spec"]["ephemeralContainers"] = json!([{"name": "old", "securityContext": {"privileged": true}}]);
-    assert_eq!(
-        debugged(&settings(), &pod, &json!({"name": "new"})),
-        ("gate_unchanged", None)
-    );
-    let bad = json!({"name": "new", "securityContext": {"privileged": true}});
-    refused(
-        "privileged",
-        "spec.ephemeralContainers[1].securityContext",
-        debugged(&settings(), &pod, &bad),
-    );
-}
-
-#[test]
-fn a_pod_without_a_gate_is_debugged_freely() {
-    let bad = json!({"name": "d", "securityContext": {"privileged": true}});
-    assert_eq!(debugged(&settings(), &sandbox(), &bad), ("gate_unchanged", None));
 }
 
 #[test]
@@ -383,3 +380,6 @@ fn a_request_that_the_rules_should_not_send_is_an_error_and_not_an_answer() {
     let error = validate(&settings(), false, &review("UPDATE", "", None, &pod)).unwrap_err();
     assert_eq!(error, ReviewError::NoObject);
 }
+
+#[path = "validate_ephemeral_tests.rs"]
+mod ephemeral;

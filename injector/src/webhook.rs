@@ -2,7 +2,8 @@
 
 use crate::decide::{Decision, SkipReason, decide};
 use crate::decision_log::{DecisionLine, Outcome};
-use crate::inbound::{Bodies, CallError};
+use crate::inbound::{Bodies, CALL_TIME, CallError, MAX_ANSWER, MAX_ORDINARY};
+use crate::inbound_pool::Body;
 use crate::metrics::Metrics;
 use crate::patch::patch;
 use crate::review::{Answer, Review, message};
@@ -12,11 +13,14 @@ use bytes::Buf;
 use futures_util::Stream;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Response, StatusCode};
-use sandgate_mesh::telemetry::LineLog;
+use sandgate_mesh::telemetry::{LineLog, cut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use tokio::time::Instant;
 use warp::{Filter, Rejection, Reply};
+
+/// The longest text of a call that gets no review back, in bytes. It may repeat what was sent.
+const MAX_ERROR: usize = 1024;
 
 /// Which of the two webhooks is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,15 +71,16 @@ impl Webhook {
     }
 
     async fn call(
-        &self,
+        self: &Arc<Self>,
         endpoint: Endpoint,
         content_type: Option<HeaderValue>,
         body: impl Stream<Item = Result<impl Buf, warp::Error>>,
     ) -> Response<Vec<u8>> {
-        let answered = match self.bodies.read(content_type.as_ref(), body).await {
+        let deadline = Instant::now() + CALL_TIME;
+        let answered = match self.bodies.read(deadline, content_type.as_ref(), body).await {
             Ok(body) => {
                 let started = Instant::now();
-                let answered = caught(|| self.answer(endpoint, body.bytes()));
+                let answered = self.judge(endpoint, body, deadline).await;
                 self.metrics.took(endpoint.as_str(), started.elapsed());
                 answered
             }
@@ -84,14 +89,11 @@ impl Webhook {
         let (status, kind, content) = match answered {
             Ok(answer) => (StatusCode::OK, "application/json", answer),
             Err(error) => {
-                let (webhook, reason) = (endpoint.as_str(), error.reason());
+                let (webhook, reason, text) = (endpoint.as_str(), error.reason(), error.to_string());
+                let text = cut(&text, MAX_ERROR).into_owned();
                 self.metrics.decided(webhook, "error", reason);
-                tracing::warn!(webhook, reason, %error, "a call got no review back");
-                (
-                    error.status(),
-                    "text/plain; charset=utf-8",
-                    error.to_string().into_bytes(),
-                )
+                tracing::warn!(webhook, reason, error = text, "a call got no review back");
+                (error.status(), "text/plain; charset=utf-8", text.into_bytes())
             }
         };
         let mut response = Response::new(content);
@@ -100,6 +102,22 @@ impl Webhook {
             .headers_mut()
             .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         response
+    }
+
+    /// Judges a review where it keeps no others waiting: a long one on a thread beside those that read and write, and only
+    /// when it is its turn.
+    async fn judge(self: &Arc<Self>, endpoint: Endpoint, body: Body, deadline: Instant) -> Result<Vec<u8>, CallError> {
+        if body.bytes().len() <= MAX_ORDINARY {
+            return caught(|| self.answer(endpoint, body.bytes()));
+        }
+        let turn = self.bodies.turn(deadline).await?;
+        let webhook = Arc::clone(self);
+        let judging = tokio::task::spawn_blocking(move || {
+            // Both are held to the end, also when nobody waits for the answer any more.
+            let (_turn, body) = (turn, body);
+            caught(|| webhook.answer(endpoint, body.bytes()))
+        });
+        judging.await.map_err(|_| CallError::Panicked)?
     }
 
     /// The path itself.
@@ -114,6 +132,9 @@ impl Webhook {
             .with_audit("decision", outcome.decision)
             .with_audit("reason", outcome.reason);
         let json = serde_json::to_vec(&answer)?;
+        if json.len() > MAX_ANSWER {
+            return Err(CallError::LongAnswer);
+        }
         self.metrics
             .decided(endpoint.as_str(), outcome.decision, outcome.reason);
         self.log.write(&DecisionLine::new(endpoint.as_str(), &review, &outcome));
@@ -155,7 +176,7 @@ impl Webhook {
             }
             Decision::Deny(denials) => {
                 let message = message(denials);
-                (Answer::deny(&review.uid, message.clone()), outcome(0, Some(message)))
+                (Answer::deny(&review.uid, &message), outcome(0, Some(message)))
             }
         })
     }
@@ -170,7 +191,7 @@ impl Webhook {
         Ok(match validate(&self.settings, self.restrict_connect, review)? {
             Verdict::Allow(reason) => (Answer::allow(&review.uid), outcome("allow", reason, None)),
             Verdict::Deny { reason, message } => {
-                let answer = Answer::deny(&review.uid, message.clone());
+                let answer = Answer::deny(&review.uid, &message);
                 (answer, outcome("deny", reason, Some(message)))
             }
         })

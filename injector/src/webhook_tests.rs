@@ -1,4 +1,5 @@
 use super::*;
+use crate::inbound::CALL_TIME;
 use crate::rig::{Client, Rig};
 use crate::testing::{lockdown, sandbox, sandbox_with, settings};
 use base64::Engine;
@@ -175,6 +176,110 @@ async fn a_pods_text_cannot_forge_a_log_line() {
 }
 
 #[tokio::test]
+async fn no_name_that_an_author_makes_long_hides_or_swells_a_log_line() {
+    let rig = Rig::start(settings()).await;
+    let long = "a".repeat(400_000);
+    let mut review = creation(&sandbox_with(&json!({"spec": {"hostPID": true}, "metadata": {
+        "name": long,
+        "generateName": long,
+        "labels": {(long.as_str()): ""},
+        "ownerReferences": [{"kind": long, "name": long, "controller": true}],
+    }})));
+    for (pointer, value) in [
+        ("/request/namespace", json!(long)),
+        ("/request/userInfo/username", json!(long)),
+    ] {
+        *review.pointer_mut(pointer).unwrap() = value;
+    }
+    let answer = rig.review("/mutate", &review).await;
+    assert_eq!(answer["response"]["allowed"], false);
+    let lines = rig.logged();
+    assert_eq!((lines.len(), &lines[0]["decision"]), (1, &json!("deny")), "{lines:?}");
+    let cut = format!("{}…", "a".repeat(256));
+    for field in ["name", "generate_name", "namespace", "user"] {
+        assert_eq!(lines[0][field], cut, "{field}");
+    }
+    assert_eq!(lines[0]["owner"], format!("{cut}/{cut}"));
+    assert!(lines[0].to_string().len() < 16 << 10);
+}
+
+#[tokio::test]
+async fn a_call_that_gets_no_review_back_is_told_no_more_than_a_kibibyte() {
+    let rig = Rig::start(settings()).await;
+    let mut review = creation(&sandbox());
+    review["request"]["operation"] = "a".repeat(60_000).into();
+    let (status, told) = rig.post(b"h2", "/mutate", review.to_string()).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(told.contains("unknown variant") && told.len() < 1100, "{}", told.len());
+}
+
+#[tokio::test]
+async fn no_pod_makes_an_answer_longer_than_its_limit() {
+    let rig = Rig::start(lockdown()).await;
+    let containers = |count: usize| {
+        let all = (0..count).map(|number| json!({"name": format!("c{number}"), "image": "a"}));
+        let mut pod = sandbox();
+        pod["spec"]["containers"] = all.collect();
+        creation(&pod).to_string()
+    };
+    let (status, _) = rig.post(b"h2", "/mutate", containers(100)).await;
+    assert_eq!(status, StatusCode::OK);
+    let (status, told) = rig.post(b"h2", "/mutate", containers(1000)).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{told:.100}");
+    assert!(told.contains("longer than 64 KiB"), "{told}");
+}
+
+/// A review that isn't an ordinary one.
+fn long_review() -> String {
+    let mut long = sandbox();
+    long["spec"]["containers"][0]["env"] = vec![json!({"name": "a", "value": "b"}); 10_000].into();
+    let long = creation(&long).to_string();
+    assert!(long.len() > MAX_ORDINARY);
+    long
+}
+
+#[tokio::test]
+async fn a_long_review_is_judged_beside_the_thread_that_reads_and_writes() {
+    let rig = Rig::start(settings()).await;
+    let mut answered = std::pin::pin!(rig.post(b"http/1.1", "/mutate", long_review()));
+    // All of this test is one thread, which sees that something is being judged.
+    let seen = async {
+        while rig.webhook.bodies.free_turns() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        () = seen => {}
+        (status, body) = &mut answered => panic!("{status} {body}"),
+    }
+    assert_eq!(answered.await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn while_a_long_review_waits_for_its_turn_ordinary_ones_pass() {
+    let rig = Rig::start(settings()).await;
+    let soon = Instant::now() + CALL_TIME;
+    let turn = rig.webhook.bodies.turn(soon).await.unwrap();
+    let mut long = std::pin::pin!(rig.post(b"http/1.1", "/mutate", long_review()));
+    let ordinary = creation(&sandbox());
+    tokio::select! {
+        (status, body) = &mut long => panic!("{status} {body}"),
+        answer = rig.review("/mutate", &ordinary) => assert_eq!(answer["response"]["allowed"], true),
+    }
+    drop(turn);
+    assert_eq!(long.await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_long_review_whose_turn_does_not_come_is_told_so_before_the_api_server_gives_up() {
+    let rig = Rig::start(settings()).await;
+    let soon = Instant::now() + CALL_TIME;
+    let _turn = rig.webhook.bodies.turn(soon).await.unwrap();
+    let (status, told) = rig.post(b"http/1.1", "/mutate", long_review()).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{told}");
+}
+
+#[tokio::test]
 async fn whatever_is_no_review_gets_a_text_that_says_so() {
     let rig = Rig::start(settings()).await;
     let changed = |pointer: &str, value: Value| {
@@ -244,7 +349,7 @@ async fn a_review_over_the_limit_is_refused_in_words_over_either_protocol() {
             .await;
         assert_eq!(
             (status.as_u16(), told.as_str()),
-            (413, "the review is longer than 8 MiB")
+            (413, "the review is longer than 4 MiB")
         );
     }
     assert_eq!(counted(&rig, "mutate", "error", "too_long"), 2);

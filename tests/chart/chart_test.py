@@ -4,58 +4,26 @@ import argparse
 import itertools
 import json
 import re
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import generate
 import jsonschema
 import kubernetes_validate
+import program_test
+import refusals_test
 import values_test
 import yaml
+from rendered import CHART, DECIDED, REPOSITORY, Chart, sets
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-CHART = REPOSITORY / "charts" / "sandgate"
+INSTALL = REPOSITORY / "docs" / "install.md"
 RIGHTS = REPOSITORY / "docs" / "rbac.md"
 MANIFESTS = REPOSITORY / "deploy" / "manifests" / "sandgate.yaml"
 VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
-DECIDED = ["--set", "router.auth.mode=allow-all"]
-NAMESPACE = "agent-sandbox-system"
 
-
-class Chart:
-    def __init__(self, helm):
-        self.helm = helm
-        self.folder = tempfile.TemporaryDirectory()
-
-    def run(self, *arguments):
-        home = self.folder.name
-        environment = {"HOME": home, "HELM_CACHE_HOME": home, "HELM_CONFIG_HOME": home, "HELM_DATA_HOME": home}
-        return subprocess.run([self.helm, *map(str, arguments)], capture_output=True, text=True, env=environment, check=False)
-
-    def render(self, *arguments, version="1.37"):
-        done = self.run("template", "sandgate", CHART, "-n", NAMESPACE, "--kube-version", version, *arguments)
-        if done.returncode != 0:
-            raise AssertionError(f"helm template {' '.join(map(str, arguments))}: {done.stderr}")
-        return done.stdout
-
-    def objects(self, *arguments, version="1.37"):
-        text = self.render(*arguments, version=version)
-        return [found for found in yaml.safe_load_all(text) if found is not None]
-
-    def refusal(self, *arguments):
-        done = self.run("template", "sandgate", CHART, "-n", NAMESPACE, *arguments)
-        assert done.returncode != 0, f"{arguments} is rendered"
-        return done.stderr
-
-
-def sets(*pairs):
-    return [argument for pair in pairs for argument in ("--set", pair)]
-
-
+# Without the chart's own router, gates must be told of others.
+ROUTERS = "injection.routerIdentities={spiffe://cluster.local/ns/a/sa/b}"
 MATRIX = {
-    "router": [[], sets("router.enabled=false"), sets("router.autoscaling.enabled=true", "router.mesh.mode=off")],
+    "router": [[], sets("router.enabled=false", ROUTERS), sets("router.autoscaling.enabled=true", "router.mesh.mode=off")],
     "auth": [DECIDED, sets("router.auth.mode=token", "router.auth.existingSecret=token")],
     "injection": [
         [],
@@ -81,15 +49,19 @@ def lint(chart):
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def a_misspelt_key_and_a_bad_value_are_refused(chart):
-    for bad in ("router.replica=3", "injection.lockdwon=enabled", "nosuch=1", "injection.lockdown=on", "router.replicas=-1"):
-        text = chart.refusal(*DECIDED, "--set", bad)
-        assert "values don't meet the specifications of the schema" in text or "schema" in text, text
+def nobody_loses_pods_by_the_documented_high_availability(chart):
+    """Where `replicas` isn't rendered, an API server puts 1 in its place."""
+    objects = chart.objects(*DECIDED, "-f", CHART / "values-ha.yaml")
+    replicas = {o["metadata"]["name"]: o["spec"].get("replicas") for o in objects if o["kind"] == "Deployment"}
+    assert replicas == {"sandbox-router": 3, "sandgate-injector": 3}, replicas
 
 
-def nothing_is_rendered_without_a_decision_about_callers(chart):
-    assert "decide who may call" in chart.refusal()
-    assert "existingSecret" in chart.refusal("--set", "router.auth.mode=token")
+def what_is_rendered_as_documented_can_be_applied_twice(chart):
+    """A test's pod can't: its fields are there for good."""
+    command = re.search(r"^helm template sandgate charts/sandgate (.*) -f my-values\.yaml > ", INSTALL.read_text(), re.MULTILINE)
+    done = chart.run("template", "sandgate", CHART, *command[1].split(), *DECIDED)
+    objects = [found for found in yaml.safe_load_all(done.stdout) if found]
+    assert len(objects) > 20 and not [o for o in objects if "helm.sh/hook" in o["metadata"].get("annotations", {})], done.stderr
 
 
 def every_combination_fits_strict_schemas(chart):
@@ -288,8 +260,8 @@ TESTS = [
     lint,
     every_value_has_a_description_and_a_place_in_the_schema,
     every_value_changes_something,
-    a_misspelt_key_and_a_bad_value_are_refused,
-    nothing_is_rendered_without_a_decision_about_callers,
+    nobody_loses_pods_by_the_documented_high_availability,
+    what_is_rendered_as_documented_can_be_applied_twice,
     every_combination_fits_strict_schemas,
     on_1_29_there_is_no_admission_policy,
     optional_objects_are_there_when_asked_for,
@@ -300,6 +272,8 @@ TESTS = [
     only_router_pods_have_upstreams_label_and_the_service_name_is_upstreams,
     no_image_is_pulled_from_elsewhere_when_a_registry_is_given,
     generated_files_are_current,
+    *refusals_test.TESTS,
+    *program_test.TESTS,
 ]
 
 

@@ -14,14 +14,35 @@ ENUMS = {
     "router.service.type": ["ClusterIP", "LoadBalancer", "NodePort"],
     "injector.webhook.certificate.source": ["self", "cert-manager", "secret"],
     "injection.lockdown": ["enabled", "disabled"],
+    "injection.logLevel": ["error", "warn", "info", "debug", "trace"],
 }
+# A name as Kubernetes takes it: labels with dots between them.
+LABEL = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+SUBDOMAIN = rf"{LABEL}(\.{LABEL})*"
+TRUST_DOMAIN = "[a-z0-9._-]{1,255}"
+REPOSITORY = "^[A-Za-z0-9][A-Za-z0-9._/:-]*$"
+TAG = "^[A-Za-z0-9_.-]*$"
+DIGEST = "^(sha256:[0-9a-f]{64})?$"
+# What the programs take for the flags that these become; program_test.py asks the injector's.
 PATTERNS = {
+    "imageRegistry": "^([A-Za-z0-9][A-Za-z0-9._/:-]*)?$",
+    "trustDomain": f"^{TRUST_DOMAIN}$",
     "router.proxyTimeout": r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$",
     # Whole units: the pod's own grace period is computed from it.
     "router.shutdownTimeout": r"^([0-9]+(s|m|h))+$",
-    "router.image.digest": r"^(sha256:[0-9a-f]{64})?$",
-    "injector.image.digest": r"^(sha256:[0-9a-f]{64})?$",
-    "injection.image.digest": r"^(sha256:[0-9a-f]{64})?$",
+    # Part of the identity that gates believe.
+    "router.serviceAccount.name": f"^{SUBDOMAIN}$",
+    "injector.serviceAccount.name": f"^{SUBDOMAIN}$",
+}
+for image in ("router.image", "injector.image", "injection.image"):
+    PATTERNS |= {f"{image}.repository": REPOSITORY, f"{image}.tag": TAG, f"{image}.digest": DIGEST}
+# Of the entries of a list.
+ENTRY_PATTERNS = {
+    "injection.acceptedImages": "^[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}$",
+    "injection.routerIdentities": f"^spiffe://{TRUST_DOMAIN}/ns/{LABEL}/sa/{SUBDOMAIN}$",
+    "injection.lockdownRuntimeClasses": f"^{SUBDOMAIN}$",
+    # With its length, as a NetworkPolicy wants it.
+    "injector.networkPolicy.apiServerCIDRs": "^[0-9A-Fa-f.:]+/[0-9]{1,3}$",
 }
 MINIMA = {"router.replicas": 0, "injector.replicas": 1, "router.service.port": 1}
 MAXIMA = {"injector.webhook.timeoutSeconds": 30, "router.service.port": 65535}
@@ -30,6 +51,7 @@ STRING_LISTS = {
     "router.trustedProxyCIDRs",
     "router.extraArgs",
     "router.httpRoute.hostnames",
+    "injector.networkPolicy.apiServerCIDRs",
     "injector.extraArgs",
     "injection.acceptedImages",
     "injection.routerIdentities",
@@ -39,17 +61,28 @@ STRING_LISTS = {
 }
 # Maps whose keys are the user's own, although the default has some.
 FREE_MAPS = {"router.resources", "injector.resources", "monitoring.dashboard.labels"}
-# Each becomes a flag, so there are no others.
+# Each becomes a flag, so there are no others. A number of bytes would reach it as 6.7108864e+07.
 AMOUNTS = {
-    "type": "object",
-    "additionalProperties": False,
-    "properties": {name: {"type": ["string", "number"]} for name in ("cpu", "memory")},
+    "cpu": {
+        "type": ["string", "number"],
+        "pattern": r"^[0-9]{1,15}(m|\.[0-9]{1,3})?$",
+        "minimum": 0,
+        "maximum": 10000,
+        "multipleOf": 0.001,
+    },
+    "memory": {"type": "string", "pattern": "^([0-9]{1,9}(k|M|G|Ki|Mi|Gi)|[0-9]{1,18})$"},
 }
+
+
+def amounts(*required):
+    return {"type": "object", "additionalProperties": False, "properties": AMOUNTS, "required": [*required]}
+
+
 SCHEMAS = {
     "injection.resources": {
         "type": "object",
         "additionalProperties": False,
-        "properties": {"requests": AMOUNTS, "limits": AMOUNTS},
+        "properties": {"requests": amounts("cpu", "memory"), "limits": amounts("memory")},
     },
 }
 # Described as one value.
@@ -72,7 +105,10 @@ def of(value, path):
         inner = {key: of(entry, f"{path}.{key}".lstrip(".")) for key, entry in value.items()}
         return {"type": "object", "additionalProperties": False, "properties": inner}
     if isinstance(value, list):
-        return {"type": "array", "items": {"type": "string"} if path in STRING_LISTS else {"type": "object"}}
+        entry = {"type": "string"} if path in STRING_LISTS else {"type": "object"}
+        if path in ENTRY_PATTERNS:
+            entry["pattern"] = ENTRY_PATTERNS[path]
+        return {"type": "array", "items": entry}
     if isinstance(value, bool):
         return {"type": "boolean"}
     if isinstance(value, int):
@@ -124,8 +160,11 @@ kubectl create namespace agent-sandbox-system
 kubectl create secret generic sandbox-router-token -n agent-sandbox-system --from-literal=token=...
 helm install sandgate charts/sandgate -n agent-sandbox-system \\
   --set router.auth.mode=token --set router.auth.existingSecret=sandbox-router-token
-kubectl label namespace my-sandboxes sandgate.dev/inject=enabled
 ```
+
+**Don't label a namespace whose sandboxes are in use.** This release issues no identities to gates and brings them no
+policies. In a namespace labelled `sandgate.dev/inject=enabled` every sandbox pod that is created gets a gate and stays
+NotReady. `helm get notes sandgate -n agent-sandbox-system` prints a command that tells what would be done to a sandbox.
 
 [docs/install.md](../../docs/install.md) says more: upgrades, certificates, uninstalling, life without Helm.
 `values-ha.yaml` beside this file is a starting point for three of each. A key that doesn't exist is refused, not ignored.

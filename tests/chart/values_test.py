@@ -23,6 +23,7 @@ GIVEN_CERTIFICATE = {
     "router.auth.mode": "allow-all",
     "injector.webhook.certificate.source": "secret",
     "injector.webhook.certificate.caBundle": "Zm9v",
+    "injection.routerIdentities": ["spiffe://cluster.local/ns/a/sa/b"],
 }
 # A value has to matter beside one of these.
 BESIDE = [TOKEN, EVERYTHING_OPTIONAL, GIVEN_CERTIFICATE]
@@ -34,7 +35,10 @@ OTHERS = {
     "router.proxyTimeout": "7s",
     "router.shutdownTimeout": "7s",
     "injector.webhook.certificate.source": "self",
+    "injector.networkPolicy.apiServerCIDRs": ["10.0.0.0/8"],
     "injection.lockdown": "enabled",
+    "injection.lockdownRuntimeClasses": ["changed"],
+    "injection.logLevel": "debug",
     "injection.resources": {"requests": {"cpu": "7m"}},
     "extraObjects": [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "more"}}],
 }

@@ -8,6 +8,7 @@
 mod app;
 pub mod folder;
 pub mod front;
+pub mod kubelet;
 pub mod processes;
 mod wire;
 

@@ -135,24 +135,29 @@ impl Process {
         }
     }
 
+    /// What it left behind, if it has ended by itself.
+    pub async fn left(&mut self) -> Option<Left> {
+        let status = self.child.try_wait().unwrap()?;
+        self.fall_silent().await;
+        Some(Left {
+            code: status.code(),
+            stdout: self.stdout(),
+            stderr: self.stderr(),
+        })
+    }
+
     /// Waits until it ends by itself.
     pub async fn ended(mut self) -> Left {
-        let exited = async {
+        let ended = async {
             loop {
-                if let Some(status) = self.child.try_wait().unwrap() {
-                    break status;
+                if let Some(left) = self.left().await {
+                    break left;
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        let exited = tokio::time::timeout(PATIENCE, exited).await;
-        let status = exited.unwrap_or_else(|_| panic!("the process runs on: {}", self.stderr.borrow().as_str()));
-        self.fall_silent().await;
-        Left {
-            code: status.code(),
-            stdout: self.stdout(),
-            stderr: self.stderr(),
-        }
+        let ended = tokio::time::timeout(PATIENCE, ended).await;
+        ended.unwrap_or_else(|_| panic!("the process runs on: {}", self.stderr.borrow().as_str()))
     }
 }
 

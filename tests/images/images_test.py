@@ -131,15 +131,36 @@ def programs_run_on_a_read_only_root_as_any_user(world):
             assert status == 0 and f"Usage: {program}" in output, f"{name} as {user}: {status}, {output}"
 
 
-def a_gate_with_the_injected_arguments_answers_the_kubelet(world):
-    arguments = re.search(r"\$files := list (.*) -}}$", chart("_gate.tpl"), re.M)[1].replace('"', "").split()
-    identity = "--router-identity=spiffe://cluster.local/ns/agent-sandbox-system/sa/sandbox-router"
-    pod = {"SANDGATE_NAMESPACE": "default", "SANDGATE_SANDBOX": "alpha", "SANDGATE_POD_UID": "6b1e2c1e-0c1f-4d0c-9f38-0b5c1a2d3e4f"}
-    gate = world.root("sidecar").start(identity, *arguments, environment=pod)
+def a_gate_as_the_injector_makes_it_answers_the_kubelet(world):
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "alpha", "namespace": "default", "labels": {"agents.x-k8s.io/sandbox-name-hash": "8c736521"}},
+        "spec": {"containers": [{"name": "app", "image": "app.example/app:1"}]},
+    }
+    status, output = world.root("injector").run("inject", "-f", "-", "-o", "json", text=json.dumps(pod))
+    assert status == 0, output
+    pod = json.loads(output)
+    pod["metadata"]["uid"] = "6b1e2c1e-0c1f-4d0c-9f38-0b5c1a2d3e4f"
+    [container] = pod["spec"]["initContainers"]
+    assert container["command"] == world.images["sidecar"].entrypoint, container["command"]
+    context = container["securityContext"]
+    user = f"{context['runAsUser']}:{context['runAsGroup']}"
+    environment = {variable["name"]: pod_field(pod, variable["valueFrom"]["fieldRef"]["fieldPath"]) for variable in container["env"]}
+    gate = world.root("sidecar").start(*container["args"], user=user, environment=environment)
     with ending(gate):
-        assert get(gate, "http://127.0.0.1:14480/healthz")[0] == 200
-        status, why = get(gate, "http://127.0.0.1:14480/readyz")
-        assert status == 503, f"ready without an identity: {why}"
+        # It runs, and it isn't ready without an identity.
+        for probe, expected in (("startupProbe", 200), ("readinessProbe", 503)):
+            call = container[probe]["httpGet"]
+            status, why = get(gate, f"http://127.0.0.1:{call['port']}{call['path']}")
+            assert status == expected, f"{probe}: {status}: {why}"
+
+
+def pod_field(pod, path):
+    """A field of a pod, as the downward API names it."""
+    for name in path.split("."):
+        pod = pod[name]
+    return pod
 
 
 def the_router_finds_a_sandbox_by_dns(world):
@@ -234,7 +255,7 @@ TESTS = [
     images_run_as_the_users_and_programs_that_the_chart_names,
     labels_say_what_it_is,
     programs_run_on_a_read_only_root_as_any_user,
-    a_gate_with_the_injected_arguments_answers_the_kubelet,
+    a_gate_as_the_injector_makes_it_answers_the_kubelet,
     the_router_finds_a_sandbox_by_dns,
     the_injector_explains_a_sandbox_offline,
     the_router_image_can_be_a_gates_image,

@@ -3,6 +3,19 @@ The parts of a gate as the injector adds them and the API server stores them. te
 injector really adds.
 */}}
 
+{{/* CEL: the names of its containers, with lockdown or without, and of its volumes. */}}
+{{- define "sandgate.ownContainers" -}}
+{{ include "sandgate.cel" (list "sandgate" "sandgate-lockdown") }}
+{{- end }}
+{{- define "sandgate.ownVolumes" -}}
+{{ include "sandgate.cel" (list "sandgate-token" "sandgate-state") }}
+{{- end }}
+
+{{/* The annotations by which a pod's author chooses for its gate, as a JSON list. */}}
+{{- define "sandgate.tenantAnnotations" -}}
+{{ list "sandgate.dev/cpu-request" "sandgate.dev/cpu-limit" "sandgate.dev/memory-request" "sandgate.dev/memory-limit" "sandgate.dev/log-level" | toJson }}
+{{- end }}
+
 {{/* Fields of the container that are fixed. Arguments and environment have helpers of their own. */}}
 {{- define "sandgate.gate" -}}
 image: {{ include "sandgate.image" (dict "root" . "image" .Values.injection.image) }}
@@ -70,7 +83,7 @@ volumeMounts:
   - {name: sandgate-token, readOnly: true, mountPath: /var/run/secrets/kubernetes.io/serviceaccount}
 {{- end }}
 
-{{/* One rule for each field of one of these containers: (dict "fields" … "images" … "container" CEL "guard" CEL "place" …) */}}
+{{/* One rule for each field of one of these containers: (dict "fields" … "images" … "injection" … "container" CEL "guard" CEL "place" …) */}}
 {{- define "sandgate.fieldRules" -}}
 {{- range $field, $expected := .fields }}
 {{- $allowed := list $expected }}
@@ -87,18 +100,29 @@ volumeMounts:
   message: "{{ $.place }}.{{ $field }}: it isn't what would be injected; remove all parts of the gate from the pod, they are added when it is created"
 {{- end }}
 - expression: >-
-    !{{ .guard }} || {{ .container }}.all(field, field in {{ concat (keys .fields | sortAlpha) .variable | toJson }}) &&
+    !{{ .guard }} || {{ .container }}.all(field, field in {{ include "sandgate.cel" (concat (keys .fields | sortAlpha) .variable) }}) &&
     (!has({{ .container }}.terminationMessagePath) || {{ .container }}.terminationMessagePath == '/dev/termination-log') &&
-    (!has({{ .container }}.resources) || {{ .container }}.resources.all(field, field in ['requests', 'limits'])) &&
     (!has({{ .container }}.resizePolicy) || {{ .container }}.resizePolicy.all(policy, policy.restartPolicy == 'NotRequired'))
   message: "{{ .place }}: it has a field that isn't injected; remove all parts of the gate from the pod, they are added when it is created"
+- expression: >-
+    !{{ .guard }} || !has({{ .container }}.imagePullPolicy) || {{ .container }}.imagePullPolicy in {{ include "sandgate.cel" (list .injection.image.pullPolicy "Always" | uniq) }}
+  message: "{{ .place }}.imagePullPolicy: it isn't what would be injected; remove all parts of the gate from the pod, they are added when it is created"
+{{- /* With too little memory the kernel would end the gate, and its ports be anybody's for a while. A LimitRange fills in the rest. */}}
+- expression: >-
+    !{{ .guard }} || (has({{ .container }}.resources) && {{ .container }}.resources.all(field, field in ['requests', 'limits']) &&
+    (!has({{ .container }}.resources.requests) || {{ .container }}.resources.requests.all(name, name in ['cpu', 'memory', 'ephemeral-storage'])) &&
+    has({{ .container }}.resources.limits) && {{ .container }}.resources.limits.all(name, name in ['cpu', 'memory', 'ephemeral-storage']) &&
+    'memory' in {{ .container }}.resources.limits && ((quantity({{ .container }}.resources.limits['memory']).compareTo(quantity('32Mi')) >= 0 &&
+    quantity({{ .container }}.resources.limits['memory']).compareTo(quantity('1Gi')) <= 0)
+    {{- with .injection.resources.limits.memory }} || quantity({{ $.container }}.resources.limits['memory']).compareTo(quantity('{{ . }}')) == 0{{ end }}))
+  message: "{{ .place }}.resources: the gate needs a limit of 32Mi to 1Gi of memory, and nothing but cpu, memory and ephemeral-storage; remove all parts of the gate from the pod, they are added when it is created"
 {{- end }}
 
 {{/* Rules for which pods have a gate, and where. */}}
 {{- define "sandgate.presenceRules" -}}
 {{- $lockdown := eq .Values.injection.lockdown "enabled" }}
 - expression: variables.selected
-  message: "metadata: a label or annotation says that this pod has a gate, but nothing says that it is a sandbox; remove sandgate.dev/injected and sandgate.dev/shape"
+  message: "metadata: a label or annotation says that this pod has a gate, but {{ if .Values.injection.allowOptOut }}it opts out, or {{ end }}nothing says that it is a sandbox; remove sandgate.dev/injected and sandgate.dev/shape"
 - expression: "!('sandgate.dev/inject' in variables.labels) || variables.labels['sandgate.dev/inject'] in ['enabled', 'disabled']"
   message: "metadata.labels[sandgate.dev/inject]: it says neither yes nor no; set it to enabled, or remove it"
 - expression: "!('kubernetes.io/config.mirror' in variables.annotations)"
@@ -119,9 +143,9 @@ volumeMounts:
 {{- $variable := list "name" "imagePullPolicy" "resources" "resizePolicy" "terminationMessagePath" "terminationMessagePolicy" }}
 {{- $last := len $args }}
 {{- if $lockdown }}
-{{ include "sandgate.fieldRules" (dict "fields" (fromYaml (include "sandgate.lockdown" .)) "images" .Values.injection.acceptedImages "container" "variables.inits[0]" "guard" "variables.closed" "place" "spec.initContainers[sandgate-lockdown]" "variable" $variable) }}
+{{ include "sandgate.fieldRules" (dict "fields" (fromYaml (include "sandgate.lockdown" .)) "images" .Values.injection.acceptedImages "injection" .Values.injection "container" "variables.inits[0]" "guard" "variables.closed" "place" "spec.initContainers[sandgate-lockdown]" "variable" $variable) }}
 {{- end }}
-{{ include "sandgate.fieldRules" (dict "fields" (fromYaml (include "sandgate.gate" .)) "images" .Values.injection.acceptedImages "container" "variables.gate" "guard" "variables.gated" "place" "spec.initContainers[sandgate]" "variable" (concat $variable (list "args" "env"))) }}
+{{ include "sandgate.fieldRules" (dict "fields" (fromYaml (include "sandgate.gate" .)) "images" .Values.injection.acceptedImages "injection" .Values.injection "container" "variables.gate" "guard" "variables.gated" "place" "spec.initContainers[sandgate]" "variable" (concat $variable (list "args" "env"))) }}
 - expression: >-
     !variables.gated || (has(variables.gate.args) && variables.gate.args.size() == {{ add $last 1 }} &&
     variables.gate.args == {{ include "sandgate.cel" $args }} + [variables.gate.args[{{ $last }}]] &&

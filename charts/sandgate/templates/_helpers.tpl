@@ -162,6 +162,29 @@ topologySpreadConstraints:
 {{- end }}
 {{- end }}
 
+{{/* The command that asks a running injector what it would do to a pod. The pod's environment has the namespace. */}}
+{{- define "sandgate.explainCommand" -}}
+kubectl exec -i -n {{ .Release.Namespace }} deploy/{{ include "sandgate.injectorName" . }} -- /sandbox-injector explain -f - \
+{{- range fromYamlArray (include "sandgate.injectionArgs" .) }}
+  {{ . }} \
+{{- end }}
+  < sandbox.yaml
+{{- end }}
+
+{{/* Thousandths of a core, or bytes, of an amount that the schema lets through: (dict "resource" "cpu" "amount" …) */}}
+{{- define "sandgate.amount" -}}
+{{- $text := toString .amount -}}
+{{- if eq .resource "memory" -}}
+{{- $units := dict "" 1 "k" 1000 "M" 1000000 "G" 1000000000 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 -}}
+{{- mul (regexFind "^[0-9]+" $text | atoi) (get $units (regexFind "[A-Za-z]*$" $text)) -}}
+{{- else if hasSuffix "m" $text -}}
+{{- trimSuffix "m" $text | atoi -}}
+{{- else -}}
+{{- $parts := splitList "." (printf "%s.0" $text) -}}
+{{- add (mul (first $parts | atoi) 1000) (printf "%s000" (index $parts 1) | trunc 3 | atoi) -}}
+{{- end -}}
+{{- end }}
+
 {{/* All of its flags. */}}
 {{- define "sandgate.injectorArgs" -}}
 {{- $injection := .Values.injection -}}
@@ -193,7 +216,8 @@ clientConfig:
     namespace: {{ .root.Release.Namespace }}
     path: {{ .path }}
     port: 443
-  {{- with .root.Values.injector.webhook.certificate.caBundle }}
-  caBundle: {{ . }}
+  {{- $certificate := .root.Values.injector.webhook.certificate }}
+  {{- if eq $certificate.source "secret" }}
+  caBundle: {{ $certificate.caBundle }}
   {{- end }}
 {{- end }}

@@ -31,6 +31,12 @@ here depends on the injector running.
 - expression: >-
     {{ include "sandgate.confined" "variables.context" }}
   message: "spec.securityContext: its seccompProfile, appArmorProfile or seLinuxOptions leave what confines a sandbox; remove them, or choose RuntimeDefault, Localhost or container_t"
+- expression: "!has(variables.context.appArmorProfile) || variables.context.appArmorProfile.type != 'Localhost'"
+  message: "spec.securityContext.appArmorProfile: a profile of the node's would hold for the gate too; choose it in the securityContext of each container instead"
+- expression: >-
+    {{ include "sandgate.ownContainers" . }}.all(name, !('container.apparmor.security.beta.kubernetes.io/' + name in variables.annotations) ||
+    variables.annotations['container.apparmor.security.beta.kubernetes.io/' + name] in ['', 'runtime/default'])
+  message: "metadata.annotations[container.apparmor.security.beta.kubernetes.io/sandgate*]: the gate isn't the sandbox's to confine; remove it"
 - expression: >-
     variables.annotations.all(name, !name.startsWith('container.apparmor.security.beta.kubernetes.io/') ||
     variables.annotations[name] in ['', 'runtime/default'] || variables.annotations[name].startsWith('localhost/'))
@@ -39,19 +45,21 @@ here depends on the injector running.
     variables.labels.all(name, !name.startsWith('sandgate.dev/') || name in ['sandgate.dev/inject', 'sandgate.dev/injected'])
   message: "metadata.labels[sandgate.dev/*]: it is the gate's own name; remove it"
 - expression: >-
-    variables.annotations.all(name, !name.startsWith('sandgate.dev/') || name in ['sandgate.dev/shape', 'sandgate.dev/cpu-request',
-    'sandgate.dev/cpu-limit', 'sandgate.dev/memory-request', 'sandgate.dev/memory-limit', 'sandgate.dev/log-level'])
+    variables.annotations.all(name, !name.startsWith('sandgate.dev/') || name in
+    {{ include "sandgate.cel" (prepend (include "sandgate.tenantAnnotations" . | fromJsonArray) "sandgate.dev/shape") }})
   message: "metadata.annotations[sandgate.dev/*]: it isn't one that a pod's author may set; remove it"
 - expression: >-
     variables.volumes.all(v, v.name == 'sandgate-token' || !has(v.projected) || v.projected.sources == null || v.projected.sources.all(s,
     (!has(s.serviceAccountToken) || !has(s.serviceAccountToken.audience) || s.serviceAccountToken.audience != 'sandgate') &&
     (!has(s.podCertificate) || !s.podCertificate.signerName.startsWith('sandgate.dev/'))))
   message: "spec.volumes[*].projected.sources: a token for the audience sandgate or a certificate of a signer sandgate.dev/* makes its holder the gate; choose another"
+- expression: "!has(object.spec.resources) || !has(object.spec.resources.limits) || object.spec.resources.limits.all(name, !(name in ['cpu', 'memory']))"
+  message: {{ include "sandgate.podLimitsMessage" . }}
 - expression: "object.metadata.name.size() <= 63 && object.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')"
   message: "metadata.name: it can't name a sandbox; use lower-case letters, digits and inner hyphens, at most 63 characters, no dots"
 {{- if eq .Values.injection.lockdown "enabled" }}
 - expression: >-
-    !has(object.spec.runtimeClassName) || object.spec.runtimeClassName in {{ .Values.injection.lockdownRuntimeClasses | toJson }}
+    !has(object.spec.runtimeClassName) || object.spec.runtimeClassName in {{ include "sandgate.cel" .Values.injection.lockdownRuntimeClasses }}
   message: "spec.runtimeClassName: it isn't listed as one that obeys the pod's network rules; remove it, or have the operator list it (injection.lockdownRuntimeClasses)"
 {{- end }}
 {{ include "sandgate.containerRules" (dict "list" "variables.others" "place" "spec.containers[*]") }}
@@ -63,9 +71,15 @@ here depends on the injector running.
 {{- end }}
 {{- end }}
 
+{{/* Of limits that the gate would share with the sandbox: the kernel could end it, and its ports be anybody's for a while. */}}
+{{- define "sandgate.podLimitsMessage" -}}
+"spec.resources.limits: the sandbox could use up what the gate needs of it; limit each container instead"
+{{- end }}
+
 {{/* Rules for every container of a list: (dict "list" CEL "place" …) */}}
 {{- define "sandgate.containerRules" -}}
-- expression: "{{ .list }}.all(c, !(c.name in ['sandgate', 'sandgate-lockdown']))"
+- expression: >-
+    {{ .list }}.all(c, !(c.name in {{ include "sandgate.ownContainers" . }}))
   message: "{{ .place }}.name: sandgate and sandgate-lockdown are the gate's own names; choose another"
 - expression: "{{ .list }}.all(c, !has(c.securityContext) || !has(c.securityContext.windowsOptions))"
   message: "{{ .place }}.securityContext.windowsOptions: the gate runs on Linux only; remove it"
@@ -93,8 +107,8 @@ here depends on the injector running.
     !(has(p.name) && p.name in ['sandgate-mesh', 'sandgate-health'])))
   message: "{{ .place }}.ports: 14443, 14480, sandgate-mesh and sandgate-health are the gate's; choose another port for the sandbox"
 - expression: >-
-    {{ .list }}.all(c, (!has(c.volumeMounts) || c.volumeMounts.all(m, !(m.name in ['sandgate-token', 'sandgate-state']))) &&
-    (!has(c.env) || c.env.all(e, !has(e.valueFrom) || !has(e.valueFrom.fileKeyRef) || !(e.valueFrom.fileKeyRef.volumeName in ['sandgate-token', 'sandgate-state']))))
+    {{ .list }}.all(c, (!has(c.volumeMounts) || c.volumeMounts.all(m, !(m.name in {{ include "sandgate.ownVolumes" . }}))) &&
+    (!has(c.env) || c.env.all(e, !has(e.valueFrom) || !has(e.valueFrom.fileKeyRef) || !(e.valueFrom.fileKeyRef.volumeName in {{ include "sandgate.ownVolumes" . }}))))
   message: "{{ .place }}: it uses a volume with the gate's key and token (sandgate-token, sandgate-state); use a volume of the sandbox's own"
 {{- end }}
 
@@ -149,5 +163,5 @@ has(c.securityContext) && has(c.securityContext.capabilities) && has(c.securityC
 {{- range list "AUDIT_WRITE" "CHOWN" "DAC_OVERRIDE" "FOWNER" "FSETID" "KILL" "MKNOD" "NET_BIND_SERVICE" "SETFCAP" "SETGID" "SETPCAP" "SETUID" "SYS_CHROOT" }}
 {{- $all = concat $all (list . (printf "CAP_%s" .)) }}
 {{- end }}
-{{- toJson $all }}
+{{- include "sandgate.cel" $all }}
 {{- end }}

@@ -19,8 +19,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// What is logged unless `RUST_LOG` says otherwise: trouble, why a request failed, and that a policy was loaded again.
-const LOG_FILTER: &str =
-    "warn,sandgate_mesh::polled=info,sandbox_router::unanswered=info,sandbox_sidecar::audit=info";
+const LOG_FILTER: &str = "warn,sandgate_mesh::polled=info,sandbox_router::unanswered=info,sandbox_sidecar::audit=info";
 /// How long running requests may go on in the gates after the router has drained.
 const GATES_BUDGET: Duration = Duration::from_secs(10);
 

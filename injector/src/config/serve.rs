@@ -35,7 +35,7 @@ pub struct ServeFlags {
     /// PEM file with its private key.
     #[arg(long, help_heading = "Webhook")]
     webhook_key_file: Option<PathBuf>,
-    /// Secret in the own namespace with the root certificate; made where there is none.
+    /// Secret in the own namespace with the root certificate. It must be there, and is filled where it is empty.
     #[arg(long, default_value = DEFAULT_AUTHORITY_SECRET, help_heading = "Webhook")]
     authority_secret: String,
     /// Name of the mutating and of the validating webhook configuration that lead here.

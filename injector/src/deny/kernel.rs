@@ -1,13 +1,15 @@
 //! The walls that the kernel puts around a container.
 
+use super::own::reserved;
 use super::{Denial, DenyReason, shown};
+use crate::names::CONTAINERS;
 use crate::pod::{Pod, at, is_true, items, text_at};
 use crate::settings::Settings;
 use serde_json::Value;
 
 /// What a container may add: the baseline's set. `NET_RAW` isn't in it and must never be, since packet sockets go
 /// around a locked-down network.
-const CAPABILITIES: [&str; 13] = [
+pub const CAPABILITIES: [&str; 13] = [
     "AUDIT_WRITE",
     "CHOWN",
     "DAC_OVERRIDE",
@@ -24,7 +26,7 @@ const CAPABILITIES: [&str; 13] = [
 ];
 
 /// Sysctls that belong to the pod alone and are safe: the baseline's set as of Kubernetes 1.37.
-const SYSCTLS: [&str; 14] = [
+pub const SYSCTLS: [&str; 14] = [
     "kernel.shm_rmid_forced",
     "net.ipv4.ip_local_port_range",
     "net.ipv4.ip_local_reserved_ports",
@@ -41,8 +43,8 @@ const SYSCTLS: [&str; 14] = [
     "net.ipv4.tcp_wmem",
 ];
 
-/// `SELinux` types that are made for containers.
-const SELINUX_TYPES: [&str; 5] = [
+/// `SELinux` types that are made for containers: the baseline's set.
+pub const SELINUX_TYPES: [&str; 5] = [
     "",
     "container_t",
     "container_init_t",
@@ -133,9 +135,26 @@ pub(super) fn apparmor(_: &Settings, pod: Pod<'_>, denials: &mut Vec<Denial>) {
             denials.push(Denial::new(DenyReason::AppArmor, field, why, fix));
         }
     }
+    // The gate can't say that it has another: it would run only on nodes that have AppArmor.
+    if text_at(pod.raw(), &["spec", "securityContext", "appArmorProfile", "type"]) == Some("Localhost") {
+        denials.push(Denial::new(
+            DenyReason::AppArmor,
+            "spec.securityContext.appArmorProfile.type",
+            "a profile of the node's would hold for the gate too",
+            "choose it in the securityContext of each container instead",
+        ));
+    }
     for (name, profile) in pod.texts("annotations") {
-        let known = profile.is_empty() || profile == "runtime/default" || profile.starts_with("localhost/");
-        if name.starts_with(APPARMOR_ANNOTATION) && !known {
+        let Some(container) = name.strip_prefix(APPARMOR_ANNOTATION) else {
+            continue;
+        };
+        // The API server itself writes down for every container what holds for the pod.
+        if profile.is_empty() || profile == "runtime/default" {
+            continue;
+        }
+        if CONTAINERS.contains(&container) {
+            denials.push(reserved(format!("metadata.annotations[{name}]"), container));
+        } else if !profile.starts_with("localhost/") {
             denials.push(Denial::new(
                 DenyReason::AppArmor,
                 format!("metadata.annotations[{name}]"),

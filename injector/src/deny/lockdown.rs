@@ -2,7 +2,6 @@
 
 use super::{Denial, DenyReason, shown};
 use crate::pod::{Pod, text_at};
-use crate::probes;
 use crate::settings::Settings;
 
 /// Some sandboxed runtimes bring a network stack of their own, which ignores the kernel's rules.
@@ -21,14 +20,5 @@ pub(super) fn runtime_class(settings: &Settings, pod: Pod<'_>, denials: &mut Vec
             ),
             "remove it, or have the operator list it (--lockdown-runtime-class)",
         ));
-    }
-}
-
-pub(super) fn probes(settings: &Settings, pod: Pod<'_>, denials: &mut Vec<Denial>) {
-    if settings.lockdown.is_none() {
-        return;
-    }
-    if let Err(found) = probes::declared(pod) {
-        denials.extend(found);
     }
 }

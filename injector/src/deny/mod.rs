@@ -11,9 +11,12 @@ mod lockdown;
 pub(crate) mod own;
 mod platform;
 
+pub use kernel::{CAPABILITIES, SELINUX_TYPES, SYSCTLS};
+
 use crate::pod::{Malformed, Pod};
 use crate::settings::Settings;
 use std::fmt;
+use std::ops::Deref;
 
 /// Declares [`DenyReason`]: a bounded set, for metrics.
 macro_rules! reasons {
@@ -73,6 +76,8 @@ reasons!(
     OwnVolume = "own_volume",
     /// A volume with a credential of the gate's kind.
     OwnCredential = "own_credential",
+    /// A limit that the gate would share with the sandbox.
+    PodLimits = "pod_limits",
     /// A port of the gate's.
     PortConflict = "port_conflict",
     /// A mirror pod that no kubelet made.
@@ -134,6 +139,69 @@ impl From<Malformed> for Denial {
     }
 }
 
+/// What is wrong with a pod: at least one denial, in the order in which they are told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denials {
+    reason: DenyReason,
+    all: Vec<Denial>,
+}
+
+impl Denials {
+    /// `None` of none.
+    pub fn of(all: Vec<Denial>) -> Option<Self> {
+        let reason = all.first()?.reason;
+        Some(Self { reason, all })
+    }
+
+    /// The kind of the first, which stands for all of them in metrics and logs.
+    pub const fn reason(&self) -> DenyReason {
+        self.reason
+    }
+
+    /// These behind others.
+    pub(crate) fn after(self, others: impl IntoIterator<Item = Denial>) -> Self {
+        let mut all: Vec<_> = others.into_iter().collect();
+        let reason = all.first().map_or(self.reason, |first| first.reason);
+        all.extend(self.all);
+        Self { reason, all }
+    }
+
+    /// The same about fields that are called otherwise elsewhere.
+    pub(crate) fn with_fields(mut self, name: impl Fn(&str) -> String) -> Self {
+        for denial in &mut self.all {
+            denial.field = name(&denial.field);
+        }
+        self
+    }
+}
+
+impl<T: Into<Denial>> From<T> for Denials {
+    fn from(only: T) -> Self {
+        let only = only.into();
+        Self {
+            reason: only.reason,
+            all: vec![only],
+        }
+    }
+}
+
+impl Deref for Denials {
+    type Target = [Denial];
+
+    fn deref(&self) -> &[Denial] {
+        &self.all
+    }
+}
+
+impl IntoIterator for Denials {
+    type Item = Denial;
+    type IntoIter = std::vec::IntoIter<Denial>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.all.into_iter()
+    }
+}
+
 /// One check: adds what it finds.
 type Check = fn(&Settings, Pod<'_>, &mut Vec<Denial>);
 
@@ -162,13 +230,14 @@ const CHECKS: &[Check] = &[
     own::annotations,
     own::volume_use,
     own::credentials,
+    |_, pod, denials| denials.extend(own::pod_limits(pod)),
     own::ports,
     platform::name,
     lockdown::runtime_class,
-    lockdown::probes,
 ];
 
-/// Everything that has to change in a pod that holds no part of a gate yet.
+/// Everything that has to change in a pod that holds no part of a gate yet, but for what its gate can't be made from:
+/// the annotations about it, and with lockdown the app's probes.
 pub(crate) fn denials(settings: &Settings, pod: Pod<'_>) -> Vec<Denial> {
     let mut denials = Vec::new();
     for check in CHECKS {

@@ -3,8 +3,8 @@
 use super::kernel::contexts;
 use super::{Denial, DenyReason, shown};
 use crate::names::{
-    CONTAINER, DISABLED, ENABLED, HEALTH_PORT_NAME, INJECT_LABEL, LOCKDOWN_CONTAINER, MESH_PORT_NAME, OWN_PREFIX,
-    STATE_VOLUME, TENANT_ANNOTATIONS, TOKEN_AUDIENCE, TOKEN_VOLUME, UID,
+    CONTAINERS, DISABLED, ENABLED, HEALTH_PORT_NAME, INJECT_LABEL, MESH_PORT_NAME, OWN_PREFIX, TENANT_ANNOTATIONS,
+    TOKEN_AUDIENCE, UID, VOLUMES,
 };
 use crate::pod::{Container, Pod, at, is_true, items, text_at};
 use crate::probes::{HANDLER_PLACES, joined};
@@ -12,8 +12,6 @@ use crate::settings::Settings;
 use sandgate_mesh::contract::{HEALTH_PORT, MESH_PORT};
 use serde_json::Value;
 
-const CONTAINERS: [&str; 2] = [CONTAINER, LOCKDOWN_CONTAINER];
-const VOLUMES: [&str; 2] = [TOKEN_VOLUME, STATE_VOLUME];
 const PORT_NAMES: [&str; 2] = [MESH_PORT_NAME, HEALTH_PORT_NAME];
 
 pub(super) fn shared_processes(_: &Settings, pod: Pod<'_>, denials: &mut Vec<Denial>) {
@@ -125,7 +123,7 @@ pub(super) fn labels(_: &Settings, pod: Pod<'_>, denials: &mut Vec<Denial>) {
     }
 }
 
-pub(super) fn annotations(settings: &Settings, pod: Pod<'_>, denials: &mut Vec<Denial>) {
+pub(super) fn annotations(_: &Settings, pod: Pod<'_>, denials: &mut Vec<Denial>) {
     for (name, _) in pod.texts("annotations") {
         if name.starts_with(OWN_PREFIX) && !TENANT_ANNOTATIONS.contains(&name) {
             denials.push(Denial::new(
@@ -135,9 +133,6 @@ pub(super) fn annotations(settings: &Settings, pod: Pod<'_>, denials: &mut Vec<D
                 format!("remove it; allowed are {}", TENANT_ANNOTATIONS.join(", ")),
             ));
         }
-    }
-    if let Err(found) = crate::overrides::Overrides::read(settings, pod) {
-        denials.extend(found);
     }
 }
 
@@ -187,6 +182,23 @@ pub(super) fn credentials(_: &Settings, pod: Pod<'_>, denials: &mut Vec<Denial>)
             }
         }
     }
+}
+
+/// Limits of the whole pod hold for all of its containers together. What the sandbox uses of them the gate lacks, and once
+/// the kernel has ended the gate for want of memory, its ports are anybody's until it is started again.
+pub(crate) fn pod_limits(pod: Pod<'_>) -> impl Iterator<Item = Denial> {
+    let limits = pod.at(&["spec", "resources", "limits"]);
+    let limited = ["cpu", "memory"]
+        .into_iter()
+        .filter(move |name| limits.is_some_and(|limits| at(limits, &[name]).is_some()));
+    limited.map(|name| {
+        Denial::new(
+            DenyReason::PodLimits,
+            format!("spec.resources.limits.{name}"),
+            "the sandbox could use up what the gate needs of it",
+            "limit each container instead",
+        )
+    })
 }
 
 /// The gate's ports, declared by a container or asked by its probes.

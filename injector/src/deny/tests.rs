@@ -1,9 +1,10 @@
 use super::*;
 use crate::decide::SkipReason;
+use crate::names::{CONTAINERS, TENANT_ANNOTATIONS};
 use crate::offline::documents;
 use crate::testing::{denials, injected, lockdown, sandbox, sandbox_with, settings};
 use serde_json::{Value, json};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 /// A pod whose only container has these fields.
 fn app(fields: &Value) -> Value {
@@ -64,7 +65,8 @@ fn what_one_container_may_not_do_no_kind_of_container_may() {
         let Some([container]) = pod["spec"]["containers"].as_array().map(Vec::as_slice) else {
             continue;
         };
-        if container == &sandbox()["spec"]["containers"][0] || container["name"] == "sandgate" {
+        let ours = CONTAINERS.iter().any(|name| container["name"] == *name);
+        if ours || container == &sandbox()["spec"]["containers"][0] {
             continue;
         }
         for list in ["initContainers", "ephemeralContainers"] {
@@ -104,6 +106,79 @@ fn a_capability_is_refused_in_any_spelling_and_an_allowed_one_is_not() {
 fn what_the_baseline_allows_is_not_refused() {
     for (pod, _) in rows(include_str!("../../../tests/golden/admitted.yaml")) {
         assert_eq!(denials(&settings(), &pod), [], "{pod}");
+    }
+}
+
+/// The lists of <https://kubernetes.io/docs/concepts/security/pod-security-standards/>, as of Kubernetes 1.37, in its
+/// order. Those of the API server's own checks are compared with ours by the tests against a real one.
+#[test]
+fn the_lists_of_the_baseline_are_those_of_the_pod_security_standards() {
+    let sorted = |names: &[&'static str]| names.iter().copied().collect::<BTreeSet<_>>();
+    let capabilities = [
+        "AUDIT_WRITE",
+        "CHOWN",
+        "DAC_OVERRIDE",
+        "FOWNER",
+        "FSETID",
+        "KILL",
+        "MKNOD",
+        "NET_BIND_SERVICE",
+        "SETFCAP",
+        "SETGID",
+        "SETPCAP",
+        "SETUID",
+        "SYS_CHROOT",
+    ];
+    assert_eq!(sorted(&CAPABILITIES), sorted(&capabilities));
+    let types = [
+        "",
+        "container_t",
+        "container_init_t",
+        "container_kvm_t",
+        "container_engine_t",
+    ];
+    assert_eq!(sorted(&SELINUX_TYPES), sorted(&types));
+    let sysctls = [
+        "kernel.shm_rmid_forced",
+        "net.ipv4.ip_local_port_range",
+        "net.ipv4.ip_unprivileged_port_start",
+        "net.ipv4.tcp_syncookies",
+        "net.ipv4.ping_group_range",
+        "net.ipv4.ip_local_reserved_ports",
+        "net.ipv4.tcp_keepalive_time",
+        "net.ipv4.tcp_fin_timeout",
+        "net.ipv4.tcp_keepalive_intvl",
+        "net.ipv4.tcp_keepalive_probes",
+        "net.ipv4.tcp_rmem",
+        "net.ipv4.tcp_wmem",
+        "net.ipv4.tcp_slow_start_after_idle",
+        "net.ipv4.tcp_notsent_lowat",
+    ];
+    assert_eq!(sorted(&SYSCTLS), sorted(&sysctls));
+}
+
+#[test]
+fn an_annotation_may_go_to_its_bounds_and_not_beyond() {
+    for (name, least, less, most, more) in [
+        ("cpu-request", "1m", "0", "1", "4001m"),
+        ("cpu-limit", "10m", "0", "4", "4001m"),
+        ("memory-request", "8Mi", "7Mi", "64Mi", "1025Mi"),
+        ("memory-limit", "32Mi", "31Mi", "1Gi", "1025Mi"),
+    ] {
+        let with = |amount: &str| {
+            let annotations = json!({format!("sandgate.dev/{name}"): amount});
+            let found = denials(
+                &settings(),
+                &sandbox_with(&json!({"metadata": {"annotations": annotations}})),
+            );
+            found.iter().map(|denial| denial.reason).collect::<Vec<_>>()
+        };
+        for within in [least, most] {
+            assert_eq!(with(within), [], "{name}: {within}");
+        }
+        for beyond in [less, more] {
+            assert_eq!(with(beyond), [DenyReason::Annotation], "{name}: {beyond}");
+        }
     }
 }
 
@@ -152,7 +227,7 @@ fn the_page_on_injection_explains_every_refusal_and_every_exclusion() {
     for reason in SkipReason::ALL {
         assert!(page.contains(&format!("| `{}` |", reason.as_str())), "{reason:?}");
     }
-    for annotation in crate::names::TENANT_ANNOTATIONS {
+    for annotation in TENANT_ANNOTATIONS {
         assert!(page.contains(&format!("| `{annotation}` |")), "{annotation}");
     }
 }

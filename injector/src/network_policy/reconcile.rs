@@ -29,9 +29,9 @@ const RESYNC: Duration = Duration::from_secs(600);
 /// How long no policy is made while it would have no owner.
 const ORPHANED: Duration = Duration::from_secs(10);
 
-/// What a reconciler is told.
+/// What a reconciler works with.
 #[derive(Clone)]
-pub(crate) struct Plan {
+pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) settings: Settings,
     /// The configuration whose removal takes the policies along.
@@ -66,13 +66,15 @@ enum Wanted {
 
 /// Keeps the policies.
 pub(crate) struct Reconciler {
-    plan: Plan,
+    context: Context,
     expected: NetworkPolicySpec,
     namespaces: Store<PartialObjectMeta<Namespace>>,
     policies: Store<NetworkPolicy>,
     /// Where our policy was in place: when it is missing there, somebody deleted it.
     placed: BTreeSet<String>,
     owner: Option<OwnerReference>,
+    /// Whether it was told that there is none.
+    told_ownerless: bool,
     /// Where both the policy and its owner are missing, and since when.
     orphaned: BTreeMap<String, Instant>,
     report: Report,
@@ -80,31 +82,35 @@ pub(crate) struct Reconciler {
 
 impl Reconciler {
     /// Follows namespaces and policies for ever.
-    pub(crate) async fn run(plan: Plan) {
+    pub(crate) async fn run(context: Context) {
         let (namespaces, writer) = store();
         let opted_in = watcher::Config::default().labels(&format!("{INJECT_LABEL}={ENABLED}"));
-        let found = watcher(Api::<PartialObjectMeta<Namespace>>::all(plan.client.clone()), opted_in);
+        let found = watcher(
+            Api::<PartialObjectMeta<Namespace>>::all(context.client.clone()),
+            opted_in,
+        );
         let found = found.default_backoff().modify(strip).reflect(writer);
-        let of_namespaces = changes(found, &plan.metrics, Watched::Namespaces, |found| {
+        let of_namespaces = changes(found, &context.metrics, Watched::Namespaces, |found| {
             Some(found.name_any())
         });
 
         let (policies, writer) = store();
         let found = watcher(
-            Api::<NetworkPolicy>::all(plan.client.clone()),
+            Api::<NetworkPolicy>::all(context.client.clone()),
             watcher::Config::default(),
         );
         let found = found.default_backoff().modify(strip).reflect(writer);
-        let of_policies = changes(found, &plan.metrics, Watched::Policies, ResourceExt::namespace);
+        let of_policies = changes(found, &context.metrics, Watched::Policies, ResourceExt::namespace);
 
         let mut changes = stream::select(of_namespaces, of_policies);
         let mut reconciler = Self {
-            expected: expected(&plan.settings),
-            report: Report::new(&plan.client, &plan.metrics),
+            expected: expected(&context.settings),
+            report: Report::new(&context.client, &context.metrics),
             placed: BTreeSet::new(),
             owner: None,
+            told_ownerless: false,
             orphaned: BTreeMap::new(),
-            plan,
+            context,
             namespaces,
             policies,
         };
@@ -151,10 +157,10 @@ impl Reconciler {
 
     fn wanted(&self, namespace: &str) -> Wanted {
         let excluded =
-            EXCLUDED_NAMESPACES.contains(&namespace) || namespace == self.plan.settings.own_namespace.as_str();
+            EXCLUDED_NAMESPACES.contains(&namespace) || namespace == self.context.settings.own_namespace.as_str();
         match self.namespaces.get(&ObjectRef::new(namespace)) {
             Some(found) if found.meta().deletion_timestamp.is_some() => Wanted::Anything,
-            Some(_) if self.plan.enabled && !excluded => Wanted::Policy,
+            Some(_) if self.context.enabled && !excluded => Wanted::Policy,
             _ => Wanted::Nothing,
         }
     }
@@ -168,10 +174,10 @@ impl Reconciler {
                 && policy.metadata.namespace.as_deref() == Some(namespace)
                 && policy.metadata.name.as_deref() != Some(NETWORK_POLICY)
         });
-        self.report.tell(&self.plan.settings, namespace, &others).await;
+        self.report.tell(&self.context.settings, namespace, &others).await;
         settled
             .map_err(|error| {
-                self.plan.metrics.failed("network_policy");
+                self.context.metrics.failed("network_policy");
                 let next = "it is tried again in a few seconds";
                 tracing::warn!(namespace, %error, next, "can't bring NetworkPolicy {NETWORK_POLICY} up to date");
             })
@@ -284,8 +290,8 @@ impl Reconciler {
     /// uninstalled release must not close ports for ever.
     async fn find_owner(&mut self) {
         type Found = PartialObjectMeta<MutatingWebhookConfiguration>;
-        let api = Api::<Found>::all(self.plan.client.clone());
-        match bounded(api.get_opt(&self.plan.webhook_configuration)).await {
+        let api = Api::<Found>::all(self.context.client.clone());
+        match bounded(api.get_opt(&self.context.webhook_configuration)).await {
             Ok(found) => {
                 self.owner = found.and_then(|found| {
                     Some(OwnerReference {
@@ -296,6 +302,18 @@ impl Reconciler {
                         ..OwnerReference::default()
                     })
                 });
+                let ownerless = self.owner.is_none();
+                if ownerless && !self.told_ownerless {
+                    let name = &self.context.webhook_configuration;
+                    let next = "run `helm upgrade`, or apply the manifests: without it nothing removes the policies that are \
+                                made now when Sandgate is uninstalled";
+                    tracing::warn!(
+                        name,
+                        next,
+                        "the MutatingWebhookConfiguration that owns the NetworkPolicies isn't there"
+                    );
+                }
+                self.told_ownerless = ownerless;
             }
             Err(error) => {
                 tracing::warn!(%error, "can't read the MutatingWebhookConfiguration that owns the NetworkPolicies");
@@ -304,7 +322,7 @@ impl Reconciler {
     }
 
     fn api(&self, namespace: &str) -> Api<NetworkPolicy> {
-        Api::namespaced(self.plan.client.clone(), namespace)
+        Api::namespaced(self.context.client.clone(), namespace)
     }
 }
 

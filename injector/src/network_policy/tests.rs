@@ -148,6 +148,14 @@ fn whoever_merely_looks_like_a_router_is_an_opening() {
         let rule = json!({"from": [upstreams_router(&change)]});
         assert!(opened_by_rule(&rule).is_some(), "{rule}");
     }
+    // The injector is let in by our own policy; another one opens more with it.
+    let ours = |component: &str| {
+        json!({"from": [upstreams_router(&json!({"podSelector": {"matchLabels": {
+            "app": null, "app.kubernetes.io/name": "sandgate", "app.kubernetes.io/component": component,
+        }}}))]})
+    };
+    assert_eq!(opened_by_rule(&ours("router")), None);
+    assert!(opened_by_rule(&ours("injector")).is_some());
     let one_of_two = json!({"from": [upstreams_router(&json!({})), {"podSelector": {}}]});
     assert!(opened_by_rule(&one_of_two).is_some());
 }

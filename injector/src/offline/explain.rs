@@ -58,10 +58,11 @@ pub fn explain(settings: &Settings, namespace: &str, text: &str, format: Format)
         }
     }
     outcome.notes.push(match pods.as_slice() {
-        [] => "no pod was found".to_owned(),
+        [] => "no pod was found: nothing was checked".to_owned(),
         _ => format!("every namespace is taken for one that is labelled {INJECT_LABEL}={ENABLED}"),
     });
-    outcome.admitted = pods.iter().all(|pod| pod.denials.is_empty());
+    // Whoever checks a file before it is applied must hear that it was the wrong one.
+    outcome.admitted = !pods.is_empty() && pods.iter().all(|pod| pod.denials.is_empty());
     outcome.output = match format {
         Format::Table => table(&pods),
         Format::Json => {

@@ -81,9 +81,12 @@ pub fn pods(document: &Value, notes: &mut Vec<String>) -> Vec<Found> {
 }
 
 fn search(object: &Value, place: &mut Vec<String>, found: &mut Vec<Found>, notes: &mut Vec<String>) {
-    let (Some(kind), Some(version)) = (text_at(object, &["kind"]), text_at(object, &["apiVersion"])) else {
-        notes.push("a document without kind and apiVersion is no Kubernetes object: passed through".to_owned());
-        return;
+    let (kind, version) = match (text_at(object, &["kind"]), text_at(object, &["apiVersion"])) {
+        (Some(kind), Some(version)) => (kind, version),
+        (kind, version) => {
+            notes.push(no_object(kind, version, &name_of(object)));
+            return;
+        }
     };
     if kind.ends_with("List") && object.get("items").is_some_and(Value::is_array) {
         for (index, item) in items(object.get("items")) {
@@ -111,6 +114,14 @@ fn search(object: &Value, place: &mut Vec<String>, found: &mut Vec<Found>, notes
         object: place.clone(),
         template,
     });
+}
+
+fn no_object(kind: Option<&str>, version: Option<&str>, name: &str) -> String {
+    match (kind, version) {
+        (Some(kind), _) => format!("{kind} {name}: without apiVersion it is no Kubernetes object: passed through"),
+        (None, Some(_)) => "a document without kind is no Kubernetes object: passed through".to_owned(),
+        (None, None) => "a document without kind and apiVersion is no Kubernetes object: passed through".to_owned(),
+    }
 }
 
 fn without_pod(group: &str, kind: &str) -> &'static str {

@@ -18,7 +18,7 @@ pub struct Outcome {
     pub output: String,
     /// For standard error, a line each.
     pub notes: Vec<String>,
-    /// Whether nothing was refused.
+    /// Whether nothing was refused, and, for `explain`, anything found.
     pub admitted: bool,
 }
 
@@ -29,15 +29,9 @@ fn judge(settings: &Settings, default_namespace: &str, found: &Found) -> Decisio
         operation: Operation::Create,
         namespace: found.namespace.as_deref().unwrap_or(default_namespace),
         user: &User::default(),
-        dry_run: true,
     };
     match decide(settings, &request) {
-        Decision::Deny(mut denials) => {
-            for denial in &mut denials {
-                denial.field = found.field(&denial.field);
-            }
-            Decision::Deny(denials)
-        }
+        Decision::Deny(denials) => Decision::Deny(denials.with_fields(|field| found.field(field))),
         decision => decision,
     }
 }

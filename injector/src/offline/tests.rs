@@ -132,7 +132,7 @@ fn lists_and_several_documents_are_looked_into_and_nothing_is_left_out() {
         outcome.notes,
         [
             "ConfigMap settings: not known to hold a pod, passed through",
-            "a document without kind and apiVersion is no Kubernetes object: passed through",
+            "Namespace : without apiVersion it is no Kubernetes object: passed through",
             "a document without kind and apiVersion is no Kubernetes object: passed through",
         ]
     );
@@ -146,7 +146,7 @@ fn what_makes_its_pods_from_a_template_elsewhere_says_where_to_look() {
         let (answer, outcome) = explained(&object.to_string());
         assert_eq!(answer["pods"], json!([]));
         assert!(outcome.notes[0].contains("SandboxTemplate"), "{:?}", outcome.notes);
-        assert_eq!(outcome.notes[1], "no pod was found");
+        assert_eq!(outcome.notes[1], "no pod was found: nothing was checked");
     }
     let object = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "x"}});
     let (_, outcome) = explained(&object.to_string());
@@ -249,5 +249,55 @@ fn a_text_that_cannot_be_read_says_where() {
     for bad in ["a: [", "{\"a\": ", "a: 1\na: 2", "- a\n b: c"] {
         let error = explain::explain(&settings(), "default", bad, explain::Format::Table).unwrap_err();
         assert!(error.contains("line"), "{bad:?}: {error}");
+    }
+}
+
+#[test]
+fn a_file_without_any_pod_fails_the_check_that_it_was_given_to() {
+    for text in [
+        "",
+        "---\n",
+        "{}",
+        "spoken",
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}",
+    ] {
+        for format in [explain::Format::Table, explain::Format::Json] {
+            let outcome = explain::explain(&settings(), "default", text, format).unwrap();
+            assert!(!outcome.admitted, "{text:?}");
+            assert_eq!(
+                outcome.notes.last().unwrap(),
+                "no pod was found: nothing was checked",
+                "{text:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_pod_without_api_version_is_named_with_what_it_lacks() {
+    let (answer, outcome) = explained(&POD.replace("apiVersion: v1", ""));
+    assert_eq!(answer["pods"], json!([]));
+    assert_eq!(
+        outcome.notes[0],
+        "Pod box: without apiVersion it is no Kubernetes object: passed through"
+    );
+    let (_, outcome) = explained(&POD.replace("kind: Pod", ""));
+    assert!(
+        outcome.notes[0].starts_with("a document without kind is"),
+        "{:?}",
+        outcome.notes
+    );
+}
+
+/// As `kubectl get pods -A -o yaml` writes them, and as separate documents.
+#[test]
+fn an_export_of_five_thousand_pods_is_read() {
+    let mut pod = documents::parse(POD).unwrap().remove(0);
+    pod["status"] = json!({"conditions": vec![json!({"type": "Ready", "status": "True"}); 12]});
+    let pods = vec![pod; 5_000];
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": pods});
+    for documents in [vec![list], pods] {
+        let text = documents::render(&documents, Format::Yaml).unwrap();
+        assert_eq!(documents::parse(&text).unwrap(), documents);
     }
 }

@@ -1,4 +1,5 @@
-//! Names on the wire: header names, ports and ALPN identifiers that clients, manifests and both programs rely on.
+//! Names on the wire and in pods: header names, ports, ALPN identifiers and environment variables that clients, manifests
+//! and all programs rely on.
 
 use http::HeaderName;
 use std::time::Duration;
@@ -46,6 +47,14 @@ pub const MESH_PORT: u16 = 14443;
 pub const HEALTH_PORT: u16 = 14480;
 /// Paths on the health port at which the gate runs the app's own probes: see [`crate::probe`].
 pub const APP_PROBE_PREFIX: &str = "/app-probe/";
+/// The gate's environment variable with the namespace of its sandbox.
+pub const NAMESPACE_VARIABLE: &str = "SANDGATE_NAMESPACE";
+/// The gate's environment variable with the name of its sandbox.
+pub const SANDBOX_VARIABLE: &str = "SANDGATE_SANDBOX";
+/// The gate's environment variable with the UID of its pod.
+pub const POD_UID_VARIABLE: &str = "SANDGATE_POD_UID";
+/// The gate's environment variable with the app's probes: [`Declarations`](crate::probe::model::Declarations) as JSON.
+pub const APP_PROBES_VARIABLE: &str = "SANDGATE_APP_PROBES";
 /// Trust domain when none is configured.
 pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 

@@ -8,7 +8,9 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use sandgate_mesh::admin::Admin;
 use sandgate_mesh::command_line::{self, ConfigError};
-use sandgate_mesh::contract::{DEFAULT_TRUST_DOMAIN, HEALTH_PORT};
+use sandgate_mesh::contract::{
+    APP_PROBES_VARIABLE, DEFAULT_TRUST_DOMAIN, HEALTH_PORT, NAMESPACE_VARIABLE, POD_UID_VARIABLE, SANDBOX_VARIABLE,
+};
 use sandgate_mesh::credentials::{MeshFiles, poll_sidecar};
 use sandgate_mesh::framing::LimitFlags;
 use sandgate_mesh::identity::{SandboxIdentity, TrustDomain, WorkloadIdentity};
@@ -16,7 +18,7 @@ use sandgate_mesh::listener::{ConnectionLimits, bind, fit_open_files, parse_addr
 use sandgate_mesh::memory::{self, Allocated};
 use sandgate_mesh::policy::PolicySnapshot;
 use sandgate_mesh::polled::Poller;
-use sandgate_mesh::probe::{AppProbes, VARIABLE};
+use sandgate_mesh::probe::AppProbes;
 use sandgate_mesh::process::{self, EndSignals};
 use sandgate_mesh::sandbox::{AppPort, Namespace, PodUid, SandboxKey, SandboxName};
 use sandgate_mesh::telemetry::{LogFormat, init};
@@ -44,13 +46,13 @@ struct Flags {
     #[arg(long, default_value = ":14480", value_parser = parse_address)]
     health_bind_address: SocketAddr,
     /// Namespace of the sandbox behind this gate.
-    #[arg(long, env = "SANDGATE_NAMESPACE")]
+    #[arg(long, env = NAMESPACE_VARIABLE)]
     namespace: Namespace,
     /// Name of the sandbox (its pod's name).
-    #[arg(long, env = "SANDGATE_SANDBOX")]
+    #[arg(long, env = SANDBOX_VARIABLE)]
     sandbox: SandboxName,
     /// UID of the pod.
-    #[arg(long, env = "SANDGATE_POD_UID")]
+    #[arg(long, env = POD_UID_VARIABLE)]
     pod_uid: PodUid,
     /// SPIFFE trust domain.
     #[arg(long, default_value = DEFAULT_TRUST_DOMAIN)]
@@ -71,7 +73,7 @@ struct Flags {
     #[arg(long)]
     policy_file: PathBuf,
     /// The app's own probes that this gate runs for the kubelet (JSON), as `docs/lockdown.md` describes.
-    #[arg(long, env = VARIABLE, hide_env_values = true)]
+    #[arg(long, env = APP_PROBES_VARIABLE, hide_env_values = true)]
     app_probes: Option<AppProbes>,
     /// Wait for a response head and for each silence between body chunks.
     #[arg(long, default_value = "180s", value_parser = duration::parse_above_zero)]

@@ -81,7 +81,6 @@ impl Chart {
             operation: Operation::Create,
             namespace,
             user: &User::default(),
-            dry_run: false,
         };
         decide(&self.config.settings, &request)
     }

@@ -4,10 +4,11 @@ use crate::chart::{Chart, OWN_NAMESPACE};
 use crate::documents;
 use crate::injector::{ACCOUNT, System};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 /// Where the program is. `tests/cluster/run` builds it and says so.
@@ -23,6 +24,7 @@ pub struct Process {
     /// Where its webhook listens.
     pub webhook: SocketAddr,
     child: Child,
+    log: Log,
     // Removed with the process: it says how to become the injector's ServiceAccount.
     kubeconfig: PathBuf,
 }
@@ -49,15 +51,25 @@ impl Process {
             .expect("the injector's program runs");
         let stderr = child.stderr.take().unwrap();
         let (tell, mut told) = unbounded_channel();
-        std::thread::spawn(move || follow(stderr, &tell));
+        let log = Log::default();
+        std::thread::spawn({
+            let log = Arc::clone(&log);
+            move || follow(stderr, &tell, &log)
+        });
         let mut process = Self {
             webhook: ([127, 0, 0, 1], 0).into(),
             child,
+            log,
             kubeconfig,
         };
         let told = tokio::time::timeout(crate::PATIENCE, told.recv()).await;
         process.webhook = told.expect("the injector says in time where it listens").unwrap();
         process
+    }
+
+    /// What it has logged besides its decisions.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
     }
 
     /// A memory figure of the kernel's in bytes, such as `VmRSS` or `VmHWM`.
@@ -79,18 +91,31 @@ impl Drop for Process {
     }
 }
 
+/// What a program has logged, without its decisions: under load those are many.
+type Log = Arc<Mutex<String>>;
+
 /// Reads the program's log to its end, so that it never waits for its reader, and tells where it listens.
-fn follow(log: ChildStderr, tell: &UnboundedSender<SocketAddr>) {
-    let mut log = BufReader::new(log);
-    let mut lines = log.by_ref().lines().map_while(Result::ok);
-    let told = lines.find_map(|line| {
-        let line: Value = serde_json::from_str(&line).ok()?;
-        let told = [&line["fields"]["webhook"], &line["webhook"]];
-        told.into_iter().find_map(|told| told.as_str()?.parse().ok())
-    });
-    // Without an address it has ended, and whoever waits hears that.
-    let _ = told.map(|address| tell.send(address));
-    let _ = std::io::copy(&mut log, &mut std::io::sink());
+fn follow(log: ChildStderr, tell: &UnboundedSender<SocketAddr>, kept: &Log) {
+    let mut listens = false;
+    for text in BufReader::new(log).lines().map_while(Result::ok) {
+        if text.contains("\"log\":\"admission\"") {
+            continue;
+        }
+        if !listens && let Some(address) = listening(&text) {
+            listens = true;
+            // Nobody waits any more if that took too long. Without an address it has ended, and whoever waits hears that.
+            let _ = tell.send(address);
+        }
+        let mut kept = kept.lock().unwrap();
+        kept.push_str(&text);
+        kept.push('\n');
+    }
+}
+
+fn listening(line: &str) -> Option<SocketAddr> {
+    let line: Value = serde_json::from_str(line).ok()?;
+    let told = [&line["fields"]["webhook"], &line["webhook"]];
+    told.into_iter().find_map(|told| told.as_str()?.parse().ok())
 }
 
 /// A kubeconfig for the injector's ServiceAccount, from the administrator's.

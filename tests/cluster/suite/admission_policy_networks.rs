@@ -147,7 +147,7 @@ async fn named_exceptions_and_users_pass(cluster: Cluster) {
     let namespace = cluster.namespace(OPTED_IN).await;
     let chart = Chart::render(&[
         "admissionPolicy.networkPolicies.exceptions={monitoring,backup}",
-        "admissionPolicy.networkPolicies.allowedUsers={network-team}",
+        "admissionPolicy.networkPolicies.allowedUsers={network-team,o'brien@example.com}",
     ]);
     namespace.judged_by(&chart).await;
     let open = |name: &str| policy(name, selecting(json!({}), json!([{}])));
@@ -160,6 +160,9 @@ async fn named_exceptions_and_users_pass(cluster: Cluster) {
     let status = cluster.merge(&stored, &change).await.unwrap_err();
     assert!(status.message.contains(SENTENCE), "{status}");
     team.cluster().merge(&stored, &change).await.unwrap();
+    // Users are named by whoever names them.
+    let named = namespace.seen_by(&cluster.impersonating("o'brien@example.com", &["system:masters"]));
+    named.admitted(&open("by-a-name-with-an-apostrophe")).await;
     let other = namespace.seen_by(&cluster.impersonating("network-teams", &["system:masters", "network-team"]));
     refused(&other, &open("by-another")).await;
 }

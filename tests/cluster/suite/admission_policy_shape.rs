@@ -1,5 +1,6 @@
 //! New pods, judged by the API server alone: the injector isn't there. What it would make passes, and nothing else does.
 
+use sandbox_injector::decide::Decision;
 use sandgate_cluster_tests::chart::{Chart, sandbox_pod};
 use sandgate_cluster_tests::upstream::{pod_of, sandbox};
 use sandgate_cluster_tests::{Cluster, Namespace, documents, runner::Test, tests};
@@ -167,6 +168,29 @@ async fn a_pod_that_opts_out_passes_where_that_is_allowed_and_only_there(cluster
     let stored = allowing.admitted(&opted_out).await;
     assert!(stored["spec"].get("initContainers").is_none());
     all_pass(&allowing, &chart, &pods()).await;
+    // Nor does it pass for gated, whatever it has of a gate.
+    let mut whole = chart.injected(&sandbox_pod("claiming"));
+    whole["metadata"]["labels"] = json!({"sandgate.dev/inject": "disabled", "sandgate.dev/injected": "true"});
+    let mut claiming = vec![whole];
+    for metadata in [
+        json!({"labels": {"sandgate.dev/injected": "true"}}),
+        json!({"annotations": {"sandgate.dev/shape": "1"}}),
+    ] {
+        let mut pod = opted_out.clone();
+        json_patch::merge(&mut pod["metadata"], &metadata);
+        pod["metadata"]["name"] = "claiming".into();
+        pod["spec"]["containers"][0]["ports"] = json!([{"containerPort": 14443}]);
+        pod["spec"]["volumes"] = json!([{"name": "t", "projected": {"sources": [{"serviceAccountToken": {"audience": "sandgate", "path": "t"}}]}}]);
+        claiming.push(pod);
+    }
+    for pod in claiming {
+        assert!(matches!(chart.decide("sandboxes", &pod), Decision::Deny(_)), "{pod}");
+        let reason = allowing.refused(&pod).await;
+        assert!(
+            reason.contains("says that this pod has a gate, but it opts out"),
+            "{reason}"
+        );
+    }
 
     let strict = cluster.namespace(OPTED_IN).await;
     let chart = Chart::render(&[]);

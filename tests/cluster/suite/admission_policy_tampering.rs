@@ -1,6 +1,7 @@
 //! Whatever is changed about a gate before a pod is stored, the API server alone refuses it: each field that the injector
 //! sets, one at a time, and each that it doesn't set.
 
+use sandbox_injector::decide::Decision;
 use sandgate_cluster_tests::chart::{Chart, sandbox_pod};
 use sandgate_cluster_tests::{Cluster, Namespace, runner::Test, tests};
 use serde_json::{Value, json};
@@ -10,10 +11,11 @@ pub(crate) const TESTS: &[Test] = tests![
     no_field_of_a_gate_can_be_changed_or_removed,
     no_field_of_a_locked_down_gate_can_be_changed_or_removed,
     nothing_can_be_added_to_a_gate,
+    a_gate_is_left_what_it_needs_to_go_on_running,
 ];
 
 const OPTED_IN: &[(&str, &str)] = &[("sandgate.dev/inject", "enabled")];
-/// What other admission may choose for a gate: nothing that anybody is let in by.
+/// What other admission may choose for a gate, within bounds: nothing that anybody is let in by.
 const FREE: [&str; 5] = [
     "imagePullPolicy",
     "terminationMessagePolicy",
@@ -167,10 +169,9 @@ async fn judge(namespace: &Namespace, original: &Value, variations: Vec<(String,
                 let in_free = FREE
                     .into_iter()
                     .find(|free| pointer.split('/').any(|token| token == *free));
-                let resources = pointer.ends_with("/resources").then_some("resources");
                 // What the gate probes over loopback is the app's own choice.
                 let probes = pointer.contains("/initContainers/1/env/3").then_some("probes");
-                let free = in_free.or(resources).or(probes);
+                let free = in_free.or(probes);
                 tally
                     .free
                     .insert(free.unwrap_or_else(|| panic!("admitted: {what}")).to_owned());
@@ -199,7 +200,6 @@ async fn no_field_of_a_gate_can_be_changed_or_removed(cluster: Cluster) {
         "imagePullPolicy",
         "limits",
         "requests",
-        "resources",
         "terminationMessagePolicy",
     ];
     assert_eq!(tally.free, BTreeSet::from(expected.map(String::from)));
@@ -248,6 +248,81 @@ async fn nothing_can_be_added_to_a_gate(cluster: Cluster) {
     let tally = judge(&namespace, &injected, variations).await;
     assert!(tally.by_policy > 40, "{} of {expected}", tally.by_policy);
     assert!(tally.free.is_empty(), "{:?}", tally.free);
+}
+
+async fn a_gate_is_left_what_it_needs_to_go_on_running(cluster: Cluster) {
+    let namespace = cluster.namespace(OPTED_IN).await;
+    let chart = Chart::render(&["injection.lockdown=enabled", "injection.resources.limits.memory=24Mi"]);
+    namespace.judged_by(&chart).await;
+    let injected = chart.injected(&pod());
+    let rows = [
+        (json!({"limits": {"memory": "32Mi"}}), true),
+        (json!({"limits": {"memory": "1Gi"}}), true),
+        (json!({"limits": {"memory": "100M"}}), true),
+        // The operator's own.
+        (json!({"limits": {"memory": "24Mi"}}), true),
+        (json!({"limits": {"cpu": "8", "ephemeral-storage": "1Gi"}}), true),
+        (
+            json!({"requests": {"cpu": "1m", "memory": "20Mi", "ephemeral-storage": "1Mi"}}),
+            true,
+        ),
+        (
+            json!({"limits": {"memory": "6Mi", "cpu": "1m"}, "requests": {"memory": "6Mi", "cpu": "1m"}}),
+            false,
+        ),
+        (json!({"limits": {"memory": "23Mi"}}), false),
+        (json!({"limits": {"memory": "25Mi"}}), false),
+        (json!({"limits": {"memory": "33554431"}}), false),
+        (json!({"limits": {"memory": "1025Mi"}}), false),
+        (json!({"limits": {"memory": null}}), false),
+        (json!({"limits": null}), false),
+        (
+            json!({"limits": {"example.com/dev": "1"}, "requests": {"example.com/dev": "1"}}),
+            false,
+        ),
+        (
+            json!({"limits": {"hugepages-2Mi": "2Mi"}, "requests": {"hugepages-2Mi": "2Mi"}}),
+            false,
+        ),
+    ];
+    for (index, name) in ["sandgate-lockdown", "sandgate"].into_iter().enumerate() {
+        let with = |field: &str, value: &Value| {
+            let mut changed = injected.clone();
+            let container = &mut changed["spec"]["initContainers"][index];
+            json_patch::merge(container, &json!({field: value}));
+            changed
+        };
+        let refused = async |pod: &Value, field: &str| {
+            let reason = namespace.refused(pod).await;
+            let place = format!("spec.initContainers[{name}].{field}: ");
+            assert!(
+                reason.contains("sandgate-pod-create") && reason.contains(&place),
+                "{reason}"
+            );
+            // The webhook has no other opinion.
+            assert!(matches!(chart.decide("sandboxes", pod), Decision::Deny(_)), "{pod}");
+        };
+        for (resources, passes) in &rows {
+            let pod = with("resources", resources);
+            if *passes {
+                namespace
+                    .dry_run(&pod)
+                    .await
+                    .unwrap_or_else(|status| panic!("{resources}: {status}"));
+                assert!(
+                    matches!(chart.decide("sandboxes", &pod), Decision::Inject(_)),
+                    "{resources}"
+                );
+            } else {
+                refused(&pod, "resources").await;
+            }
+        }
+        namespace
+            .dry_run(&with("imagePullPolicy", &json!("Always")))
+            .await
+            .unwrap();
+        refused(&with("imagePullPolicy", &json!("Never")), "imagePullPolicy").await;
+    }
 }
 
 /// Fields of a container that the injector doesn't set.

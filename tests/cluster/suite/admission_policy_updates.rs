@@ -1,5 +1,6 @@
 //! Changes of running pods, judged by the API server alone: nobody changes a gate, and everything else goes on as ever.
 
+use sandbox_injector::names::TENANT_ANNOTATIONS;
 use sandgate_cluster_tests::chart::{Chart, sandbox_pod};
 use sandgate_cluster_tests::creations::has_gate;
 use sandgate_cluster_tests::injector::System;
@@ -13,7 +14,7 @@ pub(crate) const TESTS: &[Test] = tests![
     nobody_passes_an_ungated_pod_off_as_gated,
     pods_of_an_earlier_chart_go_on,
     pods_from_before_the_label_go_on,
-    a_pod_that_is_going_away_is_left_alone,
+    a_pod_that_is_going_away_keeps_its_gate,
     a_gate_keeps_its_resources,
     @alone where_there_is_no_policy_the_webhook_guards_status_and_binding_and_nobody_waits_for_it,
 ];
@@ -63,11 +64,15 @@ async fn a_gated_pod_is_adopted_and_changed_as_any_other(cluster: Cluster) {
         json!({"metadata": {"ownerReferences": [owner]}}),
         json!({"metadata": {"finalizers": ["example.dev/keep"], "annotations": {"agents.x-k8s.io/claim": "c"}}}),
         json!({"metadata": {"finalizers": null, "ownerReferences": null}}),
-        json!({"metadata": {"annotations": {"sandgate.dev/log-level": "debug"}}}),
         json!({"metadata": {"labels": {"sandgate.dev/inject": "disabled"}}}),
         json!({"spec": {"activeDeadlineSeconds": 1000}}),
         with_image(&pod, "containers", 0, "app.example/app:2"),
     ] {
+        changed(&namespace, &pod, patch).await;
+    }
+    // They had their effect when the pod was created.
+    for annotation in TENANT_ANNOTATIONS {
+        let patch = json!({"metadata": {"annotations": {annotation: "changed"}}});
         changed(&namespace, &pod, patch).await;
     }
     let status = json!({"status": {"phase": "Running", "message": "as a kubelet says"}});
@@ -272,35 +277,37 @@ async fn pods_from_before_the_label_go_on(cluster: Cluster) {
     }
 }
 
-async fn a_pod_that_is_going_away_is_left_alone(cluster: Cluster) {
+/// Its author chooses how long it takes to go away: until then nothing but its gate may be reached.
+async fn a_pod_that_is_going_away_keeps_its_gate(cluster: Cluster) {
     let chart = Chart::render(&[]);
     let namespace = cluster.namespace(OPTED_IN).await;
     namespace.judged_by(&chart).await;
     let mut held = chart.injected(&warm());
-    held["metadata"]["finalizers"] = json!(["example.dev/keep"]);
+    held["metadata"]["finalizers"] = json!(["example.dev/keep", "example.dev/other"]);
     let pod = namespace.admitted(&held).await;
-    not_changed(
-        &namespace,
-        &pod,
-        json!({"metadata": {"labels": {"sandgate.dev/injected": null}}}),
-        "metadata.labels",
-    )
-    .await;
     cluster.delete(&pod).await.unwrap();
     assert!(cluster.get(&pod).await.unwrap()["metadata"]["deletionTimestamp"].is_string());
-    changed(
-        &namespace,
-        &pod,
-        json!({"metadata": {"labels": {"sandgate.dev/injected": null}}}),
-    )
-    .await;
-    changed(
-        &namespace,
-        &pod,
-        with_image(&pod, "initContainers", 0, "other.example/x:1"),
-    )
-    .await;
-    changed(&namespace, &pod, json!({"metadata": {"finalizers": null}})).await;
+    let unlabelled = json!({"metadata": {"labels": {"sandgate.dev/injected": null}}});
+    let status = namespace.change_part(&pod, "status", &unlabelled).await.unwrap_err();
+    assert!(status.message.contains("sandgate-pod-update"), "{status}");
+    for (patch, sentence) in [
+        (unlabelled, "metadata.labels[sandgate.dev/*]: "),
+        (
+            json!({"metadata": {"annotations": {"sandgate.dev/shape": null}}}),
+            "metadata.annotations[sandgate.dev/*]: ",
+        ),
+        (
+            with_image(&pod, "initContainers", 0, "other.example/x:1"),
+            "spec.initContainers[sandgate]: ",
+        ),
+    ] {
+        not_changed(&namespace, &pod, patch, sentence).await;
+    }
+    let status = json!({"metadata": {"annotations": {"example.dev/seen": "x"}}, "status": {"phase": "Failed"}});
+    namespace.change_part(&pod, "status", &status).await.unwrap();
+    for finalizers in [json!(["example.dev/keep"]), Value::Null] {
+        changed(&namespace, &pod, json!({"metadata": {"finalizers": finalizers}})).await;
+    }
     until("the pod is gone", async || match cluster.get(&pod).await {
         Err(status) if status.is_not_found() => Ok(()),
         other => Err(other),
@@ -320,6 +327,12 @@ async fn a_gate_keeps_its_resources(cluster: Cluster) {
     let app = json!({"spec": {"containers": [{"name": "app", "resources": resources}]}});
     let resized = namespace.change_part(&pod, "resize", &app).await.unwrap();
     assert_eq!(resized["spec"]["containers"][0]["resources"], resources);
+    // Nor does it come to share limits with the app.
+    for limits in [json!({"memory": "1Gi"}), json!({"cpu": "1"})] {
+        let shared = json!({"spec": {"resources": {"limits": limits}}});
+        let status = namespace.change_part(&pod, "resize", &shared).await.unwrap_err();
+        assert!(status.message.contains("spec.resources.limits: "), "{status}");
+    }
 }
 
 /// As on Kubernetes 1.29. Kubelets and schedulers go on while no injector answers.

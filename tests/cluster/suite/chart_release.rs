@@ -21,10 +21,10 @@ pub(crate) const TESTS: &[Test] = tests![
 ];
 
 const OPTED_IN: &[(&str, &str)] = &[("sandgate.dev/inject", "enabled")];
-const RELEASE: &str = "sandgate";
+pub(crate) const RELEASE: &str = "sandgate";
 
 /// Runs Helm on the release, and must succeed.
-fn run(namespace: &Namespace, command: &str, more: &[&str]) -> String {
+pub(crate) fn run(namespace: &Namespace, command: &str, more: &[&str]) -> String {
     let chart = folder();
     let mut arguments = vec![command, RELEASE, "-n", namespace.name()];
     if command == "install" || command == "upgrade" {
@@ -41,7 +41,7 @@ fn run(namespace: &Namespace, command: &str, more: &[&str]) -> String {
     text
 }
 
-fn object(api_version: &str, kind: &str, name: &str) -> Value {
+pub(crate) fn object(api_version: &str, kind: &str, name: &str) -> Value {
     json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": name}})
 }
 
@@ -49,7 +49,7 @@ fn configuration(kind: &str) -> Value {
     object("admissionregistration.k8s.io/v1", kind, "sandgate-injector")
 }
 
-fn within(namespace: &Namespace, mut object: Value) -> Value {
+pub(crate) fn within(namespace: &Namespace, mut object: Value) -> Value {
     object["metadata"]["namespace"] = json!(namespace.name());
     object
 }
@@ -65,7 +65,7 @@ fn gate_policy(namespace: &Namespace) -> Value {
     )
 }
 
-async fn ca_bundle(cluster: &Cluster) -> Option<String> {
+pub(crate) async fn ca_bundle(cluster: &Cluster) -> Option<String> {
     let found = cluster
         .get(&configuration("MutatingWebhookConfiguration"))
         .await
@@ -76,7 +76,7 @@ async fn ca_bundle(cluster: &Cluster) -> Option<String> {
 }
 
 /// Returns when the injector has written all that it writes: the root, the caBundle, the NetworkPolicy.
-async fn settled(system: &Namespace, sandboxes: &Namespace) -> String {
+pub(crate) async fn settled(system: &Namespace, sandboxes: &Namespace) -> String {
     let cluster = system.cluster();
     until(
         "the namespace has its policy, owned by the release",
@@ -133,7 +133,11 @@ async fn a_release_comes_changes_and_goes_and_leaves_nothing_behind(cluster: Clu
     let (system, sandboxes) = (cluster.namespace(&[]).await, cluster.namespace(OPTED_IN).await);
     let before = Inventory::take(&cluster).await;
     let notes = run(&system, "install", &[]);
-    assert!(notes.contains("kubectl label namespace"), "{notes}");
+    // Nobody is led to label a namespace, and what comes next can be pasted.
+    assert!(!notes.contains("kubectl label"), "{notes}");
+    assert!(notes.contains("WARNING: do not label a namespace"), "{notes}");
+    let next = format!("kubectl exec -i -n {} deploy/sandgate-injector -- ", system.name());
+    assert!(notes.contains(&next), "{notes}");
     let installed = Inventory::take(&cluster).await;
     assert!(
         installed.without(&before).len() > 20,

@@ -26,10 +26,10 @@ pub(crate) const TESTS: &[Test] = tests![
     @alone configurations_that_are_applied_again_keep_the_ca_bundle,
 ];
 
-const OPTED_IN: &[(&str, &str)] = &[("sandgate.dev/inject", "enabled")];
+pub(crate) const OPTED_IN: &[(&str, &str)] = &[("sandgate.dev/inject", "enabled")];
 
 /// One replica behind the webhook configurations, in force.
-async fn serving(system: &System, sandboxes: &Namespace) -> Replica {
+pub(crate) async fn serving(system: &System, sandboxes: &Namespace) -> Replica {
     let chart = Chart::render(&[]);
     let replica = system.start(&chart, |_, timing| {
         timing.settle = Duration::from_secs(3);
@@ -41,7 +41,7 @@ async fn serving(system: &System, sandboxes: &Namespace) -> Replica {
     replica
 }
 
-fn configuration(kind: &str) -> Value {
+pub(crate) fn configuration(kind: &str) -> Value {
     json!({
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": format!("{kind}WebhookConfiguration"),
@@ -50,7 +50,7 @@ fn configuration(kind: &str) -> Value {
 }
 
 /// The caBundles of both configurations, base64-encoded.
-async fn ca_bundles(cluster: &Cluster) -> [String; 2] {
+pub(crate) async fn ca_bundles(cluster: &Cluster) -> [String; 2] {
     let mut bundles = Vec::new();
     for kind in ["Mutating", "Validating"] {
         let found = cluster.get(&configuration(kind)).await.unwrap();
@@ -78,7 +78,7 @@ fn base64(text: &str) -> String {
     json.as_str().unwrap().to_owned()
 }
 
-fn secret(system: &System) -> Value {
+pub(crate) fn secret(system: &System) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Secret",

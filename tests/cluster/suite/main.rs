@@ -5,18 +5,22 @@
 
 mod admission_policy_connections;
 mod admission_policy_denials;
+mod admission_policy_lists;
 mod admission_policy_networks;
 mod admission_policy_shape;
 mod admission_policy_tampering;
 mod admission_policy_updates;
 mod admission_policy_ways;
+mod admission_webhook_denials;
 mod api_server;
 mod bursts;
 mod chart_release;
+mod chart_release_changes;
 mod harness;
 mod helm_test;
 mod injector;
 mod injector_guard;
+mod injector_trust;
 mod network_policy;
 mod rollout;
 mod upstream;
@@ -28,18 +32,22 @@ fn main() -> ExitCode {
     sandgate_cluster_tests::runner::main(&[
         admission_policy_connections::TESTS,
         admission_policy_denials::TESTS,
+        admission_policy_lists::TESTS,
         admission_policy_networks::TESTS,
         admission_policy_shape::TESTS,
         admission_policy_tampering::TESTS,
         admission_policy_updates::TESTS,
         admission_policy_ways::TESTS,
+        admission_webhook_denials::TESTS,
         api_server::TESTS,
         bursts::TESTS,
         chart_release::TESTS,
+        chart_release_changes::TESTS,
         harness::TESTS,
         helm_test::TESTS,
         injector::TESTS,
         injector_guard::TESTS,
+        injector_trust::TESTS,
         network_policy::TESTS,
         rollout::TESTS,
         upstream::TESTS,

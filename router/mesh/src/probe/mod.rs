@@ -20,9 +20,6 @@ use std::collections::HashSet;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// The gate's environment variable that holds [`Declarations`] as JSON.
-pub const VARIABLE: &str = "SANDGATE_APP_PROBES";
-
 /// Longest JSON, in bytes. Linux takes twice that in one variable.
 const MAX_BYTES: usize = 64 * 1024;
 /// Most probes and hooks of one pod.

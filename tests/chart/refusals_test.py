@@ -1,0 +1,76 @@
+"""What the chart refuses to render, and what it lets in."""
+
+from rendered import DECIDED, sets
+
+
+def a_misspelt_key_and_a_bad_value_are_refused(chart):
+    for bad in ("router.replica=3", "injection.lockdwon=enabled", "nosuch=1", "injection.lockdown=on", "router.replicas=-1"):
+        text = chart.refusal(*DECIDED, "--set", bad)
+        assert "values don't meet the specifications of the schema" in text or "schema" in text, text
+
+
+def nothing_is_rendered_without_a_decision_about_callers(chart):
+    assert "decide who may call" in chart.refusal()
+    assert "existingSecret" in chart.refusal("--set", "router.auth.mode=token")
+
+
+def half_a_choice_is_refused_and_everything_that_is_missing_is_named(chart):
+    certificate = "injector.webhook.certificate"
+    for values, told in (
+        ("router.enabled=false", "injection.routerIdentities"),
+        ("router.httpRoute.enabled=true", "router.httpRoute.parentRefs"),
+        (f"{certificate}.source=secret", f"{certificate}.caBundle"),
+        (f"{certificate}.source=cert-manager", f"{certificate}.issuerRef"),
+        (f"{certificate}.source=cert-manager,{certificate}.issuerRef.kind=Issuer", f"{certificate}.issuerRef"),
+        # Two would write the same field.
+        (f"{certificate}.caBundle=Zm9v", f"{certificate}.caBundle"),
+        (f"{certificate}.source=cert-manager,{certificate}.issuerRef.name=a,{certificate}.caBundle=Zm9v", f"{certificate}.caBundle"),
+    ):
+        assert told in chart.refusal(*DECIDED, "--set", values), values
+    text = chart.refusal("--set", f"router.httpRoute.enabled=true,{certificate}.source=secret")
+    assert all(told in text for told in ("router.auth.mode", "parentRefs", "caBundle")), text
+
+
+def labels_that_selectors_need_are_the_charts_own(chart):
+    for place in ("commonLabels", "router.podLabels", "injector.podLabels"):
+        for label in ("app", r"app\.kubernetes\.io/name", r"app\.kubernetes\.io/component", r"helm\.sh/chart"):
+            text = chart.refusal(*DECIDED, "--set", f"{place}.{label}=other")
+            assert f"{place}: {label.replace(chr(92), '')} is" in text, text
+        text = chart.render(*DECIDED, "--set", rf"{place}.app\.kubernetes\.io/part-of=ours")
+        assert "app.kubernetes.io/part-of: ours" in text, place
+
+
+def only_a_given_certificate_comes_with_its_root(chart):
+    """The other sources have somebody who writes the field; an API server refuses one that two own."""
+    certificate = "injector.webhook.certificate"
+    given = sets(f"{certificate}.source=secret", f"{certificate}.caBundle=Zm9v")
+    issued = sets(f"{certificate}.source=cert-manager", f"{certificate}.issuerRef.name=issuer")
+    for arguments, bundles in ((given, {"Zm9v"}), (issued, {None}), ([], {None})):
+        configurations = [o for o in chart.objects(*DECIDED, *arguments) if o["kind"].endswith("WebhookConfiguration")]
+        found = {webhook["clientConfig"].get("caBundle") for o in configurations for webhook in o["webhooks"]}
+        assert len(configurations) == 2 and found == bundles, found
+
+
+def the_webhook_can_be_kept_for_the_networks_of_the_api_servers(chart):
+    key = "injector.networkPolicy.apiServerCIDRs"
+
+    def peers(*arguments):
+        policies = [o for o in chart.objects(*DECIDED, *arguments) if o["kind"] == "NetworkPolicy"]
+        (policy,) = (o for o in policies if o["metadata"]["name"] == "sandgate-injector")
+        return {rule["ports"][0]["port"]: rule.get("from") for rule in policy["spec"]["ingress"]}
+
+    assert peers() == {"webhook": None, "metrics": None}, peers()
+    given = [{"ipBlock": {"cidr": "10.0.0.0/8"}}, {"ipBlock": {"cidr": "fd00::/64"}}]
+    found = peers("--set", key + "={10.0.0.0/8,fd00::/64}")
+    assert found == {"webhook": given, "metrics": None}, found
+    assert "apiServerCIDRs" in chart.refusal(*DECIDED, "--set", key + "={10.0.0.1}")
+
+
+TESTS = [
+    a_misspelt_key_and_a_bad_value_are_refused,
+    nothing_is_rendered_without_a_decision_about_callers,
+    half_a_choice_is_refused_and_everything_that_is_missing_is_named,
+    labels_that_selectors_need_are_the_charts_own,
+    only_a_given_certificate_comes_with_its_root,
+    the_webhook_can_be_kept_for_the_networks_of_the_api_servers,
+]
