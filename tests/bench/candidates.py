@@ -100,8 +100,6 @@ def start_go_router(lab):
         f"--metrics-bind-address=127.0.0.1:{lab.ports.next()}",
         f"--health-probe-bind-address=127.0.0.1:{lab.ports.next()}",
         "--authz-mode=allow-all",
-        # All clients have one address here.
-        "--max-connections-per-peer=65536",
         "--access-log=false",
         "--allow-loopback-pod-ip=true",
     ]
