@@ -162,16 +162,16 @@ async fn one_address_gets_three_quarters_of_the_routers_connections_and_a_truste
     let mesh = mesh(|_| {}).await;
     let request = kept(&mesh, "GET / HTTP/1.1", "");
     let surplus = mesh.head("GET /surplus HTTP/1.1", "");
-    for (flags, ours, answer) in [
+    for (flags, ours, (code, answer)) in [
         (
             ["--max-connections=4", "--trusted-proxy-cidrs=127.0.0.2"],
             3,
-            "The router has too many connections from this address; try again.",
+            (429, "The router has too many connections from this address; try again."),
         ),
         (
             ["--max-connections=4", "--trusted-proxy-cidrs=127.0.0.1"],
             4,
-            "The router has too many connections; try again.",
+            (503, "The router has too many connections; try again."),
         ),
     ] {
         let router = mesh.run_router(&flags);
@@ -181,7 +181,7 @@ async fn one_address_gets_three_quarters_of_the_routers_connections_and_a_truste
             assert_served(&mut stream, &request).await;
             held.push(stream);
         }
-        assert_detail(&send(router, &surplus).await, 503, answer, flags[1]);
+        assert_detail(&send(router, &surplus).await, code, answer, flags[1]);
         if ours == 3 {
             let socket = TcpSocket::new_v4().unwrap();
             socket.bind((Ipv4Addr::new(127, 0, 0, 3), 0).into()).unwrap();

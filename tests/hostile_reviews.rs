@@ -237,8 +237,9 @@ fn heaviest() -> Vec<(&'static str, String, StatusCode)> {
     vec![
         ("/mutate", creation(&parts(340_000)), refused),
         ("/validate", creation(&parts(340_000)), refused),
-        ("/mutate", creation(&parts(20_000)), ok),
-        ("/validate", creation(&parts(20_000)), ok),
+        ("/mutate", creation(&parts(20_000)), refused),
+        ("/mutate", creation(&parts(6_500)), ok),
+        ("/validate", creation(&parts(6_500)), ok),
         ("/validate", review("UPDATE", "", &parts(10_000), &parts(10_000)), ok),
         (
             "/validate",
@@ -246,15 +247,15 @@ fn heaviest() -> Vec<(&'static str, String, StatusCode)> {
                 "UPDATE",
                 "ephemeralcontainers",
                 &parts(1),
-                &containers("ephemeralContainers", 20_000),
+                &containers("ephemeralContainers", 6_000),
             ),
             ok,
         ),
-        ("/mutate", creation(&containers("containers", 20_000)), ok),
-        ("/mutate", creation(&containers("initContainers", 20_000)), ok),
-        ("/validate", creation(&containers("initContainers", 20_000)), ok),
-        ("/validate", review("UPDATE", "", &labels(1), &labels(80_000)), ok),
-        ("/mutate", creation(&long(MAX_BODY - 1000)), ok),
+        ("/mutate", creation(&containers("containers", 6_000)), ok),
+        ("/mutate", creation(&containers("initContainers", 6_000)), ok),
+        ("/validate", creation(&containers("initContainers", 6_000)), ok),
+        ("/validate", review("UPDATE", "", &labels(1), &labels(20_000)), ok),
+        ("/mutate", creation(&long(MAX_BODY / 3 - 1000)), ok),
         (
             "/validate",
             review("UPDATE", "", &long(MAX_BODY / 2 - 1000), &long(MAX_BODY / 2 - 1000)),
@@ -288,7 +289,7 @@ async fn senders_that_stall_keep_out_no_review() {
     let _stalling = join_all((0..24).map(|_| injector.stall())).await;
     let (status, answer) = injector.post("/mutate", ordinary()).await;
     assert_eq!(status, StatusCode::OK, "{answer}");
-    let (status, answer) = injector.post("/mutate", creation(&parts(10_000))).await;
+    let (status, answer) = injector.post("/mutate", creation(&parts(5_000))).await;
     assert_eq!(status, StatusCode::OK, "{answer}");
 }
 

@@ -6,8 +6,10 @@ use crate::offline::{Outcome, documents, explain, inject};
 use crate::settings::Settings;
 use clap::{Args, Parser, Subcommand};
 use sandgate_mesh::command_line::ConfigError;
+use sandgate_mesh::memory;
 use sandgate_mesh::process::{self, EndSignals};
 use sandgate_mesh::telemetry::{LogFormat, init};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::process::ExitCode;
 
@@ -15,6 +17,9 @@ use std::process::ExitCode;
 const PROGRAM: &str = "sandbox-injector";
 /// Threads that read, write and judge ordinary reviews. Long ones are judged beside them.
 const WORKERS: usize = 2;
+/// Of a container's memory an offline command takes this part for each byte of its file: half of what is left by a server
+/// beside it, as judging an export of pods takes up to 70 bytes for each.
+const BUDGET_PER_BYTE: u64 = 140;
 
 /// Puts a gate into every sandbox pod of an opted-in namespace. Without a command it serves.
 #[derive(Debug, Parser)]
@@ -138,12 +143,26 @@ fn offline(input: Input, command: impl Fn(&Settings, &str, &str) -> Result<Outco
 }
 
 fn read(file: &str) -> Result<String, String> {
+    let most = memory::container_budget().map_or(u64::MAX, |budget| budget / BUDGET_PER_BYTE);
+    match file {
+        "-" => read_within(most, std::io::stdin()),
+        path => read_within(most, File::open(path).map_err(|error| error.to_string())?),
+    }
+}
+
+fn read_within(most: u64, source: impl Read) -> Result<String, String> {
     let mut text = String::new();
-    let read = match file {
-        "-" => std::io::stdin().read_to_string(&mut text).map(drop),
-        path => std::fs::read_to_string(path).map(|content| text = content),
-    };
-    read.map(|()| text).map_err(|error| error.to_string())
+    let read = source.take(most.saturating_add(1)).read_to_string(&mut text);
+    let length = read.map_err(|error| error.to_string())?;
+    if u64::try_from(length).is_ok_and(|length| length <= most) {
+        Ok(text)
+    } else {
+        Err(format!(
+            "longer than {} KiB, more than is safe to read within this container's memory; run the same command, with the \
+             same flags, outside",
+            most / 1024
+        ))
+    }
 }
 
 /// A line on standard error. There is nobody to tell if that is closed.
@@ -151,4 +170,20 @@ fn say(line: &str) {
     // It may repeat a file's text; the terminal must not obey it.
     let line = line.replace(|c: char| c.is_control() && c != '\n', "?");
     let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_would_take_the_memory_of_a_server_beside_is_not_read_whole() {
+        assert_eq!(read_within(2048, "a".repeat(2048).as_bytes()), Ok("a".repeat(2048)));
+        let endless = std::io::repeat(b'a');
+        let refusal = read_within(2048, endless).unwrap_err();
+        assert!(
+            refusal.starts_with("longer than 2 KiB, ") && refusal.contains("run the same command"),
+            "{refusal}"
+        );
+    }
 }

@@ -30,9 +30,13 @@ impl Places {
 
     /// The same shares of fewer.
     pub(crate) fn within(self, total: usize) -> Self {
+        let share = |part: usize| (part * total / self.limits.total).max(1);
         Self {
-            limits: ConnectionLimits { total, ..self.limits },
-            room: (self.room * total / self.limits.total).max(1),
+            limits: ConnectionLimits {
+                total,
+                per_peer: share(self.limits.per_peer),
+            },
+            room: share(self.room),
         }
     }
 }
@@ -153,6 +157,13 @@ impl Drop for UnderWay {
 mod tests {
     use super::*;
     use futures_util::FutureExt;
+
+    #[test]
+    fn of_fewer_places_one_address_gets_as_small_a_part() {
+        let few = Places::ALL.within(Places::ALL.limits.total / 16);
+        assert_eq!(few.limits.per_peer, Places::ALL.limits.per_peer / 16);
+        assert_eq!(few.room, Places::ALL.room / 16);
+    }
 
     #[tokio::test]
     async fn newcomers_push_out_the_oldest_newcomer_and_no_connection_that_has_had_a_request() {

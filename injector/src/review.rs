@@ -3,6 +3,7 @@
 
 use crate::decide::{Operation, Request, User};
 use crate::deny::Denial;
+use crate::inbound::MAX_BODY;
 use crate::review_size::{MOST_PER_BYTE, ParsedSize};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -10,6 +11,7 @@ use json_patch::Patch;
 use sandgate_mesh::telemetry::{LONGEST_TEXT, cut};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -29,8 +31,11 @@ const MAX_WARNINGS: usize = 16;
 const MAX_UID: usize = 128;
 /// What a review may take in memory, in bytes.
 const MAX_PARSED: usize = 16 << 20;
-/// A review of no more bytes can't take more than that.
-const NEVER_TOO_MUCH: usize = MAX_PARSED / MOST_PER_BYTE;
+/// The part of a review that an object may be when it is made or grows: an update's review holds it twice, and room is
+/// needed for what others add. What was let in once must not be too much afterwards, or it could not even be deleted.
+const SHARE: usize = 3;
+/// An object of no more bytes can't take more than its share.
+const NEVER_TOO_MUCH: usize = MAX_PARSED / SHARE / MOST_PER_BYTE;
 
 /// A body that isn't a review that can be answered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -41,6 +46,9 @@ pub enum ReviewError {
     /// One that would take too much memory.
     #[error("the review's objects are made of too many parts: parsed, they take {0} MiB, and at most {limit} are taken", limit = MAX_PARSED >> 20)]
     TooManyParts(usize),
+    /// An object of which a review that holds it twice could be too much.
+    #[error("the object is too large to be updated or deleted later: it has {0} KiB, which parsed take {1} KiB; at most {bytes} and {parsed} are taken", bytes = MAX_BODY / SHARE / 1024, parsed = MAX_PARSED / SHARE / 1024)]
+    TooLarge(usize, usize),
     /// Another version or kind.
     #[error("only {API_VERSION} {KIND} is answered here, this is {0}; set admissionReviewVersions to [v1]")]
     OtherVersion(String),
@@ -120,6 +128,47 @@ pub struct Resource {
     pub resource: String,
 }
 
+/// Refuses what would take too much memory, and objects that would do so later.
+fn check_sizes(body: &[u8]) -> Result<(), ReviewError> {
+    #[derive(Deserialize)]
+    struct Envelope<'a> {
+        #[serde(borrow)]
+        request: Option<Objects<'a>>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Objects<'a> {
+        #[serde(borrow)]
+        object: Option<&'a RawValue>,
+        #[serde(borrow)]
+        old_object: Option<&'a RawValue>,
+    }
+    let not_a_review = |error: serde_json::Error| ReviewError::NotAReview(error.to_string());
+    let ParsedSize(size) = ParsedSize::of(body).map_err(not_a_review)?;
+    if size > MAX_PARSED {
+        return Err(ReviewError::TooManyParts(size.div_ceil(1 << 20)));
+    }
+    let envelope: Envelope<'_> = serde_json::from_slice(body).map_err(not_a_review)?;
+    let Some(Objects {
+        object: Some(object),
+        old_object,
+    }) = envelope.request
+    else {
+        return Ok(());
+    };
+    let sizes = |object: &RawValue| {
+        let text = object.get();
+        ParsedSize::of(text.as_bytes()).map(|parsed| (text.len(), parsed.0))
+    };
+    let (bytes, parsed) = sizes(object).map_err(not_a_review)?;
+    let (bytes_before, parsed_before) = old_object.map_or(Ok((0, 0)), sizes).map_err(not_a_review)?;
+    let grows_beyond = |now: usize, before: usize, most: usize| now > most / SHARE && now > before;
+    if grows_beyond(bytes, bytes_before, MAX_BODY) || grows_beyond(parsed, parsed_before, MAX_PARSED) {
+        return Err(ReviewError::TooLarge(bytes.div_ceil(1024), parsed.div_ceil(1024)));
+    }
+    Ok(())
+}
+
 impl Review {
     /// Reads the body of a call.
     ///
@@ -137,10 +186,7 @@ impl Review {
         }
         let not_a_review = |error: serde_json::Error| ReviewError::NotAReview(error.to_string());
         if body.len() > NEVER_TOO_MUCH {
-            let ParsedSize(size) = ParsedSize::of(body).map_err(not_a_review)?;
-            if size > MAX_PARSED {
-                return Err(ReviewError::TooManyParts(size.div_ceil(1 << 20)));
-            }
+            check_sizes(body)?;
         }
         let envelope: Envelope = serde_json::from_slice(body).map_err(not_a_review)?;
         if envelope.api_version != API_VERSION || envelope.kind != KIND {

@@ -161,15 +161,61 @@ fn a_review_of_too_many_parts_is_refused_before_it_is_parsed() {
         review["request"]["object"]["spec"] = json!({"containers": vec![json!({"name": ""}); parts]});
         parse(&review)
     };
-    assert!(of(20_000).is_ok());
+    assert!(of(6_000).is_ok());
     let refused = of(30_000).unwrap_err();
     assert!(matches!(refused, ReviewError::TooManyParts(17..30)), "{refused}");
     assert!(refused.to_string().contains("at most 16 are taken"), "{refused}");
     // What isn't measured can't be too much.
     let deep = r#"{"":"#.repeat(100) + "0" + &"}".repeat(100);
     let densest = format!("[{}0]", format!("{deep},").repeat(NEVER_TOO_MUCH / (deep.len() + 1)));
-    assert!(ParsedSize::of(densest.as_bytes()).unwrap().0 <= MAX_PARSED);
+    assert!(ParsedSize::of(densest.as_bytes()).unwrap().0 <= MAX_PARSED / SHARE);
     assert!(densest.len() > NEVER_TOO_MUCH - 1000);
+}
+
+/// A review of a pod with so many small parts, or one long one.
+fn of_size(old: Option<(usize, usize)>, new: (usize, usize)) -> Result<Review, ReviewError> {
+    let pod = |(parts, length): (usize, usize)| {
+        json!({
+            "metadata": {"name": "a"},
+            "spec": {"containers": vec![json!({"name": ""}); parts], "command": "a".repeat(length)},
+        })
+    };
+    let mut review = review();
+    review["request"]["object"] = pod(new);
+    review["request"]["oldObject"] = old.map_or(json!(null), pod);
+    parse(&review)
+}
+
+#[test]
+fn whatever_may_be_created_may_be_updated_and_deleted() {
+    let most = |size: fn(usize) -> (usize, usize), high: usize| {
+        let mut sizes = (0, high);
+        while sizes.1 - sizes.0 > 1 {
+            let middle = usize::midpoint(sizes.0, sizes.1);
+            match of_size(None, size(middle)) {
+                Ok(_) => sizes.0 = middle,
+                Err(error) => {
+                    assert!(matches!(error, ReviewError::TooLarge(..)), "{error}");
+                    sizes.1 = middle;
+                }
+            }
+        }
+        sizes.0
+    };
+    for (size, high) in [
+        ((|parts| (parts, 0)) as fn(usize) -> (usize, usize), 20_000),
+        (|length| (0, length), 4_000_000),
+    ] {
+        let most = most(size, high);
+        assert!(most > high / 4, "{most}");
+        let (fits, more) = (size(most), size(most + 1));
+        of_size(Some(fits), fits).unwrap();
+        // It grows no further by updates either, and what is there already is left alone.
+        let refused = of_size(Some(fits), more).unwrap_err();
+        assert!(matches!(refused, ReviewError::TooLarge(..)), "{refused}");
+        of_size(Some(more), more).unwrap();
+        of_size(Some(more), fits).unwrap();
+    }
 }
 
 #[test]

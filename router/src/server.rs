@@ -15,7 +15,7 @@ use sandgate_mesh::credentials::Credentials;
 use sandgate_mesh::drain::{self, Draining};
 use sandgate_mesh::listener::{self, ConnectionCount, ConnectionSlot, Full};
 use sandgate_mesh::memory::MemoryBudget;
-use sandgate_mesh::overflow::{Overflow, Unavailable};
+use sandgate_mesh::overflow::{Overflow, Refusal};
 use sandgate_mesh::pool::LINGER;
 use sandgate_mesh::standing::{IdentityWatch, fit};
 use sandgate_mesh::telemetry::LineLog;
@@ -185,9 +185,9 @@ impl Router {
             next: Arc::default(),
             count: ConnectionCount::new(self.config.connection_limits()),
             overflow: Overflow::default(),
-            too_many: Unavailable::new(TOO_MANY, None),
-            too_many_of_peer: Unavailable::new(TOO_MANY_OF_PEER, None),
-            short_of_memory: Unavailable::new(SHORT_OF_MEMORY, None),
+            too_many: Refusal::unavailable(TOO_MANY, None),
+            too_many_of_peer: Refusal::too_many(TOO_MANY_OF_PEER),
+            short_of_memory: Refusal::unavailable(SHORT_OF_MEMORY, None),
             config: Arc::clone(&self.config),
             memory: self.memory,
             metrics: Arc::clone(&self.metrics),
@@ -235,9 +235,9 @@ struct Acceptor {
     next: Arc<AtomicUsize>,
     count: ConnectionCount,
     overflow: Overflow,
-    too_many: Unavailable,
-    too_many_of_peer: Unavailable,
-    short_of_memory: Unavailable,
+    too_many: Refusal,
+    too_many_of_peer: Refusal,
+    short_of_memory: Refusal,
     config: Arc<Config>,
     memory: MemoryBudget,
     metrics: Arc<Metrics>,
@@ -280,7 +280,7 @@ impl Acceptor {
 
     /// A place for a connection from `peer`, or what it hears instead and where that is counted. A trusted proxy may have
     /// all places: it speaks for many.
-    fn admit(&self, peer: IpAddr) -> Result<ConnectionSlot, (&Unavailable, &IntCounter)> {
+    fn admit(&self, peer: IpAddr) -> Result<ConnectionSlot, (&Refusal, &IntCounter)> {
         let refused = &self.metrics.refused;
         if self.memory.is_exhausted() {
             return Err((&self.short_of_memory, &refused.memory));

@@ -51,6 +51,23 @@ def only_a_given_certificate_comes_with_its_root(chart):
         assert len(configurations) == 2 and found == bundles, found
 
 
+def nobody_but_an_injector_that_issues_its_certificate_may_write_ca_bundles_and_a_secret(chart):
+    """Old replicas would put their own root back into the bundles of a release that has another source."""
+    certificate = "injector.webhook.certificate"
+    given = sets(f"{certificate}.source=secret", f"{certificate}.caBundle=Zm9v")
+    issued = sets(f"{certificate}.source=cert-manager", f"{certificate}.issuerRef.name=issuer")
+
+    def written(*arguments):
+        roles = [o for o in chart.objects(*DECIDED, *arguments) if o["kind"] in ("Role", "ClusterRole")]
+        rights = [(resource, verb) for o in roles for rule in o["rules"] for resource in rule["resources"] for verb in rule["verbs"]]
+        bundles = {verb for resource, verb in rights if resource.endswith("webhookconfigurations")} - {"get", "list", "watch"}
+        return bundles, {verb for resource, verb in rights if resource == "secrets"}
+
+    assert written() == ({"patch"}, {"get", "update"}), written()
+    for arguments in (given, issued):
+        assert written(*arguments) == (set(), set()), written(*arguments)
+
+
 def the_webhook_can_be_kept_for_the_networks_of_the_api_servers(chart):
     key = "injector.networkPolicy.apiServerCIDRs"
 
@@ -72,5 +89,6 @@ TESTS = [
     half_a_choice_is_refused_and_everything_that_is_missing_is_named,
     labels_that_selectors_need_are_the_charts_own,
     only_a_given_certificate_comes_with_its_root,
+    nobody_but_an_injector_that_issues_its_certificate_may_write_ca_bundles_and_a_secret,
     the_webhook_can_be_kept_for_the_networks_of_the_api_servers,
 ]

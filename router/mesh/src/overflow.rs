@@ -8,17 +8,26 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Semaphore;
 
-/// A whole answer: 503, with a text. Made once, and sent to many.
+/// A whole answer, with a text. Made once, and sent to many.
 #[derive(Debug, Clone)]
-pub struct Unavailable(Bytes);
+pub struct Refusal(Bytes);
 
-impl Unavailable {
-    /// The answer with this text; a gate's says its outcome, too.
-    pub fn new(text: &str, outcome: Option<Outcome>) -> Self {
+impl Refusal {
+    /// 503, where the process has no more room for anybody; a gate's says its outcome, too.
+    pub fn unavailable(text: &str, outcome: Option<Outcome>) -> Self {
+        Self::new("503 Service Unavailable", text, outcome)
+    }
+
+    /// 429, where the client has had its share.
+    pub fn too_many(text: &str) -> Self {
+        Self::new("429 Too Many Requests", text, None)
+    }
+
+    fn new(status: &str, text: &str, outcome: Option<Outcome>) -> Self {
         let body = serde_json::json!({ "detail": text }).to_string();
         let outcome = outcome.map(|outcome| format!("{X_SANDGATE_OUTCOME}: {}\r\n", outcome.as_str()));
         let answer = format!(
-            "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
              Retry-After: 1\r\n{}Connection: close\r\n\r\n{body}",
             body.len(),
             outcome.unwrap_or_default()
@@ -46,14 +55,14 @@ impl Default for Overflow {
 
 impl Overflow {
     /// Answers the first bytes of a request and closes, or only closes when many are being told already.
-    pub fn answer<S>(&self, mut stream: S, answer: &Unavailable)
+    pub fn answer<S>(&self, mut stream: S, answer: &Refusal)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Ok(permit) = Arc::clone(&self.0).try_acquire_owned() else {
             return;
         };
-        let Unavailable(answer) = answer.clone();
+        let Refusal(answer) = answer.clone();
         tokio::spawn(async move {
             let tell = async {
                 // An answer that comes before its request is nobody's.
@@ -73,7 +82,7 @@ impl Overflow {
 mod tests {
     use super::*;
 
-    async fn told(answer: &Unavailable) -> String {
+    async fn told(answer: &Refusal) -> String {
         let (mut client, stream) = tokio::io::duplex(1024);
         client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
         Overflow::default().answer(stream, answer);
@@ -91,8 +100,11 @@ mod tests {
         let start = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\
                      Retry-After: 1\r\n";
         let end = "Connection: close\r\n\r\n{\"detail\":\"Déjà.\"}";
-        assert_eq!(told(&Unavailable::new("Déjà.", None)).await, format!("{start}{end}"));
-        let gate = Unavailable::new("Déjà.", Some(Outcome::Overloaded));
+        assert_eq!(
+            told(&Refusal::unavailable("Déjà.", None)).await,
+            format!("{start}{end}")
+        );
+        let gate = Refusal::unavailable("Déjà.", Some(Outcome::Overloaded));
         let expected = format!("{start}x-sandgate-outcome: overloaded\r\n{end}");
         assert_eq!(told(&gate).await, expected);
     }

@@ -10,7 +10,7 @@ use sandgate_mesh::body::{BodyError, detail};
 use sandgate_mesh::contract::X_SANDGATE_OUTCOME;
 use sandgate_mesh::framing::Violation;
 use sandgate_mesh::outcome::Outcome;
-use sandgate_mesh::overflow::Unavailable;
+use sandgate_mesh::overflow::Refusal;
 use sandgate_mesh::sandbox::SandboxName;
 use std::borrow::Cow;
 
@@ -189,9 +189,9 @@ impl GateError {
 }
 
 /// What a peer hears whose connection is one too many.
-pub(crate) fn too_many_connections() -> Unavailable {
+pub(crate) fn too_many_connections() -> Refusal {
     let text = "The sandbox gate has too many connections; try again.";
-    Unavailable::new(text, Some(Outcome::Overloaded))
+    Refusal::unavailable(text, Some(Outcome::Overloaded))
 }
 
 #[cfg(test)]

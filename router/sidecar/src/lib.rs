@@ -31,7 +31,7 @@ use sandgate_mesh::framing::Limits;
 use sandgate_mesh::identity::{PeerId, WorkloadIdentity};
 use sandgate_mesh::listener::{self, ConnectionCount, ConnectionLimits, Newcomer, Newcomers};
 use sandgate_mesh::memory::MemoryBudget;
-use sandgate_mesh::overflow::{Overflow, Unavailable};
+use sandgate_mesh::overflow::{Overflow, Refusal};
 use sandgate_mesh::policy::PolicySnapshot;
 use sandgate_mesh::polled::Reload;
 use sandgate_mesh::pool::LINGER;
@@ -107,7 +107,7 @@ pub struct Gate {
     memory: MemoryBudget,
     newcomers: Newcomers,
     overflow: Overflow,
-    too_many: Unavailable,
+    too_many: Refusal,
     connections: ConnectionCount,
     tls: Mutex<Option<ServerTls>>,
     pub(crate) strangers: Strangers,

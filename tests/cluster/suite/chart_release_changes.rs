@@ -36,7 +36,11 @@ async fn the_certificate_of_a_release_can_come_from_elsewhere_and_be_issued_agai
         !refused.status.success() && reason.contains("conflict") && reason.contains("caBundle"),
         "{reason}"
     );
-    run(&system, "upgrade", &["--force-conflicts", "--set", &given]);
+    run(
+        &system,
+        "upgrade",
+        &["--server-side=true", "--force-conflicts", "--set", &given],
+    );
     assert_eq!(ca_bundle(&cluster).await, Some(root.clone()));
     // It is Helm's now.
     run(
