@@ -13,7 +13,6 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use sandgate_mesh::admin;
 use sandgate_mesh::body::{Answer, BodyError, Upload, UploadWatch, discard};
 use sandgate_mesh::contract::{
@@ -202,11 +201,8 @@ impl Tunnel {
             request_id,
         } = self;
         let request_id = id_text(request_id.as_ref());
-        match tokio::try_join!(downstream, upstream) {
-            Ok((downstream, upstream)) => {
-                let draining = client.draining.clone();
-                let (downstream, upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
-                let (end, up, down) = tunnel::join(downstream, upstream, limits, draining).await;
+        match tunnel::join_upgraded(downstream, upstream, limits, client.draining.clone()).await {
+            Ok((end, up, down)) => {
                 record.bytes_in(up);
                 record.bytes_out(down);
                 tracing::info!(%sandbox, request_id, end = end.as_str(), up, down, "the tunnel ended");

@@ -1,6 +1,8 @@
 //! Two byte streams joined after an accepted upgrade. Bytes pass as they are; silence, lifetime and a drain end it.
 
 use crate::drain::Draining;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -127,6 +129,20 @@ where
         () = lifetime(limits.lifetime) => TunnelEnd::Lifetime,
     };
     (end, up.into_inner(), down.into_inner())
+}
+
+/// [`join`]s two HTTP connections once both have switched protocols.
+///
+/// # Errors
+/// One of them doesn't switch.
+pub async fn join_upgraded(
+    a: OnUpgrade,
+    b: OnUpgrade,
+    limits: TunnelLimits,
+    draining: Draining,
+) -> hyper::Result<(TunnelEnd, u64, u64)> {
+    let (a, b) = tokio::try_join!(a, b)?;
+    Ok(join(TokioIo::new(a), TokioIo::new(b), limits, draining).await)
 }
 
 async fn pump<R, W>(mut from: R, mut to: W, activity: &Activity, bytes: &AtomicU64) -> io::Result<()>

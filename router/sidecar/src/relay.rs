@@ -10,7 +10,6 @@ use crate::peer::Peer;
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use sandgate_mesh::body::{Answer, BodyEnd, Ending, Upload, UploadWatch};
 use sandgate_mesh::drain::Draining;
 use sandgate_mesh::exchange::ExchangeError;
@@ -18,7 +17,7 @@ use sandgate_mesh::framing::PassThrough;
 use sandgate_mesh::headers::{Upgrade, cross_hop, names_too_much, strip_ours};
 use sandgate_mesh::pool::Lease;
 use sandgate_mesh::telemetry::chain;
-use sandgate_mesh::tunnel::{self, TunnelEnd, TunnelLimits};
+use sandgate_mesh::tunnel;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -108,22 +107,11 @@ fn tunnel_through(
     tokio::spawn(async move {
         // Kept until the tunnel ends: the connection's driver needs its sender, and the peer's place is taken.
         let _kept = (lease, peer);
-        let ended = join(client, app, limits, draining).await;
+        let ended = tunnel::join_upgraded(client, app, limits, draining).await;
         audit::tunnel_ended(&sandbox, request_id.as_ref(), ended);
     });
     cross_hop(response.headers_mut(), Some(&upgrade));
     Ok(response.map(|_| Answer::empty()))
-}
-
-/// Joins the two until one of them ends: why, and the bytes that went up and down. Or says why they can't be joined.
-async fn join(
-    client: OnUpgrade,
-    app: OnUpgrade,
-    limits: TunnelLimits,
-    draining: Draining,
-) -> hyper::Result<(TunnelEnd, u64, u64)> {
-    let (client, app) = tokio::try_join!(client, app)?;
-    Ok(tunnel::join(TokioIo::new(client), TokioIo::new(app), limits, draining).await)
 }
 
 fn finish(
