@@ -22,7 +22,7 @@ use sandgate_cluster_tests::admission::at_address;
 use sandgate_cluster_tests::chart::{Chart, sandbox_pod};
 use sandgate_cluster_tests::creations::has_gate;
 use sandgate_cluster_tests::injector::System;
-use sandgate_cluster_tests::process::Process;
+use sandgate_cluster_tests::process::{Process, cpu_time};
 use sandgate_cluster_tests::webhook::StubWebhook;
 use sandgate_cluster_tests::{Cluster, Namespace};
 use serde_json::{Value, json};
@@ -95,6 +95,7 @@ async fn measure(options: &Options) -> Report {
     round(&plain, pause, warm).await;
     round(&gated, pause, warm).await;
     let memory_before = injector.memory("VmRSS");
+    let cpu_before = [empty.cpu_time(), injector.cpu_time()];
     let mut pairs: Vec<[Round; 2]> = Vec::new();
     for number in 0..options.rounds {
         let count = options.rate * options.seconds;
@@ -108,10 +109,12 @@ async fn measure(options: &Options) -> Report {
         };
         pairs.push(pair);
     }
+    let [empty_before, injector_before] = cpu_before;
     Report {
         rate: options.rate,
         seconds: options.seconds,
         pairs,
+        cpu: [empty.cpu_time() - empty_before, injector.cpu_time() - injector_before],
         memory: [memory_before, injector.memory("VmRSS"), injector.memory("VmHWM")],
     }
 }
@@ -140,6 +143,10 @@ impl Empty {
             ca_pem: said["ca"].as_str().unwrap().to_owned(),
             child,
         }
+    }
+
+    fn cpu_time(&self) -> Duration {
+        cpu_time(self.child.id())
     }
 
     /// The chart's configurations as they are for the injector, for namespaces that didn't opt in.

@@ -3,12 +3,14 @@
 use crate::chart::{Chart, OWN_NAMESPACE};
 use crate::documents;
 use crate::injector::{ACCOUNT, System};
+use rustix::param::clock_ticks_per_second;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 /// Where the program is. `tests/cluster/run` builds it and says so.
@@ -67,6 +69,11 @@ impl Process {
         process
     }
 
+    /// The time that it has spent on CPUs so far.
+    pub fn cpu_time(&self) -> Duration {
+        cpu_time(self.child.id())
+    }
+
     /// What it has logged besides its decisions.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
@@ -89,6 +96,16 @@ impl Drop for Process {
         let _ = self.child.wait();
         let _ = std::fs::remove_file(&self.kubeconfig);
     }
+}
+
+/// The time that a process has spent on CPUs so far, in user and kernel mode, with all of its threads.
+pub fn cpu_time(process: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    // The second field is the program's name in parentheses and may hold anything.
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    let ticks = |place: usize| fields.split(' ').nth(place).unwrap().parse::<u64>().unwrap();
+    let (user, system) = (ticks(11), ticks(12));
+    Duration::from_secs(user + system) / u32::try_from(clock_ticks_per_second()).unwrap()
 }
 
 /// What a program has logged, without its decisions: under load those are many.
