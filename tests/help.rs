@@ -93,6 +93,7 @@ async fn the_help_names_every_variable_that_is_read() {
         "SANDGATE_SANDBOX",
         "SANDGATE_POD_UID",
         "SANDGATE_APP_PROBES",
+        "SANDGATE_TRUST_ANCHORS",
     ] {
         assert!(gate.contains(&format!("[env: {variable}")), "{variable}:\n{gate}");
     }

@@ -162,7 +162,8 @@ async fn no_byte_of_a_request_goes_over_a_kept_connection_to_a_gate_whose_certif
 
     let first = tokio::spawn(send(router, request.clone()));
     let (stream, _) = gate.accept().await.unwrap();
-    let (mut kept, _) = tls::accept_mesh(stream, Arc::clone(&config)).await.unwrap();
+    let accepted = tls::accept_gate(stream, |_| Some(Arc::clone(&config))).await;
+    let (mut kept, ..) = accepted.unwrap();
     read_until(&mut kept, b"\r\n\r\n").await;
     kept.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
     assert_eq!(status(&first.await.unwrap()), 204);
@@ -173,10 +174,8 @@ async fn no_byte_of_a_request_goes_over_a_kept_connection_to_a_gate_whose_certif
     }
     let second = tokio::spawn(send(router, request));
     let (stream, _) = gate.accept().await.unwrap();
-    assert!(
-        tls::accept_mesh(stream, config).await.is_err(),
-        "the certificate counts"
-    );
+    let accepted = tls::accept_gate(stream, |_| Some(config)).await;
+    assert!(accepted.is_err(), "the certificate counts");
     assert_eq!(status(&second.await.unwrap()), 502);
     assert_eq!(kept.read(&mut [0]).await.unwrap_or(0), 0);
 }

@@ -10,15 +10,14 @@ use sandgate_mesh::identity::ExpectedSandbox;
 use sandgate_mesh::pool::LINGER;
 use sandgate_mesh::tls;
 use sandgate_tests::folder::{Replacing, put};
+use sandgate_tests::load::Load;
 use sandgate_tests::processes::{Process, ProcessMesh, Programs, get, router_identity, until_ready};
 use sandgate_tests::{POD_UID, RecordingApp, TRUST_DOMAIN, exchange, programs, read_until, sandbox, status};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
@@ -29,71 +28,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const NO_KEEPALIVE: &str = "--max-keepalive-connections=0";
 const LOADED: &str = "\"message\":\"loaded from changed files\",\"what\":\"mesh credentials\"";
 const UNUSABLE: &str = "\"message\":\"changed files are not usable\",\"what\":\"mesh credentials\"";
-
-/// Clients that send one request after the other until they are told to stop. The first that fails is the end of it.
-struct Load {
-    stop: Arc<AtomicBool>,
-    answered: Vec<Arc<AtomicUsize>>,
-    clients: JoinSet<()>,
-}
-
-impl Load {
-    /// For each router two clients: one that keeps its connection and one that makes a new one for each request.
-    fn start(mesh: &ProcessMesh, routers: &[SocketAddr]) -> Self {
-        let mut load = Self {
-            stop: Arc::default(),
-            answered: Vec::new(),
-            clients: JoinSet::new(),
-        };
-        for router in routers.iter().copied() {
-            for fields in ["", "Connection: close\r\n"] {
-                let count = Arc::new(AtomicUsize::new(0));
-                let (stop, request) = (Arc::clone(&load.stop), mesh.head("GET /", fields));
-                load.answered.push(Arc::clone(&count));
-                load.clients.spawn(async move {
-                    let mut kept = TcpStream::connect(router).await.unwrap();
-                    while !stop.load(Ordering::Relaxed) {
-                        let answer = if fields.is_empty() {
-                            kept.write_all(request.as_bytes()).await.unwrap();
-                            read_until(&mut kept, b"\r\n\r\nhello").await
-                        } else {
-                            exchange(TcpStream::connect(router).await.unwrap(), &request, false).await
-                        };
-                        assert_eq!(status(&answer), 200, "{answer}");
-                        assert!(answer.ends_with("\r\n\r\nhello"), "{answer}");
-                        count.fetch_add(1, Ordering::Relaxed);
-                    }
-                });
-            }
-        }
-        load
-    }
-
-    /// Waits until every client has had some more answers.
-    async fn goes_on(&mut self) {
-        let counts = || self.answered.iter().map(|count| count.load(Ordering::Relaxed));
-        let wanted: Vec<_> = counts().map(|count| count + 5).collect();
-        let moving = async {
-            while counts().zip(&wanted).any(|(count, wanted)| count < *wanted) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::select! {
-            () = moving => {}
-            // Before it was told to.
-            ended = self.clients.join_next() => ended.unwrap().unwrap(),
-        }
-    }
-
-    /// Fails unless all went well to the end.
-    async fn stop(mut self) {
-        self.goes_on().await;
-        self.stop.store(true, Ordering::Relaxed);
-        while let Some(ended) = timeout(PATIENCE, self.clients.join_next()).await.unwrap() {
-            ended.unwrap();
-        }
-    }
-}
 
 fn credentials(role: Role, issued: &Issued, bundle: &str) -> MeshCredentials {
     let (chain, key) = (issued.chain_pem.as_bytes(), issued.key_pem.as_bytes());
@@ -141,7 +75,7 @@ impl Spy {
         let mut client = TcpStream::connect(http).await.unwrap();
         client.write_all(request.as_bytes()).await.unwrap();
         let (stream, _) = timeout(PATIENCE, self.0.accept()).await.unwrap().unwrap();
-        let (stream, _) = tls::accept_mesh(stream, config).await.ok()?;
+        let (stream, ..) = tls::accept_gate(stream, |_| Some(config)).await.ok()?;
         Some(stream.get_ref().1.peer_certificates().unwrap()[0].to_vec())
     }
 }
@@ -167,6 +101,12 @@ impl Scene {
             spy,
             app,
         }
+    }
+
+    /// Requests through both routers.
+    fn load(&self) -> Load {
+        let request = |fields: &str| self.mesh.head("GET /", fields);
+        Load::start(request, &[self.mesh.http, self.fresh_http])
     }
 
     /// Waits until all three programs have loaded their files `times` times since their start.
@@ -255,7 +195,7 @@ async fn nothing_fails_while_everything_is_replaced(how: Replacing) {
     let new = Authority::new("sandgate-tests-next").unwrap();
     let old_root = scene.mesh.authority.root_pem().to_owned();
     let both_roots = format!("{old_root}{}", new.root_pem());
-    let mut load = Load::start(&scene.mesh, &[scene.mesh.http, scene.fresh_http]);
+    let mut load = scene.load();
     load.goes_on().await;
 
     let (sidecar, router) = leafs(&scene.mesh.authority);
@@ -316,7 +256,8 @@ async fn a_connection_that_was_begun_under_a_root_that_is_gone_serves_its_own_re
     // Its workers have noticed, too.
     tokio::time::sleep(LINGER * 3 / 2).await;
 
-    let (mut begun, _) = tls::accept_mesh(begun, Arc::clone(&config)).await.unwrap();
+    let accepted = tls::accept_gate(begun, |_| Some(Arc::clone(&config))).await;
+    let (mut begun, ..) = accepted.unwrap();
     read_until(&mut begun, b"\r\n\r\n").await;
     begun
         .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfirst")
@@ -327,7 +268,8 @@ async fn a_connection_that_was_begun_under_a_root_that_is_gone_serves_its_own_re
 
     client.write_all(request.as_bytes()).await.unwrap();
     let (next, _) = timeout(PATIENCE, scene.spy.0.accept()).await.unwrap().unwrap();
-    assert!(tls::accept_mesh(next, config).await.is_err(), "the old root counts");
+    let accepted = tls::accept_gate(next, |_| Some(config)).await;
+    assert!(accepted.is_err(), "the old root counts");
     let rest = timeout(PATIENCE, begun.read(&mut [0])).await.unwrap();
     assert!(
         !matches!(rest, Ok(1..)),
@@ -344,7 +286,7 @@ async fn bad_certificate_files_are_logged_and_counted_and_the_old_identity_serve
     let (sidecar, router) = leafs(&scene.mesh.authority);
     scene.put(Replacing::AtOnce, &sidecar, &router, &root);
     scene.loaded(1).await;
-    let mut load = Load::start(&scene.mesh, &[scene.mesh.http, scene.fresh_http]);
+    let mut load = scene.load();
 
     // The bundle stays a bad one throughout, so that no mixture of two versions is good.
     let keys = [sidecar.key_pem.as_str(), &router.key_pem];

@@ -6,9 +6,12 @@
 #![allow(clippy::missing_panics_doc)]
 
 mod app;
+pub mod control;
+pub mod enrolled;
 pub mod folder;
 pub mod front;
 pub mod kubelet;
+pub mod load;
 pub mod processes;
 mod wire;
 

@@ -238,7 +238,8 @@ impl ProcessMesh {
         let policy = default_policy(model::DefaultPolicy::Authenticated, vec![app_port]);
         folder.rename_over("policy.json", serde_json::to_vec(&policy).unwrap());
         let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let (sidecar, mesh, sidecar_health) = start_sidecar(programs, sidecar_flags(&folder, anywhere)).await;
+        let (sidecar, mesh, sidecar_health) =
+            start_gate(command(programs.sidecar, sidecar_flags(&folder, anywhere))).await;
         let router_flags: Vec<_> = router_flags.iter().copied().map(String::from).collect();
         let (router, [http, metrics, router_health]) = start_router(programs, &folder, mesh, &router_flags).await;
         let started = Self {
@@ -299,7 +300,7 @@ impl ProcessMesh {
     pub async fn restart_sidecar_with(&mut self, change: impl FnOnce(&mut Vec<String>)) {
         let mut flags = sidecar_flags(&self.folder, self.mesh);
         change(&mut flags);
-        let (sidecar, _, health) = start_sidecar(self.programs, flags).await;
+        let (sidecar, _, health) = start_gate(command(self.programs.sidecar, flags)).await;
         (self.sidecar, self.sidecar_health) = (sidecar, health);
     }
 
@@ -350,14 +351,16 @@ pub fn router_flags(folder: &Folder, gate: SocketAddr) -> Vec<String> {
     ]
 }
 
-async fn start_sidecar(programs: Programs, flags: Vec<String>) -> (Process, SocketAddr, SocketAddr) {
-    let mut sidecar = Process::start(command(programs.sidecar, flags));
+/// A gate started by `command`, and its mesh and health ports.
+pub async fn start_gate(command: Command) -> (Process, SocketAddr, SocketAddr) {
+    let mut sidecar = Process::start(command);
     let [mesh, health] = sidecar.listens(["mesh", "health"]).await;
     let local = |port: String| SocketAddr::from(([127, 0, 0, 1], port.parse().unwrap()));
     (sidecar, local(mesh), local(health))
 }
 
-async fn start_router(
+/// A router with its files in `folder`, where it serves clients, its metrics and its health port.
+pub async fn start_router(
     programs: Programs,
     folder: &Folder,
     gate: SocketAddr,

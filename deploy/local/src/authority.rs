@@ -2,8 +2,8 @@
 //! those. The key never leaves the process, so a restart makes a new mesh.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
 };
 use sandgate_mesh::identity::{SandboxIdentity, WorkloadIdentity};
 use std::time::{Duration, SystemTime};
@@ -165,6 +165,15 @@ impl Authority {
             chain_der: vec![leaf.der().to_vec()],
             key_der: key.serialize_der(),
         })
+    }
+
+    /// Signs a leaf for the key of a PKCS#10 request, and returns it in PEM. What else the request says doesn't count.
+    ///
+    /// # Errors
+    /// The request can't be read, or isn't signed with its key; or a name in `spec` isn't ASCII.
+    pub fn sign(&self, spec: &LeafSpec, request_pem: &str) -> Result<String, rcgen::Error> {
+        let request = CertificateSigningRequestParams::from_pem(request_pem)?;
+        Ok(spec.params()?.signed_by(&request.public_key, &self.issuer)?.pem())
     }
 
     /// A gate's leaf: serverAuth, valid for [`LIFETIME`].

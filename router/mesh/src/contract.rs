@@ -55,11 +55,15 @@ pub const SANDBOX_VARIABLE: &str = "SANDGATE_SANDBOX";
 pub const POD_UID_VARIABLE: &str = "SANDGATE_POD_UID";
 /// The gate's environment variable with the app's probes: [`Declarations`](crate::probe::model::Declarations) as JSON.
 pub const APP_PROBES_VARIABLE: &str = "SANDGATE_APP_PROBES";
+/// The gate's environment variable with the roots, PEM, under which it believes a control plane before it has an identity.
+pub const TRUST_ANCHORS_VARIABLE: &str = "SANDGATE_TRUST_ANCHORS";
 /// Trust domain when none is configured.
 pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 
 /// ALPN of proxied HTTP/1.1 requests on the mesh port.
 pub const ALPN_MESH_HTTP1: &[u8] = b"sandgate-h1/1";
+/// ALPN of the control API on the mesh port: see [`crate::control`].
+pub const ALPN_CONTROL: &[u8] = b"sandgate-control/1";
 /// ALPN of HTTP/1.1 on the router's own TLS listener (RFC 7301).
 pub const ALPN_HTTP1: &[u8] = b"http/1.1";
 /// ALPN of HTTP/2 on the injector's listener (RFC 9113).

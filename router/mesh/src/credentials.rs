@@ -32,20 +32,22 @@ pub enum Role {
     Sidecar,
     /// A router: a client, with a workload's identity.
     Router,
+    /// A control plane: a client, too, of the control API and of nothing else.
+    ControlPlane,
 }
 
 impl Role {
     const fn usage(self) -> ExtendedKeyUsage {
         match self {
             Self::Sidecar => ExtendedKeyUsage::ServerAuth,
-            Self::Router => ExtendedKeyUsage::ClientAuth,
+            Self::Router | Self::ControlPlane => ExtendedKeyUsage::ClientAuth,
         }
     }
 
     const fn form(self) -> &'static str {
         match self {
             Self::Sidecar => "spiffe://<trust domain>/ns/<namespace>/sandbox/<name>/pod/<uid>",
-            Self::Router => "spiffe://<trust domain>/ns/<namespace>/sa/<serviceaccount>",
+            Self::Router | Self::ControlPlane => "spiffe://<trust domain>/ns/<namespace>/sa/<serviceaccount>",
         }
     }
 }
@@ -55,6 +57,7 @@ impl fmt::Display for Role {
         f.write_str(match self {
             Self::Sidecar => "sidecar",
             Self::Router => "router",
+            Self::ControlPlane => "control plane",
         })
     }
 }
@@ -193,6 +196,21 @@ impl MeshCredentials {
             roots,
             trust_domain,
         )
+    }
+
+    /// The credentials of the gate of `own`, as [`from_pem`](Self::from_pem) reads them.
+    ///
+    /// # Errors
+    /// Another sandbox's are refused, too: every router would.
+    pub fn of_gate(chain: &[u8], key: &[u8], bundle: &[u8], own: &SandboxIdentity) -> Result<Self, CredentialsError> {
+        let found = Self::from_pem(Role::Sidecar, chain, key, bundle, &own.trust_domain)?;
+        if matches!(&found.identity, PeerId::Sandbox(found) if found == own) {
+            return Ok(found);
+        }
+        Err(CredentialsError::WrongSandbox {
+            expected: Box::new(own.clone()),
+            found: Box::new(found.identity),
+        })
     }
 
     /// Credentials from decoded certificates and key.
@@ -362,7 +380,7 @@ fn own_identity(role: Role, leaf: &CertificateDer<'_>, trust_domain: &TrustDomai
     let found = PeerId::from_leaf(leaf, role.usage()).map_err(|cause| CredentialsError::Identity { role, cause })?;
     let domain = match (role, &found) {
         (Role::Sidecar, PeerId::Sandbox(id)) => &id.trust_domain,
-        (Role::Router, PeerId::Workload(id)) => &id.trust_domain,
+        (Role::Router | Role::ControlPlane, PeerId::Workload(id)) => &id.trust_domain,
         _ => {
             return Err(CredentialsError::WrongKind {
                 role,
@@ -397,7 +415,7 @@ fn check_chain(
             let leaf = ParsedCertificate::try_from(leaf)?;
             verify_server_cert_signed_by_trust_anchor(&leaf, roots, intermediates, now, algorithms)
         }
-        Role::Router => WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider)
+        Role::Router | Role::ControlPlane => WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider)
             .build()
             .map_err(|error| rustls::Error::General(error.to_string()))?
             .verify_client_cert(leaf, intermediates, now)

@@ -27,15 +27,17 @@ fn each_role_accepts_its_own_leaf_only() {
     let root = authority.root_pem();
     let sidecar = load(Role::Sidecar, &issue(SANDBOX, Usage::Server), root).unwrap();
     assert_eq!(sidecar.identity().to_string(), SANDBOX);
-    assert!(load(Role::Router, &issue(ROUTER, Usage::Client), root).is_ok());
+    for client in [Role::Router, Role::ControlPlane] {
+        assert!(load(client, &issue(ROUTER, Usage::Client), root).is_ok());
+        let wrong_kind = refusal(client, &issue(SANDBOX, Usage::Client), root);
+        assert!(matches!(wrong_kind, CredentialsError::WrongKind { .. }), "{wrong_kind}");
+    }
 
     let wrong_usage = refusal(Role::Sidecar, &issue(SANDBOX, Usage::Client), root);
     assert!(
         matches!(wrong_usage, CredentialsError::Identity { .. }),
         "{wrong_usage}"
     );
-    let wrong_kind = refusal(Role::Router, &issue(SANDBOX, Usage::Client), root);
-    assert!(matches!(wrong_kind, CredentialsError::WrongKind { .. }), "{wrong_kind}");
     let elsewhere = refusal(
         Role::Router,
         &issue("spiffe://other/ns/s/sa/router", Usage::Client),

@@ -1,15 +1,17 @@
 //! What Sandgate's programs must agree on.
 //!
 //! The router, the sidecar and the control plane share these pieces and nothing else: who somebody is
-//! ([`identity`], [`caller`]), how that is proven ([`tls`], [`credentials`], [`standing`]), what is allowed ([`policy`]),
-//! how bytes are framed ([`framing`]) and moved ([`exchange`], [`tunnel`]), and how a process starts, reports and ends
-//! ([`command_line`], [`admin`], [`probe`], [`drain`], [`metrics`], [`telemetry`], [`process`]).
+//! ([`identity`], [`caller`]), how that is proven ([`tls`], [`credentials`], [`standing`]), what is allowed ([`policy`]), how
+//! a gate comes to both ([`control`]), how bytes are framed ([`framing`]) and moved ([`exchange`], [`tunnel`]), and how a
+//! process starts, reports and ends ([`command_line`], [`admin`], [`probe`], [`drain`], [`metrics`], [`telemetry`],
+//! [`process`]).
 
 pub mod admin;
 pub mod body;
 pub mod caller;
 pub mod command_line;
 pub mod contract;
+pub mod control;
 pub mod credentials;
 pub mod drain;
 pub mod duration;

@@ -1,5 +1,7 @@
 //! Names and numbers that identify a sandbox. Each type is built once, at the edge, and cannot be wrong later.
 
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::num::NonZeroU16;
 use std::str::FromStr;
@@ -87,6 +89,18 @@ name_type!(
     /// A pod's UID as the API server gave it.
     PodUid, is_uid, NameError::NotAUid
 );
+
+impl Serialize for PodUid {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for PodUid {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
 
 /// Which sandbox: its namespace and name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,6 +1,9 @@
 //! The program: flags, files, health port, signals.
 
+mod source;
+
 use crate::authorize::OwnPorts;
+use crate::control::Control;
 use crate::lockdown::{OpenPorts, lock_down};
 use crate::{Caps, Gate, Settings, probe};
 use anyhow::Context;
@@ -11,7 +14,7 @@ use sandgate_mesh::command_line::{self, ConfigError};
 use sandgate_mesh::contract::{
     APP_PROBES_VARIABLE, DEFAULT_TRUST_DOMAIN, HEALTH_PORT, NAMESPACE_VARIABLE, POD_UID_VARIABLE, SANDBOX_VARIABLE,
 };
-use sandgate_mesh::credentials::{MeshFiles, poll_sidecar};
+use sandgate_mesh::credentials::poll_sidecar;
 use sandgate_mesh::framing::LimitFlags;
 use sandgate_mesh::identity::{SandboxIdentity, TrustDomain, WorkloadIdentity};
 use sandgate_mesh::listener::{ConnectionLimits, bind, fit_open_files, parse_address};
@@ -23,9 +26,9 @@ use sandgate_mesh::process::{self, EndSignals};
 use sandgate_mesh::sandbox::{AppPort, Namespace, PodUid, SandboxKey, SandboxName};
 use sandgate_mesh::telemetry::{LogFormat, init};
 use sandgate_mesh::{drain, duration, serve};
+use source::{Source, SourceFlags};
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,18 +63,8 @@ struct Flags {
     /// SPIFFE ID of a router whose caller assertions are believed; repeatable.
     #[arg(long, required = true)]
     router_identity: Vec<WorkloadIdentity>,
-    /// PEM file with this gate's certificate chain; polled, so it may appear later and change.
-    #[arg(long)]
-    tls_cert_file: PathBuf,
-    /// PEM file with its private key.
-    #[arg(long)]
-    tls_key_file: PathBuf,
-    /// PEM file with the roots that peers are verified under.
-    #[arg(long)]
-    trust_bundle_file: PathBuf,
-    /// Policy snapshot (JSON); polled. Without one every request is refused.
-    #[arg(long)]
-    policy_file: PathBuf,
+    #[command(flatten)]
+    source: SourceFlags,
     /// The app's own probes that this gate runs for the kubelet (JSON), as `docs/lockdown.md` describes.
     #[arg(long, env = APP_PROBES_VARIABLE, hide_env_values = true)]
     app_probes: Option<AppProbes>,
@@ -115,7 +108,7 @@ struct LockdownFlags {
 /// What the program is started for.
 #[derive(Debug)]
 enum Task {
-    Serve(Box<Flags>),
+    Serve(Box<Flags>, Source),
     Lockdown(LockdownFlags),
 }
 
@@ -140,20 +133,23 @@ impl Task {
         // Of their own, because other flags may be missing.
         let framing = LimitFlags::from_arg_matches(matches).ok()?;
         problems.extend(framing.limits().problems());
+        let source = SourceFlags::from_arg_matches(matches).ok()?.source(problems);
         let flags = Flags::from_arg_matches(matches).ok()?;
-        Some(Self::Serve(Box::new(flags)))
+        let routers = &flags.router_identity;
+        flags.source.check_identities(&flags.trust_domain, routers, problems);
+        Some(Self::Serve(Box::new(flags), source?))
     }
 
     fn log_level(&self) -> &str {
         match self {
-            Self::Serve(flags) => &flags.log_level,
+            Self::Serve(flags, _) => &flags.log_level,
             Self::Lockdown(_) => "info",
         }
     }
 
     fn run(self, allocated: Allocated) -> anyhow::Result<()> {
         match self {
-            Self::Serve(flags) => run(*flags, allocated),
+            Self::Serve(flags, source) => run(*flags, source, allocated),
             Self::Lockdown(flags) => lockdown(flags),
         }
     }
@@ -196,23 +192,18 @@ fn protect_memory() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run(mut flags: Flags, allocated: Allocated) -> anyhow::Result<()> {
+fn run(mut flags: Flags, source: Source, allocated: Allocated) -> anyhow::Result<()> {
     protect_memory()?;
     flags.max_connections = fit_open_files(flags.max_connections, "--max-connections");
     let runtime = serve::runtime()?;
-    let result = runtime.block_on(serve(flags, allocated));
+    let result = runtime.block_on(serve(flags, source, allocated));
     runtime.shutdown_background();
     result
 }
 
-async fn serve(flags: Flags, allocated: Allocated) -> anyhow::Result<()> {
+async fn serve(flags: Flags, source: Source, allocated: Allocated) -> anyhow::Result<()> {
     let mesh = bind(flags.mesh_bind_address)?;
     let health = bind(flags.health_bind_address)?;
-    let files = MeshFiles {
-        chain: flags.tls_cert_file.clone(),
-        key: flags.tls_key_file.clone(),
-        bundle: flags.trust_bundle_file.clone(),
-    };
     let identity = SandboxIdentity {
         trust_domain: flags.trust_domain.clone(),
         sandbox: SandboxKey {
@@ -221,14 +212,6 @@ async fn serve(flags: Flags, allocated: Allocated) -> anyhow::Result<()> {
         },
         pod_uid: flags.pod_uid.clone(),
     };
-    let (credentials_poller, credentials) = poll_sidecar(files, identity.clone());
-    let (policy_poller, policy) = Poller::new(
-        "policy snapshot",
-        vec![flags.policy_file.clone()],
-        |files: Vec<Vec<u8>>| PolicySnapshot::parse(&files.concat()),
-    );
-    let policy_poller = policy_poller.replace_if(PolicySnapshot::may_give_way_to);
-
     let health_port = health.local_addr().map_or(HEALTH_PORT, |address| address.port());
     let own_ports = OwnPorts {
         mesh: mesh.local_addr()?.port(),
@@ -237,9 +220,7 @@ async fn serve(flags: Flags, allocated: Allocated) -> anyhow::Result<()> {
     let budget = flags.memory_budget_bytes.or_else(memory::container_budget);
     let shutdown_timeout = flags.shutdown_timeout;
     let app_probes = flags.app_probes.clone();
-    let gate = Gate::new(settings(flags, identity, own_ports), credentials, policy)?;
-    tokio::spawn(credentials_poller.on_reload(gate.on_credentials()).run(POLL_PERIOD));
-    tokio::spawn(policy_poller.on_reload(gate.on_policy()).run(POLL_PERIOD));
+    let gate = start_gate(settings(flags, identity.clone(), own_ports), identity, source)?;
     let app_probes = app_probes.map(|probes| probe::runner(&probes, &own_ports, &gate.settings.framing));
     if let Some(budget) = budget {
         tokio::spawn(gate.memory().watch(budget, allocated));
@@ -265,6 +246,23 @@ async fn serve(flags: Flags, allocated: Allocated) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The gate, and what feeds it: its control planes, or pollers of its files.
+fn start_gate(settings: Settings, identity: SandboxIdentity, source: Source) -> anyhow::Result<Arc<Gate>> {
+    let (files, policy_file) = match source {
+        Source::Control(control) => return Gate::controlled(settings, Control::open(control, identity)?),
+        Source::Files(files, policy_file) => (files, policy_file),
+    };
+    let (credentials_poller, credentials) = poll_sidecar(files, identity);
+    let (policy_poller, policy) = Poller::new("policy snapshot", vec![policy_file], |files: Vec<Vec<u8>>| {
+        PolicySnapshot::parse(&files.concat())
+    });
+    let policy_poller = policy_poller.replace_if(PolicySnapshot::may_give_way_to);
+    let gate = Gate::new(settings, credentials, policy)?;
+    tokio::spawn(credentials_poller.on_reload(gate.on_credentials()).run(POLL_PERIOD));
+    tokio::spawn(policy_poller.on_reload(gate.on_policy()).run(POLL_PERIOD));
+    Ok(gate)
+}
+
 fn settings(flags: Flags, identity: SandboxIdentity, own_ports: OwnPorts) -> Settings {
     Settings {
         framing: Arc::new(flags.framing.limits()),
@@ -288,7 +286,7 @@ fn settings(flags: Flags, identity: SandboxIdentity, own_ports: OwnPorts) -> Set
 mod tests {
     use super::*;
 
-    const NEEDED: [&str; 8] = [
+    pub(super) const NEEDED: [&str; 8] = [
         "--namespace=a",
         "--sandbox=b",
         "--pod-uid=u",
@@ -299,7 +297,7 @@ mod tests {
         "--policy-file=p",
     ];
 
-    fn read(args: &[&str]) -> Result<Task, ConfigError> {
+    pub(super) fn read(args: &[&str]) -> Result<Task, ConfigError> {
         Task::read([PROGRAM].iter().chain(args).map(OsString::from).collect())
     }
 
@@ -360,7 +358,7 @@ mod tests {
 
     #[test]
     fn caps_of_framing_are_what_the_flags_say() {
-        let Ok(Task::Serve(flags)) = read(&[&NEEDED[..], &["--max-request-headers=7"]].concat()) else {
+        let Ok(Task::Serve(flags, _)) = read(&[&NEEDED[..], &["--max-request-headers=7"]].concat()) else {
             panic!()
         };
         assert_eq!(flags.framing.limits().headers, 7);

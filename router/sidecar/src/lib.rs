@@ -1,12 +1,15 @@
 //! The gate in a sandbox pod: mTLS in, that sandbox's own policy on every request, loopback out and nothing else.
 //!
 //! [`request`] is the way of a request, top to bottom; [`authorize`] decides; [`dial`] is the only door out. Beside it,
-//! [`lockdown`] closes the ways around the gate, and [`probe`] keeps the kubelet's one open.
+//! [`control`] is how the gate gets its identity and its policy where they aren't files, [`lockdown`] closes the ways around
+//! the gate, and [`probe`] keeps the kubelet's one open.
 
 mod audit;
 pub mod authorize;
 pub mod cli;
+pub mod control;
 pub mod dial;
+mod enrolment;
 mod error;
 mod grpc;
 pub mod lockdown;
@@ -16,9 +19,16 @@ mod peer;
 pub mod probe;
 mod relay;
 mod request;
+mod state;
 mod strangers;
 
+// Tests of enrolment need certificates; the one authority that issues them outside a cluster is sandgate-local's.
+#[cfg(test)]
+#[path = "../../../deploy/local/src/authority.rs"]
+pub mod authority;
+
 use crate::authorize::OwnPorts;
+use crate::control::Control;
 use crate::dial::Door;
 use crate::error::too_many_connections;
 use crate::metrics::{File, Metrics};
@@ -38,14 +48,18 @@ use sandgate_mesh::pool::LINGER;
 use sandgate_mesh::sandbox::{PodUid, SandboxKey};
 use sandgate_mesh::standing::{IdentityWatch, fit};
 use sandgate_mesh::telemetry::LineLog;
+use sandgate_mesh::tls::{HandshakeError, MeshPeer, Purpose};
 use sandgate_mesh::tunnel::TunnelLimits;
 use sandgate_mesh::{serve, tls};
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::server::TlsStream;
 
 /// How much peers may make the gate hold.
 #[derive(Debug, Clone, Copy)]
@@ -101,6 +115,7 @@ pub struct Gate {
     pub(crate) settings: Settings,
     credentials: Credentials,
     pub(crate) policy: watch::Receiver<Option<Arc<PolicySnapshot>>>,
+    control: Option<Arc<Control>>,
     pub(crate) door: Door,
     pub(crate) audit: Option<LineLog>,
     pub(crate) metrics: Metrics,
@@ -115,11 +130,14 @@ pub struct Gate {
     told_of_refusals: AtomicBool,
 }
 
+/// A peer being served, to its end.
+type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// The TLS configuration made from one set of credentials.
 #[derive(Debug, Clone)]
 struct ServerTls {
     from: Arc<MeshCredentials>,
-    config: Arc<tokio_rustls::rustls::ServerConfig>,
+    config: Arc<ServerConfig>,
 }
 
 impl Gate {
@@ -131,6 +149,24 @@ impl Gate {
         settings: Settings,
         credentials: Credentials,
         policy: watch::Receiver<Option<Arc<PolicySnapshot>>>,
+    ) -> anyhow::Result<Arc<Self>> {
+        Self::build(settings, credentials, policy, None)
+    }
+
+    /// A gate that takes them from its control planes.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn controlled(settings: Settings, control: Control) -> anyhow::Result<Arc<Self>> {
+        let (credentials, policy) = (control.credentials(), control.policy());
+        Self::build(settings, credentials, policy, Some(Arc::new(control)))
+    }
+
+    fn build(
+        settings: Settings,
+        credentials: Credentials,
+        policy: watch::Receiver<Option<Arc<PolicySnapshot>>>,
+        control: Option<Arc<Control>>,
     ) -> anyhow::Result<Arc<Self>> {
         let metrics = Metrics::new()?;
         LineLog::stderr()?.register(&metrics.registry, "sandgate_sidecar_dropped_log_lines_total")?;
@@ -149,6 +185,7 @@ impl Gate {
             settings,
             credentials,
             policy,
+            control,
         }))
     }
 
@@ -209,7 +246,20 @@ impl Gate {
         }
     }
 
-    fn server_tls(&self) -> Option<Arc<tokio_rustls::rustls::ServerConfig>> {
+    /// What a connection for this purpose is served with. Without an identity nothing can be said that a peer of requests
+    /// could believe.
+    fn tls_for(&self, purpose: Purpose) -> Option<Arc<ServerConfig>> {
+        let Some(control) = self.control.as_ref().filter(|_| purpose == Purpose::Control) else {
+            return self.server_tls();
+        };
+        let identity = self.credentials.borrow().clone();
+        let config = control.server_tls(identity.as_deref());
+        config
+            .inspect_err(|error| tracing::error!(%error, "the control API can't be served"))
+            .ok()
+    }
+
+    fn server_tls(&self) -> Option<Arc<ServerConfig>> {
         let credentials = self.valid_credentials().inspect_err(|unfit| self.refuse_for(*unfit));
         let credentials = credentials.ok()?;
         let mut cached = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
@@ -239,7 +289,13 @@ impl Gate {
         let watcher = tokio::spawn(identity.run(move || gate.told_of_refusals.store(false, Ordering::Relaxed)));
         while let Some((stream, address)) = listener::accept(&listener, &mut draining).await {
             let (gate, draining, newcomer) = (Arc::clone(&self), draining.clone(), self.newcomers.enter());
-            tokio::spawn(async move { Box::pin(gate.serve_connection(stream, address, newcomer, draining)).await });
+            tokio::spawn(async move {
+                // Each in a box of its own: what a handshake needs is gone when serving begins.
+                let serving = Box::pin(gate.greet(stream, address, newcomer, draining)).await;
+                if let Some(serving) = serving {
+                    serving.await;
+                }
+            });
         }
         sweeper.abort();
         watcher.abort();
@@ -253,33 +309,72 @@ impl Gate {
         }
     }
 
-    async fn serve_connection(
+    /// The handshake, and then how the peer is served, if it is one.
+    async fn greet(
         self: Arc<Self>,
         stream: TcpStream,
         address: SocketAddr,
         mut newcomer: Newcomer,
         mut draining: Draining,
-    ) {
-        // Without an identity nothing can be said that a peer could believe.
-        let Some(config) = self.server_tls() else { return };
+    ) -> Option<Serving> {
+        // Who is of no use to anybody needs no first message to be told so.
+        if self.control.is_none() {
+            self.server_tls()?;
+        }
+        let mut asked = Purpose::Requests;
+        let choose = |purpose| {
+            asked = purpose;
+            self.tls_for(purpose)
+        };
         let accepted = tokio::select! {
-            accepted = tls::accept_mesh(stream, config) => accepted,
+            accepted = tls::accept_gate(stream, choose) => accepted,
             () = newcomer.displaced() => {
                 self.metrics.refused.handshakes.inc();
-                return;
+                return None;
             }
-            () = draining.started() => return,
+            () = draining.started() => return None,
         };
-        let (stream, peer) = match accepted {
+        let (stream, peer, purpose) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                self.metrics.handshake_failures.inc();
-                tracing::info!(peer = %address, %error, "handshake refused");
-                return;
+                self.refused(address, asked, &error);
+                return None;
             }
         };
         self.metrics.handshakes.inc();
         drop(newcomer);
+        let control = self.control.clone();
+        match (control, purpose) {
+            (Some(control), Purpose::Control) => Some(Box::pin(control.serve(self, stream, peer, draining))),
+            (Some(control), Purpose::Requests) if control.is_control_plane(&peer.id) => {
+                self.metrics.refused.control.inc();
+                tracing::warn!(peer = %peer.id, %address, "a control plane asked for the app, and was refused");
+                None
+            }
+            _ => Some(Box::pin(self.serve_peer(stream, peer, address, draining))),
+        }
+    }
+
+    /// Counts and tells of a handshake that came to nothing.
+    fn refused(&self, address: SocketAddr, asked: Purpose, error: &HandshakeError) {
+        // Without an identity, which was counted and told already.
+        if matches!(error, HandshakeError::Unserved) {
+            return;
+        }
+        self.metrics.handshake_failures.inc();
+        if self.control.is_some() && asked == Purpose::Control {
+            self.metrics.refused.control.inc();
+        }
+        tracing::info!(peer = %address, %error, "handshake refused");
+    }
+
+    async fn serve_peer(
+        self: Arc<Self>,
+        stream: TlsStream<TcpStream>,
+        peer: MeshPeer,
+        address: SocketAddr,
+        draining: Draining,
+    ) {
         let is_router = matches!(&peer.id, PeerId::Workload(id) if self.settings.routers.contains(id));
         // A router speaks for many callers, and comes from one address.
         let slot = if is_router {

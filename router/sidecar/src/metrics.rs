@@ -15,6 +15,10 @@ pub(crate) struct Metrics {
     pub(crate) handshake_failures: IntCounter,
     pub(crate) refused: RefusedConnections,
     pub(crate) certificate_not_after: IntGauge,
+    /// Identities that control planes brought.
+    pub(crate) identities: Pushes,
+    /// Policies that control planes brought.
+    pub(crate) policies: Pushes,
     policy_epoch: IntGauge,
     policy_counter: IntGauge,
     reloads: IntCounterVec,
@@ -30,6 +34,43 @@ pub(crate) struct RefusedConnections {
     pub(crate) connections: IntCounter,
     /// The gate itself has no identity that counts now.
     pub(crate) no_identity: IntCounter,
+    /// They were for the control API and not from a control plane, or from one that has enough others; or a control plane
+    /// asked for the app.
+    pub(crate) control: IntCounter,
+}
+
+/// What became of what a control plane brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pushed {
+    /// It is in force now.
+    Accepted,
+    /// It was in force already.
+    Repeated,
+    /// It can't be read, can't be used, or is old.
+    Refused,
+    /// The gate couldn't keep it.
+    Failed,
+}
+
+/// Counts what control planes brought.
+#[derive(Debug)]
+pub(crate) struct Pushes([IntCounter; 4]);
+
+impl Pushes {
+    /// With all of the counters there from the first.
+    fn new(counters: &IntCounterVec) -> Self {
+        Self(["accepted", "repeated", "refused", "failed"].map(|outcome| counters.with_label_values(&[outcome])))
+    }
+
+    pub(crate) fn count(&self, outcome: Pushed) {
+        let Self([accepted, repeated, refused, failed]) = self;
+        match outcome {
+            Pushed::Accepted => accepted.inc(),
+            Pushed::Repeated => repeated.inc(),
+            Pushed::Refused => refused.inc(),
+            Pushed::Failed => failed.inc(),
+        }
+    }
 }
 
 /// Files that the gate follows, as metrics name them.
@@ -56,7 +97,7 @@ impl Metrics {
         let gauge = |name, help| metrics::gauge(&registry, name, help);
         let refused = counters(
             "sandgate_sidecar_refused_connections_total",
-            "Connections over a cap, or while the gate has no valid identity, by reason.",
+            "Connections over a cap, of the wrong control plane, or while the gate has no valid identity, by reason.",
             &["reason"],
         )?;
         let refused = |reason| refused.with_label_values(&[reason]);
@@ -68,7 +109,18 @@ impl Metrics {
                 handshakes: refused("handshakes"),
                 connections: refused("connections"),
                 no_identity: refused("no-identity"),
+                control: refused("control"),
             },
+            identities: Pushes::new(&counters(
+                "sandgate_sidecar_enrolments_total",
+                "Identities that control planes brought, by outcome.",
+                &["outcome"],
+            )?),
+            policies: Pushes::new(&counters(
+                "sandgate_sidecar_policy_pushes_total",
+                "Policies that control planes brought, by outcome.",
+                &["outcome"],
+            )?),
             certificate_not_after: gauge(
                 "sandgate_sidecar_certificate_not_after_seconds",
                 "End of the gate's certificate, in seconds since 1970; 0 without one.",

@@ -1,7 +1,7 @@
 //! Credentials that follow their files: whose they must be, and when they may replace those in force.
 
 use super::{Credentials, CredentialsError, MeshCredentials, Role};
-use crate::identity::{PeerId, SandboxIdentity, TrustDomain};
+use crate::identity::{SandboxIdentity, TrustDomain};
 use crate::polled::Poller;
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -19,29 +19,27 @@ pub struct MeshFiles {
 
 /// A router's credentials, which follow their files. See [`Poller`] for the two ways to start.
 pub fn poll_router(files: MeshFiles, trust_domain: TrustDomain) -> (Poller<MeshCredentials>, Credentials) {
-    poll(Role::Router, files, trust_domain, |_| Ok(()))
+    poll(files, move |chain, key, bundle| {
+        MeshCredentials::from_pem(Role::Router, chain, key, bundle, &trust_domain)
+    })
 }
 
-/// The credentials of the gate of `own`, which follow their files. Another sandbox's are refused: every router would.
+/// The credentials of the gate of `own`, which follow their files; see [`MeshCredentials::of_gate`].
 pub fn poll_sidecar(files: MeshFiles, own: SandboxIdentity) -> (Poller<MeshCredentials>, Credentials) {
-    poll(Role::Sidecar, files, own.trust_domain.clone(), move |found| {
-        if matches!(found, PeerId::Sandbox(found) if *found == own) {
-            return Ok(());
-        }
-        // Not a file that is half written: whoever issued it, or wrote the gate's flags, has to be told.
-        tracing::error!(expected = %own, %found, "the certificate is not this gate's; compare it with the gate's flags");
-        Err(CredentialsError::WrongSandbox {
-            expected: Box::new(own.clone()),
-            found: Box::new(found.clone()),
+    poll(files, move |chain, key, bundle| {
+        MeshCredentials::of_gate(chain, key, bundle, &own).inspect_err(|error| {
+            // Not a file that is half written: whoever issued it, or wrote the gate's flags, has to be told.
+            if let CredentialsError::WrongSandbox { expected, found } = error {
+                let text = "the certificate is not this gate's; compare it with the gate's flags";
+                tracing::error!(%expected, %found, "{text}");
+            }
         })
     })
 }
 
 fn poll(
-    role: Role,
     files: MeshFiles,
-    trust_domain: TrustDomain,
-    check: impl Fn(&PeerId) -> Result<(), CredentialsError> + Send + 'static,
+    parse: impl Fn(&[u8], &[u8], &[u8]) -> Result<MeshCredentials, CredentialsError> + Send + 'static,
 ) -> (Poller<MeshCredentials>, Credentials) {
     let (poller, credentials) = Poller::new(
         "mesh credentials",
@@ -50,8 +48,7 @@ fn poll(
             let mut contents = contents.into_iter();
             let mut next = || contents.next().unwrap_or_default();
             let (chain, key, bundle) = (next(), next(), next());
-            let found = MeshCredentials::from_pem(role, &chain, &key, &bundle, &trust_domain)?;
-            check(found.identity()).map(|()| found)
+            parse(&chain, &key, &bundle)
         },
     );
     (poller.replace_if(serves_on), credentials)

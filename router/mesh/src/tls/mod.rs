@@ -8,6 +8,7 @@
 //! | mesh signatures | ECDSA P-256 | the one kind of key the mesh issues |
 //! | resumption, early data | none | each connection proves who is there, with today's roots; nothing is replayable |
 //! | client certificate | always, on the mesh | see [`crate::identity`] |
+//! | a gate's certificate | the expected sandbox's; to a control plane any, and it says what that proves | a gate that isn't enrolled has nothing but what it made itself |
 //! | ALPN | one name per purpose, required on the mesh | a stranger's handshake can't be taken for the mesh's |
 //! | SNI | never sent by the router | sandboxes have no DNS names, and an observer learns none |
 //!
@@ -17,17 +18,23 @@
 //! Before that, an identity is cut off by taking it out of the policy, which counts from the next request, and an
 //! authority by taking it out of the bundle, which counts from the next handshake. Neither ends what is under way.
 
+mod control;
 mod verify;
 
 #[cfg(test)]
 mod tests;
 
+pub use control::{
+    ControlDialError, ControlTrust, GateStanding, NotEnrolled, Purpose, accept_gate, connect_control,
+    gate_control_config,
+};
 pub use verify::{FrontPeer, FrontPeerError, PeerRejected};
 
 use crate::contract::{ALPN_HTTP1, ALPN_HTTP2, ALPN_MESH_HTTP1, HANDSHAKE_TIMEOUT};
 use crate::credentials::{FrontCredentials, MeshCredentials, Role, Validity};
 use crate::identity::{ExpectedSandbox, ExtendedKeyUsage, PeerId};
 use rustls::client::Resumption;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::compress::CompressionCache;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::{self, cipher_suite, kx_group};
@@ -93,11 +100,7 @@ pub enum TlsError {
 /// The credentials aren't a sidecar's, or rustls refuses them.
 pub fn sidecar_server_config(credentials: &MeshCredentials) -> Result<Arc<ServerConfig>, TlsError> {
     check_role(credentials, Role::Sidecar)?;
-    let verifier = MeshCallerVerifier {
-        chain: WebPkiClientVerifier::builder_with_provider(Arc::clone(credentials.roots()), provider()).build()?,
-        algorithms: provider().signature_verification_algorithms,
-        trust_domain: credentials.trust_domain().clone(),
-    };
+    let verifier = MeshCallerVerifier::new(credentials.roots(), credentials.trust_domain())?;
     server_config(Arc::new(verifier), credentials.certified_key(), &[ALPN_MESH_HTTP1])
 }
 
@@ -110,18 +113,23 @@ pub fn router_client_config(
     expected: &ExpectedSandbox,
 ) -> Result<Arc<ClientConfig>, TlsError> {
     check_role(credentials, Role::Router)?;
-    let verifier = SandboxVerifier {
-        roots: Arc::clone(credentials.roots()),
-        algorithms: provider().signature_verification_algorithms,
-        expected: expected.clone(),
-    };
+    let verifier = Arc::new(SandboxVerifier::new(credentials, expected));
+    client_config(verifier, credentials, ALPN_MESH_HTTP1)
+}
+
+/// A client's configuration, for one dial.
+fn client_config(
+    verifier: Arc<dyn ServerCertVerifier>,
+    credentials: &MeshCredentials,
+    alpn: &[u8],
+) -> Result<Arc<ClientConfig>, TlsError> {
     let key = SingleCertAndKey::from(Arc::clone(credentials.certified_key()));
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(VERSIONS)?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_custom_certificate_verifier(verifier)
         .with_client_cert_resolver(Arc::new(key));
-    config.alpn_protocols = vec![ALPN_MESH_HTTP1.to_vec()];
+    config.alpn_protocols = vec![alpn.to_vec()];
     config.check_selected_alpn = true;
     config.resumption = Resumption::disabled();
     config.send_ticket_request = None;
@@ -249,6 +257,9 @@ pub enum HandshakeError {
     /// The bytes aren't TLS.
     #[error("the peer does not speak TLS; it may be a program that expects plain HTTP")]
     NotTls,
+    /// Nothing is served that the peer asked for: there is no identity yet to prove, or no control plane is believed.
+    #[error("nothing is served here yet for what the peer asked for")]
+    Unserved,
     /// Some other failure of TLS.
     #[error("TLS handshake failed: {0}")]
     Tls(rustls::Error),
@@ -299,26 +310,15 @@ pub struct MeshPeer {
     pub until: SystemTime,
 }
 
-/// The gate's half of a mesh handshake. The peer is who it says when this returns, and nobody else's bytes follow.
-///
-/// # Errors
-/// The peer took too long, isn't of this mesh, or speaks another protocol.
-pub async fn accept_mesh<S>(
-    stream: S,
-    config: Arc<ServerConfig>,
-) -> Result<(server::TlsStream<S>, MeshPeer), HandshakeError>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let stream = accept(stream, config).await?;
-    let (_, connection) = stream.get_ref();
-    check_mesh_alpn(connection)?;
+/// Whom an accepted connection of the mesh leads to, if it is for `alpn`.
+fn mesh_peer(connection: &CommonState, alpn: &[u8]) -> Result<MeshPeer, HandshakeError> {
+    check_alpn(connection, alpn)?;
     let leaf = peer_leaf(connection)?;
     // The verifier has read the same leaf in the same way: this only gets at what it found.
-    let peer = PeerId::from_leaf(leaf, ExtendedKeyUsage::ClientAuth)
+    let id = PeerId::from_leaf(leaf, ExtendedKeyUsage::ClientAuth)
         .map_err(|error| HandshakeError::PeerIdentity(error.into()))?;
     let until = end_of_validity(leaf);
-    Ok((stream, MeshPeer { id: peer, until }))
+    Ok(MeshPeer { id, until })
 }
 
 fn peer_leaf(connection: &CommonState) -> Result<&CertificateDer<'static>, HandshakeError> {
@@ -346,16 +346,23 @@ pub async fn connect_mesh<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    let stream = connect(stream, config, ALPN_MESH_HTTP1).await?;
+    let until = end_of_validity(peer_leaf(stream.get_ref().1)?);
+    Ok((stream, until))
+}
+
+async fn connect<S>(stream: S, config: Arc<ClientConfig>, alpn: &[u8]) -> Result<client::TlsStream<S>, HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     // rustls wants a name. It is neither sent (an address never is) nor compared: the verifier knows whom it expects.
     let name = ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let handshake = TlsConnector::from(config).connect(name, stream);
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
         .await
         .map_err(|_| HandshakeError::TimedOut)??;
-    let (_, connection) = stream.get_ref();
-    check_mesh_alpn(connection)?;
-    let until = end_of_validity(peer_leaf(connection)?);
-    Ok((stream, until))
+    check_alpn(stream.get_ref().1, alpn)?;
+    Ok(stream)
 }
 
 /// The handshake on the router's own listener. `None` is a client without a certificate.
@@ -398,8 +405,8 @@ where
 }
 
 /// rustls lets peers pass that name no protocol at all.
-fn check_mesh_alpn(connection: &CommonState) -> Result<(), HandshakeError> {
-    if connection.alpn_protocol() == Some(ALPN_MESH_HTTP1) {
+fn check_alpn(connection: &CommonState, needed: &[u8]) -> Result<(), HandshakeError> {
+    if connection.alpn_protocol() == Some(needed) {
         Ok(())
     } else {
         Err(HandshakeError::Alpn)

@@ -1,12 +1,14 @@
 //! Handshakes over real loopback sockets, one per promise or attack.
 
 mod choices;
+mod control;
 mod front;
 mod leafs;
 mod protocol;
 
 use super::*;
 use crate::authority::{Authority, Issued, LeafSpec, Usage};
+use crate::contract::ALPN_CONTROL;
 use crate::credentials::roots_from_pem;
 use rustls::crypto::ring::sign::any_supported_type;
 use rustls::sign::{Signer, SigningKey};
@@ -95,6 +97,15 @@ async fn sockets() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let (client, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
     (client.unwrap(), accepted.unwrap().0)
+}
+
+/// A gate's half that has one configuration, whatever the peer asks for.
+async fn accept_mesh(
+    stream: TcpStream,
+    config: Arc<ServerConfig>,
+) -> Result<(server::TlsStream<TcpStream>, MeshPeer), HandshakeError> {
+    let (stream, peer, _) = accept_gate(stream, |_| Some(config)).await?;
+    Ok((stream, peer))
 }
 
 type Halves = (Result<PeerId, HandshakeError>, Result<io::Result<u8>, HandshakeError>);

@@ -3,12 +3,16 @@
 //! webpki alone isn't strict enough here. It takes a leaf without extended key usage for one of any use, and it looks
 //! at no URI. So each verifier reads the identity itself, and a bad one fails the handshake, before any request.
 
-use crate::identity::{ExpectedSandbox, ExtendedKeyUsage, IdentityError, PeerId, SpiffeId, TrustDomain};
+use super::provider;
+use crate::credentials::MeshCredentials;
+use crate::identity::{
+    ExpectedSandbox, ExtendedKeyUsage, IdentityError, PeerId, SpiffeId, TrustDomain, WorkloadIdentity,
+};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
-use rustls::server::ParsedCertificate;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, PeerMisbehaved, RootCertStore,
     SignatureScheme,
@@ -18,7 +22,7 @@ use std::sync::Arc;
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
 /// The one signature that mesh peers may make: their keys are ECDSA P-256 (TLS 1.3 binds the curve to the scheme).
-const MESH_SCHEME: SignatureScheme = SignatureScheme::ECDSA_NISTP256_SHA256;
+pub(super) const MESH_SCHEME: SignatureScheme = SignatureScheme::ECDSA_NISTP256_SHA256;
 /// Upper bound of a common name, in characters (X.520 `ub-common-name`).
 const MAX_COMMON_NAME: usize = 64;
 
@@ -47,6 +51,9 @@ pub enum PeerRejected {
     /// A sandbox's identity on a certificate for clients.
     #[error("{0} is a sandbox, and sandboxes do not call others; its certificate should not be for clients")]
     SandboxCalls(Box<PeerId>),
+    /// Somebody else of this mesh asks for the control API.
+    #[error("{0} is no control plane of this gate; if it is one, correct --control-identity")]
+    NoControlPlane(Box<PeerId>),
 }
 
 /// What a verifier of this module gave as its reason, if `error` holds a reason of that type.
@@ -64,11 +71,11 @@ impl From<PeerRejected> for Error {
 }
 
 /// Only reached by TLS 1.2, which isn't compiled in.
-fn no_tls12() -> Result<HandshakeSignatureValid, Error> {
+pub(super) fn no_tls12() -> Result<HandshakeSignatureValid, Error> {
     Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into())
 }
 
-fn verify_mesh_signature(
+pub(super) fn verify_mesh_signature(
     message: &[u8],
     certificate: &CertificateDer<'_>,
     signed: &DigitallySignedStruct,
@@ -83,9 +90,40 @@ fn verify_mesh_signature(
 /// The router's: admits exactly the sandbox it dials.
 #[derive(Debug)]
 pub(super) struct SandboxVerifier {
-    pub(super) roots: Arc<RootCertStore>,
-    pub(super) algorithms: WebPkiSupportedAlgorithms,
-    pub(super) expected: ExpectedSandbox,
+    roots: Arc<RootCertStore>,
+    algorithms: WebPkiSupportedAlgorithms,
+    expected: ExpectedSandbox,
+}
+
+impl SandboxVerifier {
+    /// Admits `expected` under the roots of `credentials`.
+    pub(super) fn new(credentials: &MeshCredentials, expected: &ExpectedSandbox) -> Self {
+        Self {
+            roots: Arc::clone(credentials.roots()),
+            algorithms: provider().signature_verification_algorithms,
+            expected: expected.clone(),
+        }
+    }
+
+    /// Whether the sandbox that is expected is who presents this chain.
+    pub(super) fn check(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let leaf = ParsedCertificate::try_from(end_entity)?;
+        verify_server_cert_signed_by_trust_anchor(&leaf, &self.roots, intermediates, now, self.algorithms.all)?;
+        let found = PeerId::from_leaf(end_entity, ExtendedKeyUsage::ServerAuth).map_err(PeerRejected::from)?;
+        if self.expected.admits(&found) {
+            return Ok(());
+        }
+        Err(PeerRejected::OtherSandbox {
+            expected: Box::new(self.expected.clone()),
+            found: Box::new(found),
+        }
+        .into())
+    }
 }
 
 impl ServerCertVerifier for SandboxVerifier {
@@ -98,17 +136,8 @@ impl ServerCertVerifier for SandboxVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let leaf = ParsedCertificate::try_from(end_entity)?;
-        verify_server_cert_signed_by_trust_anchor(&leaf, &self.roots, intermediates, now, self.algorithms.all)?;
-        let found = PeerId::from_leaf(end_entity, ExtendedKeyUsage::ServerAuth).map_err(PeerRejected::from)?;
-        if self.expected.admits(&found) {
-            return Ok(ServerCertVerified::assertion());
-        }
-        Err(PeerRejected::OtherSandbox {
-            expected: Box::new(self.expected.clone()),
-            found: Box::new(found),
-        }
-        .into())
+        self.check(end_entity, intermediates, now)?;
+        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -134,12 +163,33 @@ impl ServerCertVerifier for SandboxVerifier {
     }
 }
 
-/// The sidecar's: admits callers of its own trust domain. Which of them may do what is the policy's business.
+/// The sidecar's: admits callers of its own trust domain. Which of them may do what is the policy's business, but for the
+/// control API, which is for control planes only.
 #[derive(Debug)]
 pub(super) struct MeshCallerVerifier {
-    pub(super) chain: Arc<dyn ClientCertVerifier>,
-    pub(super) algorithms: WebPkiSupportedAlgorithms,
-    pub(super) trust_domain: TrustDomain,
+    chain: Arc<dyn ClientCertVerifier>,
+    algorithms: WebPkiSupportedAlgorithms,
+    trust_domain: TrustDomain,
+    /// Nobody but these, if there are any.
+    only: Option<Box<[WorkloadIdentity]>>,
+}
+
+impl MeshCallerVerifier {
+    /// Admits callers of `trust_domain` under `roots`.
+    pub(super) fn new(roots: &Arc<RootCertStore>, trust_domain: &TrustDomain) -> Result<Self, VerifierBuilderError> {
+        Ok(Self {
+            chain: WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider()).build()?,
+            algorithms: provider().signature_verification_algorithms,
+            trust_domain: trust_domain.clone(),
+            only: None,
+        })
+    }
+
+    /// The same for these callers and nobody else.
+    pub(super) fn only(mut self, callers: &[WorkloadIdentity]) -> Self {
+        self.only = Some(callers.into());
+        self
+    }
 }
 
 impl ClientCertVerifier for MeshCallerVerifier {
@@ -163,8 +213,12 @@ impl ClientCertVerifier for MeshCallerVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
-        mesh_caller(end_entity, &self.trust_domain)?;
-        Ok(verified)
+        let found = mesh_caller(end_entity, &self.trust_domain)?;
+        match (&self.only, &found) {
+            (None, _) => Ok(verified),
+            (Some(only), PeerId::Workload(id)) if only.contains(id) => Ok(verified),
+            (Some(_), _) => Err(PeerRejected::NoControlPlane(Box::new(found)).into()),
+        }
     }
 
     fn verify_tls12_signature(
@@ -190,7 +244,7 @@ impl ClientCertVerifier for MeshCallerVerifier {
     }
 }
 
-fn mesh_caller(leaf: &CertificateDer<'_>, own: &TrustDomain) -> Result<(), PeerRejected> {
+fn mesh_caller(leaf: &CertificateDer<'_>, own: &TrustDomain) -> Result<PeerId, PeerRejected> {
     let found = PeerId::from_leaf(leaf, ExtendedKeyUsage::ClientAuth)?;
     let foreign = match &found {
         PeerId::Sandbox(_) => return Err(PeerRejected::SandboxCalls(Box::new(found))),
@@ -203,7 +257,7 @@ fn mesh_caller(leaf: &CertificateDer<'_>, own: &TrustDomain) -> Result<(), PeerR
             found: Box::new(found),
         });
     }
-    Ok(())
+    Ok(found)
 }
 
 /// Whom a client certificate on the router's own listener identifies.

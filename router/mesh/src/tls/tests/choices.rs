@@ -25,8 +25,14 @@ fn hello_extensions(config: Arc<ClientConfig>) -> Vec<(u16, Vec<u8>)> {
 }
 
 #[test]
-fn the_routers_hello_offers_these_extensions_and_no_other() {
-    let found = hello_extensions(Mesh::new().router);
+fn a_clients_hello_offers_these_extensions_and_no_other() {
+    let (_, control) = control::configurations();
+    assert_hello(Mesh::new().router, b"\x00\x0e\x0dsandgate-h1/1");
+    assert_hello(Arc::new(control), b"\x00\x13\x12sandgate-control/1");
+}
+
+fn assert_hello(config: Arc<ClientConfig>, alpn: &[u8]) {
+    let found = hello_extensions(config);
     let value = |wanted: u16| {
         found
             .iter()
@@ -46,7 +52,7 @@ fn the_routers_hello_offers_these_extensions_and_no_other() {
         "X25519, P-256, P-384"
     );
     assert_eq!(value(13), Some([0, 2, 4, 3].as_slice()), "ecdsa_secp256r1_sha256");
-    assert_eq!(value(16), Some(b"\x00\x0e\x0dsandgate-h1/1".as_slice()));
+    assert_eq!(value(16), Some(alpn));
     assert_eq!(value(43), Some([2, 3, 4].as_slice()), "TLS 1.3");
 }
 
@@ -80,8 +86,10 @@ fn the_choices_are_these_whatever_the_defaults_are() {
         .unwrap();
     let webhook = FrontCredentials::from_pem(issued.chain_pem.as_bytes(), issued.key_pem.as_bytes()).unwrap();
     let webhook = webhook_server_config(&webhook).unwrap();
+    let (control, control_client) = control::configurations();
     for (config, alpn) in [
         (&mesh.gate, &[ALPN_MESH_HTTP1][..]),
+        (&control, &[ALPN_CONTROL]),
         (&front, &[ALPN_HTTP1]),
         (&webhook, &[ALPN_HTTP2, ALPN_HTTP1]),
     ] {
@@ -100,11 +108,12 @@ fn the_choices_are_these_whatever_the_defaults_are() {
         assert_eq!(config.max_fragment_size, None);
         assert!(config.cert_compressors.is_empty() && config.cert_decompressors.is_empty());
     }
-    let client = &mesh.router;
-    assert!(Arc::ptr_eq(client.crypto_provider(), &provider));
-    assert!(!client.enable_early_data && !client.enable_sni && client.check_selected_alpn);
-    assert!(!client.enable_secret_extraction && !client.key_log.will_log("any"));
-    assert_eq!(client.max_fragment_size, None);
+    for client in [&*mesh.router, &control_client] {
+        assert!(Arc::ptr_eq(client.crypto_provider(), &provider));
+        assert!(!client.enable_early_data && !client.enable_sni && client.check_selected_alpn);
+        assert!(!client.enable_secret_extraction && !client.key_log.will_log("any"));
+        assert_eq!(client.max_fragment_size, None);
+    }
 }
 
 #[test]

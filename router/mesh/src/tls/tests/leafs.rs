@@ -190,7 +190,7 @@ async fn a_client_without_a_certificate_is_refused() {
 }
 
 #[derive(Debug)]
-struct NoCertificate;
+pub(super) struct NoCertificate;
 
 impl rustls::client::ResolvesClientCert for NoCertificate {
     fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {

@@ -1,0 +1,226 @@
+//! Handshakes of the control API, and the gate's choice between its two uses of one port.
+
+use super::verify::{
+    MESH_SCHEME, MeshCallerVerifier, PeerRejected, SandboxVerifier, no_tls12, reason, verify_mesh_signature,
+};
+use super::{
+    HandshakeError, MeshPeer, TlsError, check_role, client_config, connect, end_of_validity, mesh_peer, peer_leaf,
+    provider, server_config,
+};
+use crate::contract::{ALPN_CONTROL, ALPN_MESH_HTTP1, HANDSHAKE_TIMEOUT};
+use crate::credentials::{MeshCredentials, Role};
+use crate::identity::{ExpectedSandbox, TrustDomain, WorkloadIdentity};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::WebPkiSupportedAlgorithms;
+use rustls::server::Acceptor;
+use rustls::sign::CertifiedKey;
+use rustls::{DigitallySignedStruct, Error, RootCertStore, ServerConfig, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use std::sync::Arc;
+use std::time::SystemTime;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::{LazyConfigAcceptor, client, server};
+
+/// What a connection to a gate is for, as its first message says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Requests to the app.
+    Requests,
+    /// The control API.
+    Control,
+}
+
+impl Purpose {
+    /// Its name in handshakes.
+    pub const fn alpn(self) -> &'static [u8] {
+        match self {
+            Self::Requests => ALPN_MESH_HTTP1,
+            Self::Control => ALPN_CONTROL,
+        }
+    }
+}
+
+/// Whom a gate takes for its control plane, and what it says to one while it has no identity.
+#[derive(Debug, Clone)]
+pub struct ControlTrust {
+    /// Roots that count from the start, and for good.
+    pub anchors: Arc<RootCertStore>,
+    /// The control planes. Nobody else gets through the handshake.
+    pub control_planes: Vec<WorkloadIdentity>,
+    /// The trust domain of everybody.
+    pub trust_domain: TrustDomain,
+    /// A key and a certificate of its own making.
+    pub stand_in: Arc<CertifiedKey>,
+}
+
+/// The gate's end of the control API. It demands a control plane's certificate, under the anchors or the bundle of `identity`,
+/// and presents `identity`, or what stands in for one that is absent or not valid now.
+///
+/// # Errors
+/// `identity` isn't a sidecar's, there are no roots, or rustls refuses the key.
+pub fn gate_control_config(
+    trust: &ControlTrust,
+    identity: Option<&MeshCredentials>,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let mut roots = RootCertStore::clone(&trust.anchors);
+    let mut key = &trust.stand_in;
+    if let Some(identity) = identity {
+        check_role(identity, Role::Sidecar)?;
+        roots.extend(identity.roots().roots.iter().cloned());
+        if identity.valid_at(SystemTime::now()) {
+            key = identity.certified_key();
+        }
+    }
+    let verifier = MeshCallerVerifier::new(&Arc::new(roots), &trust.trust_domain)?.only(&trust.control_planes);
+    server_config(Arc::new(verifier), key, &[ALPN_CONTROL])
+}
+
+/// The gate's half of a handshake on the mesh port, for whichever purpose the peer names. `choose` gives the configuration
+/// for it, and none where nothing can be served. The peer is who it says when this returns, and nobody else's bytes follow.
+///
+/// # Errors
+/// The peer took too long, isn't of this mesh, speaks another protocol, or asked for what isn't served.
+pub async fn accept_gate<S>(
+    stream: S,
+    choose: impl FnOnce(Purpose) -> Option<Arc<ServerConfig>>,
+) -> Result<(server::TlsStream<S>, MeshPeer, Purpose), HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let handshake = async {
+        let started = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+        let asks_for_control = started
+            .client_hello()
+            .alpn()
+            .is_some_and(|mut names| names.any(|name| name == ALPN_CONTROL));
+        // Who names several gets the one configuration, and no protocol of the other.
+        let purpose = if asks_for_control {
+            Purpose::Control
+        } else {
+            Purpose::Requests
+        };
+        let config = choose(purpose).ok_or(HandshakeError::Unserved)?;
+        let stream = started.into_stream(config).await?;
+        Ok::<_, HandshakeError>((stream, purpose))
+    };
+    let accepted = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
+    let (stream, purpose) = accepted.map_err(|_| HandshakeError::TimedOut)??;
+    let peer = mesh_peer(stream.get_ref().1, purpose.alpn())?;
+    Ok((stream, peer, purpose))
+}
+
+/// The control plane's: lets everybody finish the handshake who holds the key of what it presents. What that proves is
+/// looked at afterwards: a gate that isn't enrolled has nothing to present but a certificate that it made itself.
+#[derive(Debug)]
+pub(super) struct AnyGate {
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl AnyGate {
+    pub(super) fn new() -> Self {
+        Self {
+            algorithms: provider().signature_verification_algorithms,
+        }
+    }
+}
+
+impl ServerCertVerifier for AnyGate {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        no_tls12()
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_mesh_signature(message, certificate, signed, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![MESH_SCHEME]
+    }
+}
+
+/// What a gate has proven to the control plane that dialed it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum GateStanding {
+    /// It presented the leaf that it was enrolled with.
+    Enrolled {
+        /// The end of that leaf's validity.
+        until: SystemTime,
+    },
+    /// It presented something else. Whoever it is may be told what is no secret, and must prove itself otherwise.
+    Unproven(NotEnrolled),
+}
+
+/// Why what a gate presented doesn't prove that it is enrolled.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum NotEnrolled {
+    /// Another identity of this mesh.
+    #[error("{0}")]
+    Identity(#[from] PeerRejected),
+    /// Nothing that verifies: made by itself, expired, or signed by a root that has left.
+    #[error("its certificate does not verify: {0}")]
+    Unverified(Error),
+}
+
+/// The control plane's half: the gate believes `credentials`, or the first read says that it doesn't. What the gate has
+/// proven in return is told, compared with `expected`.
+///
+/// # Errors
+/// The credentials aren't a control plane's, the gate took too long, or it speaks another protocol.
+pub async fn connect_control<S>(
+    stream: S,
+    credentials: &MeshCredentials,
+    expected: &ExpectedSandbox,
+) -> Result<(client::TlsStream<S>, GateStanding), ControlDialError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    check_role(credentials, Role::ControlPlane)?;
+    let config = client_config(Arc::new(AnyGate::new()), credentials, ALPN_CONTROL)?;
+    let stream = connect(stream, config, ALPN_CONTROL).await?;
+    let connection = stream.get_ref().1;
+    let leaf = peer_leaf(connection)?;
+    let intermediates = connection.peer_certificates().and_then(|chain| chain.get(1..));
+    let verifier = SandboxVerifier::new(credentials, expected);
+    let standing = match verifier.check(leaf, intermediates.unwrap_or_default(), UnixTime::now()) {
+        Ok(()) => GateStanding::Enrolled {
+            until: end_of_validity(leaf),
+        },
+        Err(error) => GateStanding::Unproven(match reason::<PeerRejected>(&error) {
+            Some(rejected) => NotEnrolled::Identity(rejected.clone()),
+            None => NotEnrolled::Unverified(error),
+        }),
+    };
+    Ok((stream, standing))
+}
+
+/// Why a gate's control API can't be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlDialError {
+    /// The configuration can't be made.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The handshake failed.
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+}

@@ -1,0 +1,283 @@
+//! The control API as the gate serves it: who may use it, and how its requests are read and answered. Hides HTTP and TLS from
+//! [`crate::enrolment`], which decides.
+
+use crate::Gate;
+use crate::enrolment::{Enroller, EnrolmentError, Taken};
+use crate::metrics::Pushed;
+use crate::state::State;
+use anyhow::Context;
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, EXPECT, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Incoming};
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
+use sandgate_mesh::body::{BodyError, detail, discard};
+use sandgate_mesh::control::{ENROLMENT_PATH, IDENTITY_PATH, IdentityGrant, MAX_BODY_BYTES, POLICY_PATH, PolicyPush};
+use sandgate_mesh::credentials::{Credentials, MeshCredentials};
+use sandgate_mesh::drain::Draining;
+use sandgate_mesh::framing::{Limits, refusal};
+use sandgate_mesh::identity::{PeerId, SandboxIdentity, WorkloadIdentity};
+use sandgate_mesh::listener::Newcomers;
+use sandgate_mesh::policy::PolicySnapshot;
+use sandgate_mesh::policy::model::Generation;
+use sandgate_mesh::serve;
+use sandgate_mesh::telemetry::chain;
+use sandgate_mesh::tls::{self, ControlTrust, MeshPeer, TlsError};
+use serde::de::DeserializeOwned;
+use std::error::Error;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+use tokio_rustls::rustls::sign::CertifiedKey;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
+use tokio_rustls::server::TlsStream;
+
+/// Control connections at the same time. One more ends the oldest, so that a control plane that is gone keeps out none that
+/// took its place.
+const MOST_CONNECTIONS: usize = 4;
+/// How long a body may take.
+const BODY_TIME: Duration = Duration::from_secs(5);
+/// How long a connection may be idle.
+const IDLE_TIME: Duration = Duration::from_secs(60);
+
+/// Where a gate's identity and policy come from, if a control plane brings them.
+#[derive(Debug, Clone)]
+pub struct ControlSettings {
+    /// Who may bring them.
+    pub control_planes: Vec<WorkloadIdentity>,
+    /// Under which roots, beside those of the identity in force.
+    pub anchors: Arc<RootCertStore>,
+    /// Where they are kept.
+    pub state_folder: PathBuf,
+    /// What proves in which pod the gate runs.
+    pub token_file: PathBuf,
+}
+
+/// The control API of one gate.
+#[derive(Debug)]
+pub struct Control {
+    trust: ControlTrust,
+    enroller: Enroller,
+    connections: Newcomers,
+    limits: Arc<Limits>,
+}
+
+impl Control {
+    /// The API of the gate of `own`, with what its folder has kept for it.
+    ///
+    /// # Errors
+    /// There is no such folder, or the system gives no randomness.
+    pub fn open(settings: ControlSettings, own: SandboxIdentity) -> anyhow::Result<Self> {
+        let state = State::open(settings.state_folder)?;
+        Ok(Self {
+            trust: ControlTrust {
+                anchors: settings.anchors,
+                control_planes: settings.control_planes,
+                trust_domain: own.trust_domain.clone(),
+                stand_in: stand_in().context("the gate can't make a key")?,
+            },
+            enroller: Enroller::new(own, settings.token_file, state),
+            connections: Newcomers::new(MOST_CONNECTIONS),
+            limits: Arc::new(Limits {
+                idle_time: IDLE_TIME,
+                ..Limits::default()
+            }),
+        })
+    }
+
+    pub(crate) fn credentials(&self) -> Credentials {
+        self.enroller.credentials()
+    }
+
+    pub(crate) fn policy(&self) -> watch::Receiver<Option<Arc<PolicySnapshot>>> {
+        self.enroller.policy()
+    }
+
+    /// Whether the peer has no business with the app.
+    pub(crate) fn is_control_plane(&self, peer: &PeerId) -> bool {
+        matches!(peer, PeerId::Workload(id) if self.trust.control_planes.contains(id))
+    }
+
+    pub(crate) fn server_tls(&self, identity: Option<&MeshCredentials>) -> Result<Arc<ServerConfig>, TlsError> {
+        tls::gate_control_config(&self.trust, identity)
+    }
+
+    /// Serves a control plane, which the handshake has proven the peer to be.
+    pub(crate) async fn serve(
+        self: Arc<Self>,
+        gate: Arc<Gate>,
+        stream: TlsStream<TcpStream>,
+        peer: MeshPeer,
+        draining: Draining,
+    ) {
+        let mut place = self.connections.enter();
+        let (peer, counted) = (Arc::new(peer), Arc::clone(&gate));
+        let (control, limits) = (Arc::clone(&self), Arc::clone(&self.limits));
+        let served = serve::http1(stream, &limits, draining, move |request, _| {
+            let (control, gate, peer) = (Arc::clone(&control), Arc::clone(&gate), Arc::clone(&peer));
+            async move { Box::pin(control.answer(&gate, &peer, request)).await }
+        });
+        tokio::select! {
+            () = served => {}
+            () = place.displaced() => counted.metrics.refused.control.inc(),
+        }
+    }
+
+    /// Answers one request. Never sheds: what this takes is bounded, and who fills a gate's memory must not keep out the
+    /// policy that stops them.
+    async fn answer(&self, gate: &Gate, peer: &MeshPeer, mut request: Request<Incoming>) -> Response<Full<Bytes>> {
+        if let Some(violation) = refusal(&request) {
+            return detail(violation.status(), violation.detail());
+        }
+        let answer = self.dispatch(gate, peer, &mut request).await;
+        // Or closing the connection could overtake the answer.
+        if !request.headers().contains_key(EXPECT) {
+            discard(request.into_body()).await;
+        }
+        answer
+    }
+
+    async fn dispatch(&self, gate: &Gate, peer: &MeshPeer, request: &mut Request<Incoming>) -> Response<Full<Bytes>> {
+        // Connections outlive certificates.
+        if peer.until < SystemTime::now() {
+            return detail(StatusCode::FORBIDDEN, "The certificate of this connection has expired.");
+        }
+        let allowed = match request.uri().path() {
+            ENROLMENT_PATH => Method::GET,
+            IDENTITY_PATH | POLICY_PATH => Method::PUT,
+            _ => return detail(StatusCode::NOT_FOUND, "There is nothing here."),
+        };
+        if *request.method() != allowed {
+            let mut answer = detail(StatusCode::METHOD_NOT_ALLOWED, "The method is not allowed here.");
+            let allowed = HeaderValue::from_str(allowed.as_str());
+            answer
+                .headers_mut()
+                .extend(allowed.ok().map(|allowed| (ALLOW, allowed)));
+            return answer;
+        }
+        match request.uri().path() {
+            IDENTITY_PATH => self.identity(gate, &peer.id, request.body_mut()).await,
+            POLICY_PATH => self.policy_push(gate, &peer.id, request.body_mut()).await,
+            _ => self.enrolment(&peer.id),
+        }
+    }
+
+    fn enrolment(&self, peer: &PeerId) -> Response<Full<Bytes>> {
+        let enrolment = match self.enroller.enrolment() {
+            Ok(enrolment) => enrolment,
+            Err(error) => {
+                tracing::error!(%peer, error = chain(&error), "a control plane asks for the enrolment, and there is none");
+                return detail(error.status(), &error.to_string());
+            }
+        };
+        match serde_json::to_vec(&enrolment) {
+            Ok(body) => {
+                let mut answer = Response::new(Full::from(body));
+                let json = HeaderValue::from_static("application/json");
+                answer.headers_mut().insert(CONTENT_TYPE, json);
+                answer
+            }
+            Err(_) => detail(StatusCode::INTERNAL_SERVER_ERROR, "The enrolment can't be written."),
+        }
+    }
+
+    async fn identity(&self, gate: &Gate, peer: &PeerId, body: &mut Incoming) -> Response<Full<Bytes>> {
+        let taken = read(body).await.map(|grant: IdentityGrant| {
+            let generation = grant.generation;
+            (generation, self.enroller.take_identity(grant))
+        });
+        finish("identity", peer, taken, |outcome| {
+            gate.metrics.identities.count(outcome);
+        })
+    }
+
+    async fn policy_push(&self, gate: &Gate, peer: &PeerId, body: &mut Incoming) -> Response<Full<Bytes>> {
+        let taken = read(body)
+            .await
+            .map(|push: PolicyPush| (push.snapshot.generation, self.enroller.take_policy(&push)));
+        finish("policy", peer, taken, |outcome| gate.metrics.policies.count(outcome))
+    }
+}
+
+/// Why a body can't be read.
+struct Unread {
+    status: StatusCode,
+    text: String,
+}
+
+/// Reads a body of JSON.
+async fn read<T: DeserializeOwned>(body: &mut Incoming) -> Result<T, Unread> {
+    let unread = |error: BodyError| Unread {
+        status: error.status(),
+        text: error.detail().into(),
+    };
+    if body.size_hint().lower() > MAX_BODY_BYTES as u64 {
+        return Err(unread(BodyError::TooLarge));
+    }
+    let whole = Limited::new(body, MAX_BODY_BYTES).collect();
+    let whole = tokio::time::timeout(BODY_TIME, whole).await;
+    let whole = whole.map_err(|_| unread(BodyError::Silent))?;
+    let whole = whole.map_err(|error| unread(body_error(error)))?.to_bytes();
+    // Its place only: a text that isn't understood may be anything.
+    serde_json::from_slice(&whole).map_err(|error| Unread {
+        status: StatusCode::BAD_REQUEST,
+        text: format!(
+            "The body is not what is put here: line {}, column {}.",
+            error.line(),
+            error.column()
+        ),
+    })
+}
+
+fn body_error(error: Box<dyn Error + Send + Sync>) -> BodyError {
+    if error.is::<LengthLimitError>() {
+        return BodyError::TooLarge;
+    }
+    let framing = error.downcast::<hyper::Error>();
+    framing.map_or(BodyError::Broken, |error| BodyError::from(*error))
+}
+
+/// Counts, tells the log and answers.
+fn finish(
+    what: &'static str,
+    peer: &PeerId,
+    taken: Result<(Generation, Result<Taken, EnrolmentError>), Unread>,
+    count: impl Fn(Pushed),
+) -> Response<Full<Bytes>> {
+    let (status, reason, text) = match taken {
+        Ok((Generation { epoch, counter }, Ok(taken))) => {
+            count(match taken {
+                Taken::Changed => Pushed::Accepted,
+                Taken::Unchanged => Pushed::Repeated,
+            });
+            if taken == Taken::Changed {
+                tracing::info!(what, %peer, epoch, counter, "the control plane's is in force");
+            }
+            let mut answer = Response::new(Full::default());
+            *answer.status_mut() = StatusCode::NO_CONTENT;
+            return answer;
+        }
+        Ok((_, Err(error))) => (error.status(), chain(&error), error.to_string()),
+        Err(Unread { status, text }) => (status, text.clone(), text),
+    };
+    count(if status.is_server_error() {
+        Pushed::Failed
+    } else {
+        Pushed::Refused
+    });
+    tracing::warn!(what, %peer, status = status.as_u16(), reason, "the control plane's was not taken");
+    detail(status, &text)
+}
+
+/// A key and a certificate that says nothing. A control plane doesn't look at what it can't believe yet.
+fn stand_in() -> anyhow::Result<Arc<CertifiedKey>> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let certificate = CertificateParams::default().self_signed(&key)?;
+    let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(anyhow::Error::msg)?;
+    let key = tls::provider().key_provider.load_private_key(key)?;
+    Ok(Arc::new(CertifiedKey::new(vec![certificate.der().clone()], key)))
+}

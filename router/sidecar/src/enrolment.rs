@@ -1,0 +1,279 @@
+//! Which identity and which policy does a gate take from its control planes? Hides the key that waits for its certificate, the
+//! floor below which nothing is taken, and that nothing counts before it is kept.
+
+use crate::state::{KeptIdentity, State};
+use http::StatusCode;
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
+use sandgate_mesh::control::{Enrolment, IdentityGrant, PolicyPush, policy_digest};
+use sandgate_mesh::credentials::{Credentials, CredentialsError, MeshCredentials, Unfit};
+use sandgate_mesh::identity::SandboxIdentity;
+use sandgate_mesh::policy::model::{Generation, Snapshot};
+use sandgate_mesh::policy::{PolicySnapshot, SnapshotError};
+use sandgate_mesh::sandbox::PodUid;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+use tokio::sync::watch;
+
+/// The longest token that is read, in bytes.
+const MAX_TOKEN: u64 = 16 * 1024;
+
+/// Why nothing was taken, or given.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EnrolmentError {
+    /// It is for somebody else.
+    #[error("this gate is in the pod {own}, and what was sent is for {found}")]
+    OtherPod { own: PodUid, found: PodUid },
+    /// An old control plane, or an old message.
+    #[error("generation {}.{} is below this gate's floor, {}.{}", .found.epoch, .found.counter, .floor.epoch, .floor.counter)]
+    Stale { found: Generation, floor: Generation },
+    /// The leaf has nothing to do with this gate's keys.
+    #[error("the chain's leaf is not for the key of this gate's enrolment; ask for that again")]
+    ForeignKey,
+    /// The grant makes no credentials.
+    #[error("the identity can't be used: {0}")]
+    Credentials(CredentialsError),
+    /// It doesn't serve.
+    #[error("the identity can't be used: {0}; compare the clocks")]
+    Unfit(#[from] Unfit),
+    /// The snapshot can't be enforced.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The gate can't prove where it runs.
+    #[error("the gate can't read its token")]
+    NoToken(#[source] io::Error),
+    /// The system gives no randomness.
+    #[error("the gate can't make a key")]
+    NoKey(#[source] rcgen::Error),
+    /// What isn't kept would be gone after a crash.
+    #[error("the gate can't keep what was sent")]
+    NotKept(#[source] io::Error),
+}
+
+impl EnrolmentError {
+    /// What the control plane is told beside the text.
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Self::Stale { .. } => StatusCode::CONFLICT,
+            Self::OtherPod { .. } | Self::ForeignKey | Self::Credentials(_) | Self::Unfit(_) | Self::Snapshot(_) => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::NoToken(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoKey(_) | Self::NotKept(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+/// What became of something that was sent, and is in force now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// It wasn't before.
+    Changed,
+    /// It was already.
+    Unchanged,
+}
+
+/// What has been enrolled, and what is being enrolled.
+#[derive(Default)]
+struct Held {
+    /// A key without a certificate, and the request for one. In memory only: it proves nothing yet.
+    pending: Option<(KeyPair, String)>,
+    identity: Option<KeptIdentity>,
+    policy: Option<(Generation, String)>,
+}
+
+impl Held {
+    fn floor(&self) -> Generation {
+        let identity = self.identity.as_ref().map(|kept| kept.grant.generation);
+        let policy = self.policy.as_ref().map(|(generation, _)| *generation);
+        let lowest = Generation { epoch: 0, counter: 0 };
+        identity.max(policy).unwrap_or(lowest)
+    }
+}
+
+/// The gate's side of its enrolment.
+pub(crate) struct Enroller {
+    own: SandboxIdentity,
+    token_file: PathBuf,
+    state: State,
+    credentials: watch::Sender<Option<Arc<MeshCredentials>>>,
+    policy: watch::Sender<Option<Arc<PolicySnapshot>>>,
+    held: Mutex<Held>,
+}
+
+impl fmt::Debug for Enroller {
+    /// Without keys.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Enroller")
+            .field("own", &self.own)
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Enroller {
+    /// Of the gate of `own`, with what `state` has kept for it. The token is read anew each time.
+    pub(crate) fn new(own: SandboxIdentity, token_file: PathBuf, state: State) -> Self {
+        let mut held = Held::default();
+        let check_pod = |uid: &PodUid| {
+            let is_own = (*uid == own.pod_uid).then_some(());
+            is_own.ok_or_else(|| format!("it is of the pod {uid}"))
+        };
+        let credentials = state.identity(|kept| {
+            check_pod(&kept.grant.pod_uid)?;
+            let found = credentials_of(&kept.key, &kept.grant, &own).map_err(|error| error.to_string())?;
+            held.identity = Some(kept);
+            Ok(Arc::new(found))
+        });
+        let policy = state.policy(|push| {
+            check_pod(&push.pod_uid)?;
+            let found = compiled(&push.snapshot).map_err(|error| error.to_string())?;
+            held.policy = Some((found.generation(), policy_digest(&push.snapshot)));
+            Ok(Arc::new(found))
+        });
+        Self {
+            own,
+            token_file,
+            state,
+            credentials: watch::Sender::new(credentials),
+            policy: watch::Sender::new(policy),
+            held: Mutex::new(held),
+        }
+    }
+
+    /// The identity in force.
+    pub(crate) fn credentials(&self) -> Credentials {
+        self.credentials.subscribe()
+    }
+
+    /// The policy in force.
+    pub(crate) fn policy(&self) -> watch::Receiver<Option<Arc<PolicySnapshot>>> {
+        self.policy.subscribe()
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What enrols the gate: the same request until it is granted, and then one for another key.
+    pub(crate) fn enrolment(&self) -> Result<Enrolment, EnrolmentError> {
+        let token = read_token(&self.token_file).map_err(EnrolmentError::NoToken)?;
+        let mut held = self.held();
+        let csr = if let Some((_, csr)) = &held.pending {
+            csr.clone()
+        } else {
+            let (key, csr) = new_request().map_err(EnrolmentError::NoKey)?;
+            held.pending = Some((key, csr.clone()));
+            csr
+        };
+        Ok(Enrolment {
+            pod_uid: self.own.pod_uid.clone(),
+            csr,
+            token,
+            floor: held.floor(),
+            policy_digest: held.policy.as_ref().map(|(_, digest)| digest.clone()),
+        })
+    }
+
+    /// Takes an identity: for the key that waits for one, or for the one in force with another bundle.
+    pub(crate) fn take_identity(&self, grant: IdentityGrant) -> Result<Taken, EnrolmentError> {
+        let mut held = self.held();
+        self.check(&grant.pod_uid, grant.generation, held.floor())?;
+        let in_force = held.identity.as_ref().filter(|kept| kept.grant.chain == grant.chain);
+        let key = match (in_force, &held.pending) {
+            (Some(kept), _) => kept.key.clone(),
+            (None, Some((key, _))) => key.serialize_pem(),
+            (None, None) => return Err(EnrolmentError::ForeignKey),
+        };
+        let found = credentials_of(&key, &grant, &self.own)?;
+        // Nothing that serves gives way to what doesn't, and what doesn't has no use.
+        found.validity().check(SystemTime::now())?;
+        if in_force.is_some_and(|kept| kept.grant == grant) {
+            return Ok(Taken::Unchanged);
+        }
+        let renewed = in_force.is_none();
+        let same_bundle = in_force.is_some_and(|kept| kept.grant.bundle == grant.bundle);
+        let kept = KeptIdentity { key, grant };
+        self.state.keep_identity(&kept).map_err(EnrolmentError::NotKept)?;
+        held.identity = Some(kept);
+        if renewed {
+            held.pending = None;
+        }
+        if same_bundle {
+            return Ok(Taken::Unchanged);
+        }
+        self.credentials.send_replace(Some(Arc::new(found)));
+        Ok(Taken::Changed)
+    }
+
+    /// Takes a policy.
+    pub(crate) fn take_policy(&self, push: &PolicyPush) -> Result<Taken, EnrolmentError> {
+        let mut held = self.held();
+        self.check(&push.pod_uid, push.snapshot.generation, held.floor())?;
+        let digest = policy_digest(&push.snapshot);
+        if held.policy.as_ref().is_some_and(|(_, in_force)| *in_force == digest) {
+            return Ok(Taken::Unchanged);
+        }
+        let found = compiled(&push.snapshot)?;
+        self.state.keep_policy(push).map_err(EnrolmentError::NotKept)?;
+        held.policy = Some((found.generation(), digest));
+        self.policy.send_replace(Some(Arc::new(found)));
+        Ok(Taken::Changed)
+    }
+
+    fn check(&self, pod: &PodUid, found: Generation, floor: Generation) -> Result<(), EnrolmentError> {
+        if *pod != self.own.pod_uid {
+            let own = self.own.pod_uid.clone();
+            return Err(EnrolmentError::OtherPod {
+                own,
+                found: pod.clone(),
+            });
+        }
+        if found < floor {
+            return Err(EnrolmentError::Stale { found, floor });
+        }
+        Ok(())
+    }
+}
+
+fn credentials_of(key: &str, grant: &IdentityGrant, own: &SandboxIdentity) -> Result<MeshCredentials, EnrolmentError> {
+    let (chain, bundle) = (grant.chain.as_bytes(), grant.bundle.as_bytes());
+    MeshCredentials::of_gate(chain, key.as_bytes(), bundle, own).map_err(|error| match error {
+        CredentialsError::KeyMismatch => EnrolmentError::ForeignKey,
+        other => EnrolmentError::Credentials(other),
+    })
+}
+
+fn compiled(snapshot: &Snapshot) -> Result<PolicySnapshot, SnapshotError> {
+    let written = serde_json::to_vec(snapshot).map_err(SnapshotError::Format)?;
+    PolicySnapshot::parse(&written)
+}
+
+/// A fresh key and the request for its certificate, which names nobody: who this is, the token says.
+fn new_request() -> Result<(KeyPair, String), rcgen::Error> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    let csr = params.serialize_request(&key)?.pem()?;
+    Ok((key, csr))
+}
+
+/// The token as it is now: the kubelet replaces it long before it ends.
+fn read_token(path: &Path) -> io::Result<String> {
+    let mut token = String::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_TOKEN + 1).read_to_string(&mut token));
+    let wrong = |text: &str| Err(io::Error::other(format!("{}: {text}", path.display())));
+    match read {
+        Err(error) => wrong(&error.to_string()),
+        Ok(_) if token.len() as u64 > MAX_TOKEN => wrong("larger than 16 KiB"),
+        Ok(_) if token.trim().is_empty() => wrong("empty"),
+        Ok(_) => Ok(token.trim().to_owned()),
+    }
+}
+
+#[cfg(test)]
+#[path = "enrolment_tests.rs"]
+mod tests;

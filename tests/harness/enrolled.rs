@@ -1,0 +1,141 @@
+//! A gate that a control plane enrols, as a process, and what is around it.
+
+use crate::control::{CONTROL, ControlPlane};
+use crate::folder::{Folder, Replacing, put as put_files};
+use crate::processes::{Process, Programs, command, router_identity, start_gate, start_router, until_ready};
+use crate::{POD_UID, ROUTER, RecordingApp, default_policy, head_to, sandbox, send, status};
+use sandgate_local::authority::Authority;
+use sandgate_mesh::contract::TRUST_ANCHORS_VARIABLE;
+use sandgate_mesh::policy::model::{DefaultPolicy, Generation, Snapshot};
+use std::net::SocketAddr;
+use std::process::Command;
+
+/// What proves to the control plane in which pod the gate is. Nobody else may ever see it.
+pub const TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.only-for-the-control-plane.c2lnbmF0dXJl";
+/// Connections that are none for the gate's control API.
+pub const REFUSED: &str = "sandgate_sidecar_refused_connections_total{reason=\"control\"}";
+/// An app behind a gate that a control plane enrols.
+pub struct Scene {
+    programs: Programs,
+    /// Its token, its state, and the files of routers.
+    pub folder: Folder,
+    /// Everybody's certificates are from here.
+    pub authority: Authority,
+    /// The app behind it.
+    pub app: RecordingApp,
+    /// The gate.
+    pub gate: Process,
+    /// Its mesh port.
+    pub mesh: SocketAddr,
+    /// Its health port.
+    pub health: SocketAddr,
+    /// Its control plane.
+    pub control: ControlPlane,
+}
+
+impl Scene {
+    /// A gate that has never been enrolled.
+    pub async fn start(programs: Programs) -> Self {
+        let (folder, authority) = (Folder::new(), Authority::new("sandgate-tests").unwrap());
+        std::fs::create_dir(folder.path("state")).unwrap();
+        folder.rename_over("token", TOKEN);
+        let app = RecordingApp::polite().await;
+        let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let (gate, mesh, health) = start_gate(gate_command(programs, &folder, &authority, anywhere)).await;
+        until_ready(health, (503, "no identity")).await;
+        let control = ControlPlane::new(&authority, mesh, sandbox("alpha", POD_UID));
+        Self {
+            programs,
+            folder,
+            authority,
+            app,
+            gate,
+            mesh,
+            health,
+            control,
+        }
+    }
+
+    /// A gate that is enrolled and has a policy.
+    pub async fn enrolled(programs: Programs) -> Self {
+        let scene = Self::start(programs).await;
+        scene.control.enrol(&scene.authority, 1).await;
+        scene.control.push(scene.policy(1)).await;
+        until_ready(scene.health, (200, "ok")).await;
+        scene
+    }
+
+    /// Lets everybody with a credential use the app's port.
+    pub fn policy(&self, counter: u64) -> Snapshot {
+        let mut snapshot = default_policy(DefaultPolicy::Authenticated, vec![self.app.port()]);
+        snapshot.generation = Generation { epoch: 1, counter };
+        snapshot
+    }
+
+    /// Kills the gate and starts it again where it was.
+    pub async fn crash(&mut self) {
+        self.gate.kill().await;
+        self.restart().await;
+    }
+
+    /// Starts it again where it was.
+    pub async fn restart(&mut self) {
+        let command = gate_command(self.programs, &self.folder, &self.authority, self.mesh);
+        (self.gate, self.mesh, self.health) = start_gate(command).await;
+    }
+
+    /// A router in front of the gate.
+    pub async fn router(&self, flags: &[&str]) -> (Process, SocketAddr) {
+        let issued = self.authority.router(&router_identity()).unwrap();
+        let root = self.authority.root_pem();
+        put_files(&self.folder, "router", Replacing::AtOnce, &issued, root);
+        let flags: Vec<_> = flags.iter().copied().map(String::from).collect();
+        let (process, [http, _, health]) = start_router(self.programs, &self.folder, self.mesh, &flags).await;
+        until_ready(health, (200, "ok")).await;
+        (process, http)
+    }
+
+    /// A request gets through this router and the gate to the app.
+    pub async fn serves(&self, router: SocketAddr) {
+        let answer = send(router, head_to(self.app.port(), "GET /hello HTTP/1.1", "")).await;
+        assert_eq!(status(&answer), 200, "{answer}{}", self.gate.stderr());
+        assert!(self.app.take_only_request().head.starts_with("GET /hello HTTP/1.1\r\n"));
+    }
+
+    /// The leaf that the gate shows to its control plane.
+    pub async fn shown(&self) -> Vec<u8> {
+        let (stream, _) = self.control.connect().await;
+        stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+    }
+
+    /// Fails unless neither the token nor a key is in the gate's log.
+    pub fn assert_log_has_no_secret(&self) {
+        let log = self.gate.stderr();
+        assert!(!log.contains(TOKEN) && !log.contains("PRIVATE KEY"), "{log}");
+        let kept = std::fs::read_to_string(self.folder.path("state/identity.json")).unwrap_or_default();
+        let kept: serde_json::Value = serde_json::from_str(&kept).unwrap_or_default();
+        let key = kept["key"].as_str().unwrap_or_default();
+        assert!(!key.lines().any(|line| log.contains(line)), "{log}");
+    }
+}
+
+/// A gate of `default/alpha` as the injector starts it, but for its addresses and folders.
+fn gate_command(programs: Programs, folder: &Folder, authority: &Authority, mesh: SocketAddr) -> Command {
+    let mut command = command(
+        programs.sidecar,
+        [
+            format!("--mesh-bind-address={mesh}"),
+            "--health-bind-address=127.0.0.1:0".into(),
+            format!("--router-identity={ROUTER}"),
+            format!("--control-identity={CONTROL}"),
+            format!("--state-folder={}", folder.path("state").display()),
+            format!("--token-file={}", folder.path("token").display()),
+        ],
+    );
+    command
+        .env("SANDGATE_NAMESPACE", "default")
+        .env("SANDGATE_SANDBOX", "alpha")
+        .env("SANDGATE_POD_UID", POD_UID)
+        .env(TRUST_ANCHORS_VARIABLE, authority.root_pem());
+    command
+}

@@ -1,0 +1,326 @@
+//! Whoever comes to a gate's control API without being its control plane, and control planes that bring what can't be used: none
+//! of it changes anything, none of it gets to the app, and nobody hears the token.
+
+// Tests fail by panicking.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use sandgate_local::authority::{Authority, LeafSpec, Usage};
+use sandgate_mesh::contract::{ALPN_CONTROL, ALPN_MESH_HTTP1};
+use sandgate_mesh::control::{ENROLMENT_PATH, IDENTITY_PATH, IdentityGrant, MAX_BODY_BYTES, POLICY_PATH, PolicyPush};
+use sandgate_mesh::policy::model::{DefaultPolicy, Generation};
+use sandgate_tests::control::{CONTROL, get, intrude, intrude_control, put};
+use sandgate_tests::enrolled::{REFUSED, Scene, TOKEN};
+use sandgate_tests::processes::{ProcessMesh, Programs, metric, router_identity, until_metric};
+use sandgate_tests::{POD_UID, ROUTER, RecordingApp, WORKLOAD, assert_detail, exchange, programs, sandbox, status};
+use std::time::{Duration, SystemTime};
+use tokio::net::TcpStream;
+
+const PROGRAMS: Programs = programs!();
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[tokio::test]
+async fn what_a_gate_cannot_use_changes_nothing() {
+    let scene = Scene::enrolled(PROGRAMS).await;
+    let (_router, http) = scene.router(&[]).await;
+    let control = &scene.control;
+    scene.control.enrol(&scene.authority, 3).await;
+    let (csr, shown) = (control.enrolment().await.csr, scene.shown().await);
+    let good = control.grant(&scene.authority, 3, &csr, |_| {});
+    let grant = |change: &dyn Fn(&mut LeafSpec)| control.grant(&scene.authority, 3, &csr, change);
+    let other_csr = Scene::start(PROGRAMS).await.control.enrolment().await.csr;
+    let now = SystemTime::now();
+    let foreign = Authority::new("sandgate-tests").unwrap();
+    for (name, code, bad) in [
+        ("a lower counter", 409, control.grant(&scene.authority, 2, &csr, |_| {})),
+        (
+            "a lower epoch",
+            409,
+            IdentityGrant {
+                generation: Generation { epoch: 0, counter: 9 },
+                ..good.clone()
+            },
+        ),
+        (
+            "for another pod",
+            400,
+            IdentityGrant {
+                pod_uid: "another".parse().unwrap(),
+                ..good.clone()
+            },
+        ),
+        (
+            "another pod's leaf",
+            400,
+            grant(&|spec| spec.uris = vec![sandbox("alpha", "another").to_string()]),
+        ),
+        (
+            "another sandbox's leaf",
+            400,
+            grant(&|spec| spec.uris = vec![sandbox("beta", POD_UID).to_string()]),
+        ),
+        ("a router's leaf", 400, grant(&|spec| spec.uris = vec![ROUTER.into()])),
+        (
+            "a leaf for clients",
+            400,
+            grant(&|spec| spec.usages = vec![Usage::Client]),
+        ),
+        (
+            "another key's",
+            400,
+            control.grant(&scene.authority, 3, &other_csr, |_| {}),
+        ),
+        (
+            "a leaf of another root",
+            400,
+            control
+                .grant(&foreign, 3, &csr, |_| {})
+                .tap(|grant| grant.bundle.clone_from(&good.bundle)),
+        ),
+        (
+            "ended",
+            400,
+            grant(&|spec| (spec.not_before, spec.not_after) = (now - 2 * HOUR, now - HOUR)),
+        ),
+        ("to come", 400, grant(&|spec| spec.not_before = now + HOUR)),
+    ] {
+        let answer = control.put(IDENTITY_PATH, &bad).await;
+        assert_eq!(status(&answer), code, "{name}: {answer}");
+        assert!(answer.contains("{\"detail\":\""), "{name}: {answer}");
+        assert_eq!(scene.shown().await, shown, "{name}");
+    }
+    let push = |change: &dyn Fn(&mut PolicyPush)| {
+        let (pod_uid, snapshot) = (POD_UID.parse().unwrap(), scene.policy(3));
+        PolicyPush { pod_uid, snapshot }.tap(change)
+    };
+    for (name, code, bad) in [
+        (
+            "a lower counter",
+            409,
+            push(&|push| push.snapshot.generation.counter = 2),
+        ),
+        (
+            "for another pod",
+            400,
+            push(&|push| push.pod_uid = "another".parse().unwrap()),
+        ),
+        ("port 0", 400, push(&|push| push.snapshot.ports.push(0))),
+        ("another version", 400, push(&|push| push.snapshot.version = 2)),
+    ] {
+        let mut bad = bad;
+        bad.snapshot.default_policy = DefaultPolicy::Deny;
+        let answer = control.put(POLICY_PATH, &bad).await;
+        assert_eq!(status(&answer), code, "{name}: {answer}");
+    }
+    scene.app.assert_untouched("a bad push");
+    // The old ones are in force, also after a crash, and the key that waited is still good.
+    scene.serves(http).await;
+    assert_eq!(status(&control.put(IDENTITY_PATH, &good).await), 204);
+    assert_ne!(scene.shown().await, shown);
+    scene.serves(http).await;
+    let outcome = |outcome| format!("sandgate_sidecar_enrolments_total{{outcome=\"{outcome}\"}}");
+    assert_eq!(metric(scene.health, &outcome("refused")).await.as_deref(), Some("11"));
+    assert_eq!(metric(scene.health, &outcome("accepted")).await.as_deref(), Some("3"));
+    scene.assert_log_has_no_secret();
+}
+
+/// Changes a value in passing.
+trait Tap: Sized {
+    fn tap(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
+}
+
+impl Tap for IdentityGrant {}
+impl Tap for PolicyPush {}
+
+#[tokio::test]
+async fn what_is_no_request_of_the_control_api_is_said_and_changes_nothing() {
+    let scene = Scene::enrolled(PROGRAMS).await;
+    let shown = scene.shown().await;
+    let large = "x".repeat(MAX_BODY_BYTES + 1);
+    let chunked = format!(
+        "PUT {POLICY_PATH} HTTP/1.1\r\nHost: gate\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{large}\r\n0\r\n\r\n",
+        large.len()
+    );
+    let good = serde_json::to_string(&scene.control.grant(
+        &scene.authority,
+        1,
+        &scene.control.enrolment().await.csr,
+        |_| {},
+    ));
+    let good = good.unwrap();
+    let unknown_field = good.replacen('{', "{\"also\":1,", 1);
+    for (name, code, request) in [
+        ("no such path", 404, get("/control/v1/state")),
+        ("the app's path", 404, get("/")),
+        ("a path below", 404, get(&format!("{ENROLMENT_PATH}/"))),
+        ("no such method", 405, put(ENROLMENT_PATH, "{}")),
+        ("reading an identity", 405, get(IDENTITY_PATH)),
+        ("reading a policy", 405, get(POLICY_PATH)),
+        ("too large", 413, put(IDENTITY_PATH, &large)),
+        ("too large in chunks", 413, chunked),
+        ("nothing", 400, put(IDENTITY_PATH, "")),
+        ("garbage", 400, put(IDENTITY_PATH, "\u{0}\u{1}{[")),
+        ("cut", 400, put(IDENTITY_PATH, &good[..good.len() - 1])),
+        ("two of them", 400, put(IDENTITY_PATH, format!("{good}{good}"))),
+        ("an unknown field", 400, put(IDENTITY_PATH, unknown_field)),
+        ("a policy for an identity", 400, put(POLICY_PATH, &good)),
+        ("deep", 400, put(POLICY_PATH, "[".repeat(100_000))),
+        (
+            "two lengths",
+            400,
+            put(IDENTITY_PATH, &good).replacen("Host:", "Content-Length: 0\r\nHost:", 1),
+        ),
+        ("no HTTP", 400, "\r\n\r\nnothing\r\n\r\n".into()),
+        (
+            "CONNECT",
+            404,
+            "CONNECT app:80 HTTP/1.1\r\nHost: app:80\r\nConnection: close\r\n\r\n".into(),
+        ),
+    ] {
+        let answer = scene.control.send(request).await;
+        assert_eq!(status(&answer), code, "{name}: {answer}");
+        assert!(answer.contains("\r\n\r\n{\"detail\":\""), "{name}: {answer}");
+        assert!(!answer.contains(TOKEN), "{name}: {answer}");
+    }
+    // A body that stalls ends, too.
+    let stalled = put(IDENTITY_PATH, &good);
+    let answer = scene.control.send(&stalled[..stalled.len() - 1]).await;
+    assert_detail(&answer, 408, "Timed out waiting for the request body.", "stalled");
+    assert_eq!(scene.shown().await, shown);
+    scene.app.assert_untouched("the control API");
+    assert_eq!(status(&scene.control.send(put(IDENTITY_PATH, &good)).await), 204);
+}
+
+#[tokio::test]
+async fn whoever_is_no_control_plane_of_the_gate_learns_nothing() {
+    for enrolled in [false, true] {
+        let scene = if enrolled {
+            Scene::enrolled(PROGRAMS).await
+        } else {
+            Scene::start(PROGRAMS).await
+        };
+        let (now, foreign) = (SystemTime::now(), Authority::new("sandgate-tests").unwrap());
+        let control = |change: &dyn Fn(&mut LeafSpec)| {
+            let mut spec = LeafSpec::new("control", CONTROL, Usage::Client);
+            change(&mut spec);
+            spec
+        };
+        let issue = |change: &dyn Fn(&mut LeafSpec)| Some(scene.authority.issue(&control(change)).unwrap());
+        let mut count = 0;
+        for (name, certificate) in [
+            ("no certificate", None),
+            ("another root's", Some(foreign.issue(&control(&|_| {})).unwrap())),
+            ("a router's", issue(&|spec| spec.uris = vec![ROUTER.into()])),
+            ("a workload's", issue(&|spec| spec.uris = vec![WORKLOAD.into()])),
+            (
+                "a sandbox's",
+                issue(&|spec| spec.uris = vec![sandbox("alpha", POD_UID).to_string()]),
+            ),
+            (
+                "a gate's",
+                Some(scene.authority.sidecar(&sandbox("alpha", POD_UID)).unwrap()),
+            ),
+            (
+                "another domain's",
+                issue(&|spec| spec.uris = vec![CONTROL.replace("cluster", "evil")]),
+            ),
+            ("two names", issue(&|spec| spec.uris.push(ROUTER.into()))),
+            ("for servers", issue(&|spec| spec.usages = vec![Usage::Server])),
+            ("for both", issue(&|spec| spec.usages.push(Usage::Server))),
+            ("an authority's", issue(&|spec| spec.is_ca = true)),
+            (
+                "ended",
+                issue(&|spec| (spec.not_before, spec.not_after) = (now - 2 * HOUR, now - HOUR)),
+            ),
+            ("to come", issue(&|spec| spec.not_before = now + HOUR)),
+        ] {
+            let heard = intrude_control(scene.mesh, certificate.as_ref(), &get(ENROLMENT_PATH)).await;
+            assert_eq!(heard, "", "{name}");
+            count += 1;
+            let both = [ALPN_MESH_HTTP1, ALPN_CONTROL];
+            let heard = intrude(scene.mesh, &both, certificate.as_ref(), &get(ENROLMENT_PATH)).await;
+            assert_eq!(heard, "", "{name}, naming both protocols");
+            count += 1;
+        }
+        until_metric(scene.health, REFUSED, &count.to_string()).await;
+        // What the way of requests leads to isn't the control API, whoever asks.
+        let router = scene.authority.router(&router_identity()).unwrap();
+        for path in [ENROLMENT_PATH, IDENTITY_PATH, POLICY_PATH] {
+            let heard = intrude(scene.mesh, &[ALPN_MESH_HTTP1], Some(&router), &get(path)).await;
+            assert_eq!(status(&heard), if enrolled { 400 } else { 0 }, "{heard}");
+            let heard = intrude(scene.mesh, &[], Some(&router), &get(path)).await;
+            assert_eq!(heard, "");
+        }
+        // The one that may hears it, or none of this would mean anything.
+        let issued = issue(&|_| {}).unwrap();
+        let heard = intrude_control(scene.mesh, Some(&issued), &get(ENROLMENT_PATH)).await;
+        assert!(status(&heard) == 200 && heard.contains(TOKEN), "{heard}");
+        scene.app.assert_untouched("strangers");
+        scene.assert_log_has_no_secret();
+    }
+}
+
+#[tokio::test]
+async fn a_control_plane_gets_nothing_to_the_app_even_if_a_policy_names_it() {
+    let scene = Scene::enrolled(PROGRAMS).await;
+    let port = scene.app.port();
+    let mut snapshot = scene.policy(2);
+    snapshot.policies = serde_json::from_value(serde_json::json!([
+        {"name": "all", "rules": [{"from": [{"spiffeIDs": [CONTROL]}], "to": [{"ports": [port]}]}]},
+    ]))
+    .unwrap();
+    scene.control.push(snapshot).await;
+    let issued = scene
+        .authority
+        .issue(&LeafSpec::new("control", CONTROL, Usage::Client))
+        .unwrap();
+    let request = format!("GET / HTTP/1.1\r\nHost: gate\r\nX-Sandbox-Port: {port}\r\nConnection: close\r\n\r\n");
+    let heard = intrude(scene.mesh, &[ALPN_MESH_HTTP1], Some(&issued), &request).await;
+    assert_eq!(heard, "");
+    let asserting = request.replacen("Host:", "X-Sandgate-Caller: v1;user;alice\r\nHost:", 1);
+    let heard = intrude(scene.mesh, &[ALPN_MESH_HTTP1], Some(&issued), &asserting).await;
+    assert_eq!(heard, "");
+    let heard = intrude_control(scene.mesh, Some(&issued), &request).await;
+    assert_eq!(status(&heard), 404, "{heard}");
+    scene.app.assert_untouched("a control plane");
+    until_metric(scene.health, REFUSED, "2").await;
+}
+
+#[tokio::test]
+async fn a_gate_with_files_has_no_control_api() {
+    let app = RecordingApp::polite().await;
+    let mesh = ProcessMesh::start(PROGRAMS, app.port(), &[]).await;
+    let issued = mesh
+        .authority
+        .issue(&LeafSpec::new("control", CONTROL, Usage::Client))
+        .unwrap();
+    for protocols in [&[ALPN_CONTROL][..], &[ALPN_MESH_HTTP1, ALPN_CONTROL]] {
+        let heard = intrude(mesh.mesh, protocols, Some(&issued), &get(ENROLMENT_PATH)).await;
+        assert_eq!(heard, "", "{protocols:?}");
+    }
+    app.assert_untouched("the control API");
+}
+
+#[tokio::test]
+async fn without_an_identity_nothing_is_said_to_a_router() {
+    let scene = Scene::start(PROGRAMS).await;
+    let router = scene.authority.router(&router_identity()).unwrap();
+    let heard = intrude(scene.mesh, &[ALPN_MESH_HTTP1], Some(&router), &get("/")).await;
+    assert_eq!(heard, "");
+    let no_identity = "sandgate_sidecar_refused_connections_total{reason=\"no-identity\"}";
+    until_metric(scene.health, no_identity, "1").await;
+    // Nor to somebody who says nothing: the time for a handshake bounds it.
+    let silent = TcpStream::connect(scene.mesh).await.unwrap();
+    assert_eq!(exchange(silent, "", false).await, "");
+    assert_eq!(
+        scene
+            .gate
+            .stderr()
+            .matches("mesh connections are refused until")
+            .count(),
+        1
+    );
+    scene.app.assert_untouched("no identity");
+}
