@@ -1,18 +1,13 @@
 //! Every name that is ours in a pod or a cluster. Nothing else may spell one of them out: the injector, the admission
 //! policy, the NetworkPolicy and the gate must mean the same thing.
 
-/// Namespace label that opts a namespace in, and pod label that opts in a pod of another sandbox system.
-pub const INJECT_LABEL: &str = "sandgate.dev/inject";
-/// The value of [`INJECT_LABEL`] that opts in.
-pub const ENABLED: &str = "enabled";
+// The router knows these, too.
+pub use sandgate_mesh::contract::{
+    ENABLED, GATE_CONTAINER as CONTAINER, INJECT_LABEL, INJECTED, INJECTED_LABEL, SANDBOX_HASH_LABEL,
+};
+
 /// The value of [`INJECT_LABEL`] on a pod that opts out, where the operator allows that.
 pub const DISABLED: &str = "disabled";
-/// The label that agent-sandbox puts on every sandbox pod.
-pub const SANDBOX_HASH_LABEL: &str = "agents.x-k8s.io/sandbox-name-hash";
-/// The label of a pod that has a gate; the NetworkPolicy selects on it.
-pub const INJECTED_LABEL: &str = "sandgate.dev/injected";
-/// The value of [`INJECTED_LABEL`].
-pub const INJECTED: &str = "true";
 /// The annotation that says which shape a pod's gate has.
 pub const SHAPE_ANNOTATION: &str = "sandgate.dev/shape";
 /// The shape that this release injects.
@@ -20,8 +15,6 @@ pub const SHAPE: &str = "1";
 /// Every label and annotation of ours starts so.
 pub const OWN_PREFIX: &str = "sandgate.dev/";
 
-/// The gate's container.
-pub const CONTAINER: &str = "sandgate";
 /// The container that closes the pod's network before anything else runs.
 pub const LOCKDOWN_CONTAINER: &str = "sandgate-lockdown";
 /// Every container of ours.

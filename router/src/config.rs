@@ -5,6 +5,7 @@ mod environment;
 mod flags;
 mod static_sandbox;
 
+pub use crate::pods::Source;
 pub use flags::Mesh;
 pub use sandgate_mesh::command_line::ConfigError;
 pub use static_sandbox::StaticSandbox;
@@ -73,6 +74,7 @@ pub struct Config {
     pub mesh_files: Option<MeshFiles>,
     pub trust_domain: TrustDomain,
     pub sandboxes: Vec<StaticSandbox>,
+    pub cache: Option<Source>,
     pub authentication: Authentication,
     pub cluster_domain: String,
     pub proxy_timeout: Duration,
@@ -103,8 +105,8 @@ pub(crate) const PROGRAM: &str = "sandbox-router";
 const NO_CHOICE: &str = "nothing says who may call: set ROUTER_AUTH_TOKEN (or --auth-token) to require a bearer token, or let \
                          everybody in with --authz-mode=allow-all or ALLOW_UNAUTHENTICATED_ROUTER=true";
 
-pub(crate) const NO_IDENTITY: &str = "--mesh=required needs the router's own certificate: set --mesh-cert-file, --mesh-key-file and \
-                           --mesh-trust-bundle-file, or --mesh=off to forward without gates";
+pub(crate) const NO_IDENTITY: &str = "--mesh=required and --mesh=auto need the router's own certificate: set --mesh-cert-file, \
+                           --mesh-key-file and --mesh-trust-bundle-file, or --mesh=off to forward without gates";
 
 impl Config {
     /// Reads flags (without the program's name) and the environment. Go's `-flag` is taken as `--flag`.
@@ -161,6 +163,7 @@ fn check(flags: Flags, needs_files: bool, problems: &mut Vec<String>) -> Option<
     problems.extend(static_sandbox::repeated(&flags.sandbox_endpoint));
     let framing = flags.framing.limits();
     problems.extend(framing.problems());
+    let cache = cache(&flags, problems);
     let mut warnings = Vec::new();
     let cluster_domain = flags
         .cluster_domain
@@ -175,6 +178,7 @@ fn check(flags: Flags, needs_files: bool, problems: &mut Vec<String>) -> Option<
         mesh_files,
         trust_domain: flags.trust_domain,
         sandboxes: flags.sandbox_endpoint,
+        cache,
         authentication: authentication?,
         cluster_domain: cluster_domain.unwrap_or_else(|| "cluster.local".into()),
         proxy_timeout: flags
@@ -265,6 +269,31 @@ fn https(flags: &Flags, problems: &mut Vec<String>) -> Option<Https> {
     })
 }
 
+/// Where pods are heard of, if that is wanted.
+fn cache(flags: &Flags, problems: &mut Vec<String>) -> Option<Source> {
+    if !flags.cache_enabled {
+        let useless = [
+            ("--mesh=auto", flags.mesh == Mesh::Auto),
+            ("--cache-namespace", !flags.cache_namespace.is_empty()),
+            ("--kubeconfig", flags.kubeconfig.is_some()),
+        ];
+        let useless = useless.into_iter().filter(|(_, given)| *given);
+        problems.extend(useless.map(|(flag, _)| format!("{flag} needs the pod cache: set --cache-enabled")));
+        return None;
+    }
+    let namespace = match flags.cache_namespace.as_str() {
+        "" => None,
+        text => text
+            .parse()
+            .map_err(|error| problems.push(format!("--cache-namespace: {error}")))
+            .ok(),
+    };
+    Some(Source {
+        kubeconfig: flags.kubeconfig.clone(),
+        namespace,
+    })
+}
+
 fn mesh_files(flags: &Flags, needed: bool, problems: &mut Vec<String>) -> Option<MeshFiles> {
     let given = (
         &flags.mesh_cert_file,
@@ -277,7 +306,7 @@ fn mesh_files(flags: &Flags, needed: bool, problems: &mut Vec<String>) -> Option
             key: key.clone(),
             bundle: bundle.clone(),
         }),
-        (None, None, None) if needed && flags.mesh == Mesh::Required => {
+        (None, None, None) if needed && flags.mesh != Mesh::Off => {
             problems.push(NO_IDENTITY.into());
             None
         }

@@ -30,6 +30,10 @@ pub enum RouterError {
     NoIdentity,
     /// The gate has none, no policy, or is closing.
     NotReady(SandboxName),
+    /// The sandbox runs without a gate in a namespace that has opted in.
+    Ungated(SandboxName),
+    /// The address that the client named is a pod's of another namespace.
+    ForeignPod(SandboxName),
     /// Nothing answers there, or not the sandbox that was asked for.
     Unreachable(SandboxName),
     /// Nothing answered in time.
@@ -77,6 +81,7 @@ impl RouterError {
         let bad_request = |text: Cow<'static, str>| Words::new(StatusCode::BAD_REQUEST, text);
         // The credential's realm isn't told: there is one.
         let unauthorized = |text| Words::new(StatusCode::UNAUTHORIZED, text).with(WWW_AUTHENTICATE, "Bearer");
+        let forbidden = |text: String| Words::new(StatusCode::FORBIDDEN, text);
         let unavailable =
             |text: Cow<'static, str>| Words::new(StatusCode::SERVICE_UNAVAILABLE, text).with(RETRY_AFTER, "1");
         match self {
@@ -91,6 +96,8 @@ impl RouterError {
             Self::Duplicate(name) => bad_request(format!("Duplicate {name} header.").into()),
             Self::EarlyBytes => bad_request("Bytes followed the upgrade request before its answer.".into()),
             Self::NoIdentity => unavailable("The router has no valid identity.".into()),
+            Self::Ungated(name) => forbidden(format!("Sandbox {name} runs without its gate; recreate it.")),
+            Self::ForeignPod(name) => forbidden(format!("Pod IP does not belong to sandbox {name}.")),
             Self::NotReady(name) => unavailable(format!("Sandbox gate is not ready: {name}").into()),
             Self::Unreachable(name) | Self::Broken(name) => Words::new(
                 StatusCode::BAD_GATEWAY,

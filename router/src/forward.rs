@@ -60,6 +60,18 @@ enum DialError {
     NoIdentity(Unfit),
 }
 
+impl DialError {
+    /// Whether there is no host at that address any more. One that refuses is there.
+    fn says_gone(&self) -> bool {
+        use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
+        match self {
+            Self::TimedOut => true,
+            Self::Connect(error) => matches!(error.kind(), HostUnreachable | NetworkUnreachable | TimedOut),
+            Self::Handshake(_) | Self::NoIdentity(_) => false,
+        }
+    }
+}
+
 /// A request as what is logged of it names it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Errand<'a> {
@@ -158,10 +170,21 @@ impl Forwarder {
                     tracing::warn!(target: UNANSWERED, sandbox = %route.sandbox, endpoint = %target.endpoint, %error, "not that sandbox's gate");
                     resolved_again = true;
                     self.pool.evict(&target);
+                    resolver.evict(route, &target);
                     let again = resolver.resolve(route, budget).await;
-                    target = again.map_err(|error| self.unresolved(&error, errand))?;
+                    let again = again.map_err(|error| self.unresolved(&error, errand))?;
+                    // The request was made for a gate: what it says to one is not for an app to see.
+                    if again.expected.is_none() {
+                        return Err(RouterError::Unreachable(route.sandbox.name.clone()));
+                    }
+                    target = again;
                 }
-                Err(error) => return Err(self.no_connection(&error, errand, &target)),
+                Err(error) => {
+                    if error.says_gone() {
+                        resolver.evict(route, &target);
+                    }
+                    return Err(self.no_connection(&error, errand, &target));
+                }
             }
         };
         match lease.upstream.send(request, wait).await {
@@ -230,7 +253,7 @@ impl Forwarder {
         let (sandbox, request_id, reason) = (&errand.route.sandbox, errand.id(), error.reason());
         tracing::info!(target: UNANSWERED, %sandbox, request_id, reason, error = chain(error), "unknown sandbox");
         self.metrics.unresolved(&sandbox.namespace, reason);
-        RouterError::Unreachable(sandbox.name.clone())
+        error.answer(&sandbox.name)
     }
 
     fn no_connection(&self, error: &DialError, errand: Errand<'_>, target: &Target) -> RouterError {
@@ -285,4 +308,19 @@ async fn handshake(
     Box::pin(tls::connect_mesh(stream, config))
         .await
         .map_err(DialError::Handshake)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use io::ErrorKind;
+
+    #[test]
+    fn a_host_that_refuses_is_still_there() {
+        let connect = |kind: ErrorKind| DialError::Connect(kind.into()).says_gone();
+        assert!(DialError::TimedOut.says_gone());
+        assert!(connect(ErrorKind::HostUnreachable) && connect(ErrorKind::NetworkUnreachable));
+        assert!(!connect(ErrorKind::ConnectionRefused) && !connect(ErrorKind::ConnectionReset));
+        assert!(!DialError::NoIdentity(Unfit::Absent).says_gone());
+    }
 }

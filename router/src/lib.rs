@@ -11,6 +11,7 @@ pub mod config;
 mod error;
 mod forward;
 mod metrics;
+mod pods;
 mod request;
 mod resolve;
 mod routing;

@@ -2,7 +2,7 @@
 
 use crate::access::{End, Record};
 use crate::authenticate::{Authenticated, Authenticator};
-use crate::config::{Config, Mesh};
+use crate::config::Config;
 use crate::error::RouterError;
 use crate::forward::{Errand, Forwarder, UNANSWERED, id_text};
 use crate::metrics::{Metrics, Reason};
@@ -239,7 +239,9 @@ async fn pass(
     record.upstream(target.endpoint);
 
     let upgrade = requested_upgrade(&request);
-    sanitise(worker, client, caller, to, &mut request, upgrade.as_ref())?;
+    let through_gate = target.expected.is_some();
+    let assertion = through_gate.then(|| caller.assertion.clone());
+    sanitise(client, assertion, to, &mut request, upgrade.as_ref())?;
     let downstream = upgrade.is_some().then(|| hyper::upgrade::on(&mut *request));
     let (head, body) = request.into_parts();
     let body = Upload::new(body, worker.config.max_request_body, record.started());
@@ -252,7 +254,7 @@ async fn pass(
         .forward(&worker.resolver, errand, target, request, budget)
         .await?;
     // Only a gate's word counts, and only a namespace where one has proven itself is worth a label.
-    if worker.config.mesh == Mesh::Required {
+    if through_gate {
         if to.answers_first() {
             worker.metrics.learn(&route.sandbox.namespace);
         }
@@ -332,11 +334,10 @@ fn heed_outcome(worker: &Worker, errand: Errand<'_>, response: &Response<Incomin
     Ok(())
 }
 
-/// Leaves in the head what the next hop may see, and adds what it must.
+/// Leaves in the head what the next hop may see, and adds what it must: to a gate, the port and the `assertion` of who calls.
 fn sanitise(
-    worker: &Worker,
     client: &Client,
-    caller: &Authenticated,
+    assertion: Option<HeaderValue>,
     to: &Destination,
     request: &mut Request<Incoming>,
     upgrade: Option<&Upgrade>,
@@ -347,9 +348,9 @@ fn sanitise(
     sanitise_request(headers, upgrade);
     let asked_for = headers.insert(HOST, to.host.clone());
     forwarded(client, asked_for, headers);
-    if worker.config.mesh == Mesh::Required {
+    if let Some(assertion) = assertion {
         headers.insert(X_SANDBOX_PORT, to.port.clone());
-        headers.insert(X_SANDGATE_CALLER, caller.assertion.clone());
+        headers.insert(X_SANDGATE_CALLER, assertion);
     }
     *request.version_mut() = Version::HTTP_11;
     // Origin form, whatever form it came in.

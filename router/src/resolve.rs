@@ -1,11 +1,13 @@
 //! Routing target -> endpoint and, where the mesh is required, the identity that must answer there.
 
 use crate::config::{Config, Mesh, StaticSandbox};
+use crate::error::RouterError;
+use crate::pods::{Found, Known, PodCache};
 use crate::routing::{Route, may_be_a_pod};
 use foldhash::HashMap;
 use sandgate_mesh::contract::MESH_PORT;
 use sandgate_mesh::identity::{ExpectedSandbox, TrustDomain};
-use sandgate_mesh::sandbox::{PodUid, SandboxKey};
+use sandgate_mesh::sandbox::{PodUid, SandboxKey, SandboxName};
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -26,12 +28,20 @@ pub(crate) struct Target {
 /// Why there is no target.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unresolved {
-    #[error("it is not configured, and its Service's name does not resolve")]
+    #[error("no ready pod of it is known, and its Service's name does not resolve")]
     NoSuchName(#[source] io::Error),
-    #[error("it is not configured, and its Service's name leads to no address that a pod can have")]
+    #[error("no ready pod of it is known, and its Service's name leads to no address that a pod can have")]
     NoPod,
     #[error("looking up its Service's name took too long")]
     TimedOut,
+    #[error("no ready pod of it is known")]
+    Unknown,
+    #[error("its pod has no gate, and its namespace has opted in; delete the pod, so that it is born with one")]
+    Ungated,
+    #[error("its pod has no gate; label its namespace sandgate.dev/inject=enabled and recreate it, or use --mesh=auto")]
+    NotOptedIn,
+    #[error("the address that the client named is a pod's of another namespace")]
+    Foreign,
 }
 
 impl Unresolved {
@@ -41,6 +51,22 @@ impl Unresolved {
             Self::NoSuchName(_) => "no-such-name",
             Self::NoPod => "no-pod",
             Self::TimedOut => "timed-out",
+            Self::Unknown => "unknown",
+            Self::Ungated => "ungated",
+            Self::NotOptedIn => "not-opted-in",
+            Self::Foreign => "foreign-pod",
+        }
+    }
+
+    /// What the client of `sandbox` is told.
+    pub(crate) fn answer(&self, sandbox: &SandboxName) -> RouterError {
+        let sandbox = sandbox.clone();
+        match self {
+            Self::Ungated => RouterError::Ungated(sandbox),
+            Self::Foreign => RouterError::ForeignPod(sandbox),
+            Self::NoSuchName(_) | Self::NoPod | Self::TimedOut | Self::Unknown | Self::NotOptedIn => {
+                RouterError::Unreachable(sandbox)
+            }
         }
     }
 }
@@ -53,17 +79,19 @@ pub(crate) struct Resolver {
     cluster_domain: String,
     allow_loopback: bool,
     known: HashMap<SandboxKey, (StaticSandbox, Arc<Target>)>,
+    pods: Option<PodCache>,
     look_ups: Arc<Semaphore>,
 }
 
 impl Resolver {
-    pub(crate) fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config, pods: Option<PodCache>) -> Self {
         let mut resolver = Self {
             mesh: config.mesh,
             trust_domain: config.trust_domain.clone(),
             cluster_domain: config.cluster_domain.clone(),
             allow_loopback: config.allow_loopback_pod_ip,
             known: HashMap::default(),
+            pods,
             look_ups: Arc::new(Semaphore::new(LOOK_UPS)),
         };
         for sandbox in &config.sandboxes {
@@ -75,7 +103,7 @@ impl Resolver {
     }
 
     fn target(&self, sandbox: &SandboxKey, endpoint: SocketAddr, pod_uid: Option<PodUid>) -> Arc<Target> {
-        let expected = (self.mesh == Mesh::Required).then(|| ExpectedSandbox {
+        let expected = (self.mesh != Mesh::Off).then(|| ExpectedSandbox {
             trust_domain: self.trust_domain.clone(),
             sandbox: sandbox.clone(),
             pod_uid,
@@ -84,24 +112,64 @@ impl Resolver {
     }
 
     fn at(&self, route: &Route, ip: IpAddr) -> Arc<Target> {
-        let port = if self.mesh == Mesh::Required {
-            MESH_PORT
-        } else {
+        let port = if self.mesh == Mesh::Off {
             route.port.get()
+        } else {
+            MESH_PORT
         };
         self.target(&route.sandbox, SocketAddr::new(ip, port), None)
     }
 
-    /// Known sandboxes first, where a hint can't change anything; then the hint; then DNS.
+    /// Straight to the app.
+    fn plain(route: &Route, ip: IpAddr) -> Arc<Target> {
+        Arc::new(Target {
+            endpoint: SocketAddr::new(ip, route.port.get()),
+            expected: None,
+        })
+    }
+
+    /// Forgets where a sandbox was, if that is still believed.
+    pub(crate) fn evict(&self, route: &Route, target: &Target) {
+        if let Some(pods) = &self.pods {
+            pods.evict(&route.sandbox, target.endpoint.ip());
+        }
+    }
+
+    /// How a pod in the cache is reached.
+    fn way(&self, route: &Route, pod: Known) -> Result<Arc<Target>, Unresolved> {
+        if self.mesh == Mesh::Off {
+            return Ok(Self::plain(route, pod.ip));
+        }
+        match (pod.gate, self.mesh) {
+            (Some(gate), _) => Ok(gate),
+            (None, _) if pod.opted_in => Err(Unresolved::Ungated),
+            (None, Mesh::Auto) => Ok(Self::plain(route, pod.ip)),
+            (None, _) => Err(Unresolved::NotOptedIn),
+        }
+    }
+
+    /// Known sandboxes first, where a hint can't change anything: those that are configured, then the pods in the cache.
+    /// Then the hint, unless it leads to another sandbox; then DNS. Neither of these two is believed where a wrong one could
+    /// lead to a Service that is no sandbox's: with `--mesh=auto`, nobody proves himself there.
     pub(crate) async fn resolve(&self, route: &Route, wait: Duration) -> Result<Arc<Target>, Unresolved> {
         if let Some((sandbox, target)) = self.known.get(&route.sandbox) {
-            return Ok(if self.mesh == Mesh::Required {
-                Arc::clone(target)
-            } else {
+            return Ok(if self.mesh == Mesh::Off {
                 self.at(route, sandbox.ip)
+            } else {
+                Arc::clone(target)
             });
         }
-        if let Some(ip) = route.pod_ip {
+        let found = self.pods.as_ref().map_or(Found::Unknown, |pods| pods.find(route));
+        let hint = match found {
+            Found::Pod(pod) => return self.way(route, pod),
+            Found::Foreign => return Err(Unresolved::Foreign),
+            Found::Misled => None,
+            Found::Unknown => route.pod_ip,
+        };
+        if self.mesh == Mesh::Auto {
+            return Err(Unresolved::Unknown);
+        }
+        if let Some(ip) = hint {
             return Ok(self.at(route, ip));
         }
         // Boxed: only this way needs the room.

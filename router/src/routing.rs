@@ -19,6 +19,8 @@ pub struct Route {
     pub sandbox: SandboxKey,
     /// The app's port.
     pub port: AppPort,
+    /// A hint: the UID of the Sandbox, by which one is found that nobody has claimed.
+    pub uid: Option<Box<str>>,
     /// A hint: the pod's address, in canonical form, and one that a pod can have.
     pub pod_ip: Option<IpAddr>,
     /// How long the client will wait. It can only shorten the configured limit.
@@ -93,12 +95,12 @@ impl Route {
                     .ok_or(bad("Invalid target IP address."))?,
             ),
         };
-        // A lookup key of the pod cache; until there is one, only its being single is checked.
-        text(uid, uid_name)?;
+        let uid = text(uid, uid_name)?.map(Into::into);
         let timeout = text(timeout, timeout_name)?.and_then(seconds);
         Ok(Self {
             sandbox: SandboxKey { namespace, name },
             port,
+            uid,
             pod_ip,
             timeout,
         })

@@ -5,6 +5,7 @@ use crate::certificates::{FrontTls, front_tls, mesh_credentials};
 use crate::config::{Config, Mesh};
 use crate::forward::Forwarder;
 use crate::metrics::Metrics;
+use crate::pods::{self, PodCache};
 use crate::request::{self, Client, Worker};
 use crate::resolve::Resolver;
 use anyhow::Context;
@@ -56,6 +57,7 @@ pub struct Router {
     metrics: Arc<Metrics>,
     authenticator: Arc<Authenticator>,
     resolver: Arc<Resolver>,
+    pods: Option<PodCache>,
     memory: MemoryBudget,
     /// Tells how the mesh identity stands.
     identity: Option<IdentityWatch>,
@@ -76,8 +78,8 @@ impl Router {
         }
         let credentials = match (credentials, config.mesh) {
             (_, Mesh::Off) => None,
-            (Some(credentials), Mesh::Required) => Some(credentials),
-            (None, Mesh::Required) => Some(mesh_credentials(&config, &metrics)?),
+            (Some(credentials), Mesh::Required | Mesh::Auto) => Some(credentials),
+            (None, Mesh::Required | Mesh::Auto) => Some(mesh_credentials(&config, &metrics)?),
         };
         let watched = |credentials: &Credentials| -> anyhow::Result<_> {
             Ok(IdentityWatch::new(
@@ -94,6 +96,14 @@ impl Router {
                 anyhow::Ok((listener::bind(https.address)?, tls))
             })
             .transpose()?;
+        let cache = || {
+            PodCache::new(
+                config.trust_domain.clone(),
+                config.allow_loopback_pod_ip,
+                &metrics.registry,
+            )
+        };
+        let pods = config.cache.as_ref().map(|_| cache()).transpose()?;
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
@@ -105,7 +115,8 @@ impl Router {
             health: listener::bind(config.health)?,
             credentials,
             authenticator: Arc::new(Authenticator::new(&config.authentication)?),
-            resolver: Arc::new(Resolver::new(&config)),
+            resolver: Arc::new(Resolver::new(&config, pods.clone())),
+            pods,
             memory: MemoryBudget::default(),
             identity,
             metrics,
@@ -149,6 +160,9 @@ impl Router {
             health = %self.health_address(),
             "listening"
         );
+        if let (Some(source), Some(pods)) = (self.config.cache.clone(), self.pods.clone()) {
+            pods::follow(source, pods).await?;
+        }
         let (drain, draining) = drain::channel();
         // Probes and scrapers are answered until the very end.
         let (admin_drain, admin_draining) = drain::channel();
@@ -216,10 +230,13 @@ impl Router {
     }
 
     fn readiness(&self, drain: drain::DrainState) -> Readiness {
-        let credentials = self.credentials.clone();
+        let (credentials, pods) = (self.credentials.clone(), self.pods.clone());
         Arc::new(move || {
             if drain.has_started() {
                 return Err("draining".into());
+            }
+            if pods.as_ref().is_some_and(|pods| !pods.is_complete()) {
+                return Err("the pods of sandboxes are not known yet".into());
             }
             let stands = |credentials: &Credentials| fit(credentials, SystemTime::now()).map(|_| ());
             let stands = credentials.as_ref().map_or(Ok(()), stands);

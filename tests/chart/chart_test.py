@@ -136,22 +136,24 @@ def metrics(expression):
     return (word.removesuffix("_bucket") for word in re.findall(r"\b(?:sandgate|sandbox_router)_\w+", expression))
 
 
-def the_injectors_rights_are_those_that_the_documentation_gives_reasons_for(chart):
-    documented = set()
-    for group, resources, names, verbs in documented_rights():
-        documented |= {(group, resource, names, verb) for resource in resources for verb in verbs}
-    rendered = set()
-    for found in chart.objects(*DECIDED):
-        for rule in found["rules"] if found["kind"] in ("ClusterRole", "Role") else []:
-            names = bool(rule.get("resourceNames"))
-            rendered |= {(rule["apiGroups"][0], resource, names, verb) for resource in rule["resources"] for verb in rule["verbs"]}
-            assert len(rule["apiGroups"]) == 1 and "*" not in rule["resources"] + rule["verbs"], rule
-    assert documented == rendered, documented ^ rendered
+def the_rights_of_each_program_are_those_that_the_documentation_gives_reasons_for(chart):
+    for component, program in (("injector", "sandbox-injector"), ("router", "sandbox-router")):
+        documented = set()
+        for group, resources, names, verbs in documented_rights(program):
+            documented |= {(group, resource, names, verb) for resource in resources for verb in verbs}
+        rendered = set()
+        for found in chart.objects(*DECIDED):
+            is_of = found["metadata"]["labels"].get("app.kubernetes.io/component") == component
+            for rule in found["rules"] if is_of and found["kind"] in ("ClusterRole", "Role") else []:
+                names = bool(rule.get("resourceNames"))
+                rendered |= {(rule["apiGroups"][0], resource, names, verb) for resource in rule["resources"] for verb in rule["verbs"]}
+                assert len(rule["apiGroups"]) == 1 and "*" not in rule["resources"] + rule["verbs"], rule
+        assert documented and documented == rendered, (program, documented ^ rendered)
 
 
-def documented_rights():
-    """(group, resources, whether they are named, verbs) of each row about the injector."""
-    text = RIGHTS.read_text().split("## sandbox-injector")[1].split("\n## ")[0]
+def documented_rights(program):
+    """(group, resources, whether they are named, verbs) of each row about a program."""
+    text = RIGHTS.read_text().split(f"## {program}\n")[1].split("\n## ")[0]
     before = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -266,7 +268,7 @@ TESTS = [
     on_1_29_there_is_no_admission_policy,
     optional_objects_are_there_when_asked_for,
     dashboards_and_alerts_ask_for_metrics_that_exist,
-    the_injectors_rights_are_those_that_the_documentation_gives_reasons_for,
+    the_rights_of_each_program_are_those_that_the_documentation_gives_reasons_for,
     our_own_pods_meet_the_restricted_level,
     the_test_of_a_release_is_a_hook_and_is_checked_with_the_rest,
     only_router_pods_have_upstreams_label_and_the_service_name_is_upstreams,

@@ -10,7 +10,7 @@ ENUMS = {
     "injector.image.pullPolicy": ["Always", "IfNotPresent", "Never"],
     "injection.image.pullPolicy": ["Always", "IfNotPresent", "Never"],
     "router.auth.mode": ["", "token", "allow-all"],
-    "router.mesh.mode": ["required", "off"],
+    "router.mesh.mode": ["required", "auto", "off"],
     "router.service.type": ["ClusterIP", "LoadBalancer", "NodePort"],
     "injector.webhook.certificate.source": ["self", "cert-manager", "secret"],
     "injection.lockdown": ["enabled", "disabled"],

@@ -19,6 +19,8 @@ def half_a_choice_is_refused_and_everything_that_is_missing_is_named(chart):
     for values, told in (
         ("router.enabled=false", "injection.routerIdentities"),
         ("router.httpRoute.enabled=true", "router.httpRoute.parentRefs"),
+        ("router.mesh.mode=auto,router.cache.enabled=false", "router.mesh.mode"),
+        ("router.cache.namespace=a,router.cache.enabled=false", "router.cache.namespace"),
         (f"{certificate}.source=secret", f"{certificate}.caBundle"),
         (f"{certificate}.source=cert-manager", f"{certificate}.issuerRef"),
         (f"{certificate}.source=cert-manager,{certificate}.issuerRef.kind=Issuer", f"{certificate}.issuerRef"),

@@ -31,6 +31,7 @@ BESIDE = [TOKEN, EVERYTHING_OPTIONAL, GIVEN_CERTIFICATE]
 OTHERS = {
     "router.auth.mode": "allow-all",
     "router.mesh.mode": "off",
+    "router.cache.namespace": "sandboxes",
     "router.service.type": "LoadBalancer",
     "router.proxyTimeout": "7s",
     "router.shutdownTimeout": "7s",

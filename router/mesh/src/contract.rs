@@ -57,6 +57,20 @@ pub const POD_UID_VARIABLE: &str = "SANDGATE_POD_UID";
 pub const APP_PROBES_VARIABLE: &str = "SANDGATE_APP_PROBES";
 /// The gate's environment variable with the roots, PEM, under which it believes a control plane before it has an identity.
 pub const TRUST_ANCHORS_VARIABLE: &str = "SANDGATE_TRUST_ANCHORS";
+/// Namespace label that opts a namespace in, and pod label that opts in a pod of another sandbox system.
+pub const INJECT_LABEL: &str = "sandgate.dev/inject";
+/// The value of [`INJECT_LABEL`] that opts in.
+pub const ENABLED: &str = "enabled";
+/// The label of a pod that has a gate.
+pub const INJECTED_LABEL: &str = "sandgate.dev/injected";
+/// The value of [`INJECTED_LABEL`].
+pub const INJECTED: &str = "true";
+/// The gate's container in a pod.
+pub const GATE_CONTAINER: &str = "sandgate";
+/// The label that agent-sandbox puts on every sandbox pod.
+pub const SANDBOX_HASH_LABEL: &str = "agents.x-k8s.io/sandbox-name-hash";
+/// The label that agent-sandbox puts on a pod of a warm pool until a claim adopts it.
+pub const WARM_POOL_LABEL: &str = "agents.x-k8s.io/warm-pool-sandbox";
 /// Trust domain when none is configured.
 pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 

@@ -24,6 +24,8 @@ const VARIABLES: &str = "Variables without a flag:
 pub enum Mesh {
     /// Only through the gate, over mTLS.
     Required,
+    /// Through the gate where the sandbox has one; straight to the app of a pod in the cache whose namespace has not opted in.
+    Auto,
     /// Plain HTTP straight to the app, for clusters without gates.
     Off,
 }
@@ -72,7 +74,8 @@ pub(super) struct Flags {
     /// Whether the HTTPS listener asks for client certificates.
     #[arg(long, value_enum, default_value_t = MtlsFlag::Off)]
     pub(super) mtls_mode: MtlsFlag,
-    /// Whether requests go through the sandbox's gate (required), or straight to the app (off).
+    /// Whether requests go through the sandbox's gate (required), straight to the app (off), or through the gate wherever the
+    /// namespace has opted in and straight to the app elsewhere (auto, which needs --cache-enabled).
     #[arg(long, value_enum, default_value_t = Mesh::Required)]
     pub(super) mesh: Mesh,
     /// PEM file with the router's own mesh certificate chain; polled.
@@ -90,6 +93,15 @@ pub(super) struct Flags {
     /// A sandbox's address, NAMESPACE/NAME=IP[:MESHPORT][,uid=UID]; repeatable.
     #[arg(long, value_name = "SANDBOX")]
     pub(super) sandbox_endpoint: Vec<StaticSandbox>,
+    /// Follow the pods of sandboxes at the API server, and find sandboxes by name there.
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
+    pub(super) cache_enabled: bool,
+    /// Follow the pods of this namespace only; empty for all.
+    #[arg(long, default_value = "")]
+    pub(super) cache_namespace: String,
+    /// Kubeconfig file for that, outside a cluster [env: KUBECONFIG]; in a pod it isn't needed.
+    #[arg(long)]
+    pub(super) kubeconfig: Option<PathBuf>,
     /// Let every caller in: allow-all [env: ALLOW_UNAUTHENTICATED_ROUTER=true].
     #[arg(long, value_enum)]
     pub(super) authz_mode: Option<AuthzMode>,

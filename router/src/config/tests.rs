@@ -57,7 +57,7 @@ fn bad_values_are_reported_together_with_all_other_problems() {
     for expected in [
         "  - invalid value 'soon' for '--proxy-timeout <PROXY_TIMEOUT>': \"soon\" is not a duration",
         "  - invalid value 'A B' for '--trust-domain <TRUST_DOMAIN>'",
-        "  - invalid value 'maybe' for '--mesh <MESH>' [possible values: required, off]",
+        "  - invalid value 'maybe' for '--mesh <MESH>' [possible values: required, auto, off]",
         "  - invalid value 'perhaps' for '--access-log [<ACCESS_LOG>]'",
         "  - nothing says who may call",
         "  - --mtls-mode needs the HTTPS listener",
@@ -101,6 +101,30 @@ fn files_of_the_https_listener_are_refused_where_there_is_none() {
     }
     let listener = ["--authz-mode=allow-all", "--https-bind-address=:8443"];
     assert!(parse(&[&files[..], &listener].concat()).unwrap().https.is_some());
+}
+
+#[test]
+fn what_is_for_the_pod_cache_is_refused_without_it() {
+    for (flag, named) in [
+        ("--mesh=auto", "--mesh=auto"),
+        ("--cache-namespace=a", "--cache-namespace"),
+        ("--kubeconfig=k", "--kubeconfig"),
+    ] {
+        let error = parse(&["--authz-mode=allow-all", flag]).unwrap_err();
+        assert_eq!(error.exit_code(), 64);
+        let sentence = format!("  - {named} needs the pod cache: set --cache-enabled");
+        assert!(error.to_string().contains(&sentence), "{error}");
+        assert!(parse(&["--authz-mode=allow-all", "--cache-enabled", flag]).is_ok());
+    }
+    let error = parse(&["--authz-mode=allow-all", "--cache-enabled", "--cache-namespace=A"]).unwrap_err();
+    assert!(error.to_string().contains("--cache-namespace: "), "{error}");
+    let cache = |args: &[&str]| parse(&[&["--authz-mode=allow-all"], args].concat()).unwrap().cache;
+    assert_eq!(cache(&[]), None);
+    assert_eq!(cache(&["--cache-enabled=false"]), None);
+    assert_eq!(
+        cache(&["--cache-enabled", "--cache-namespace="]),
+        Some(Source::default())
+    );
 }
 
 #[test]

@@ -57,6 +57,13 @@ impl Chart {
         chosen.cloned().collect()
     }
 
+    /// The objects of these kinds of one part of Sandgate.
+    pub fn of_component(&self, component: &str, kinds: &[&str]) -> Vec<Value> {
+        let objects = self.of_kinds(kinds).into_iter();
+        let is_of = |object: &Value| object["metadata"]["labels"]["app.kubernetes.io/component"] == component;
+        objects.filter(is_of).collect()
+    }
+
     /// What the API server judges pods and `NetworkPolicies` by.
     pub fn policies(&self) -> Vec<Value> {
         let policies = self.of_kinds(&["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"]);

@@ -122,7 +122,7 @@ impl System {
 }
 
 /// The chart's objects as if it had been installed there.
-fn in_namespace(namespace: &Namespace, objects: &[Value]) -> Vec<Value> {
+pub(crate) fn in_namespace(namespace: &Namespace, objects: &[Value]) -> Vec<Value> {
     let rendered = serde_json::to_string(objects).unwrap();
     serde_json::from_str(&rendered.replace(OWN_NAMESPACE, namespace.name())).unwrap()
 }

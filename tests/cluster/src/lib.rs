@@ -18,6 +18,7 @@ pub mod injector;
 pub mod inventory;
 mod namespace;
 pub mod process;
+pub mod router;
 pub mod runner;
 pub mod service;
 pub mod upstream;

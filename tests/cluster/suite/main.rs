@@ -23,6 +23,7 @@ mod injector_guard;
 mod injector_trust;
 mod network_policy;
 mod rollout;
+mod router_cache;
 mod upstream;
 mod upstream_examples;
 
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         injector_trust::TESTS,
         network_policy::TESTS,
         rollout::TESTS,
+        router_cache::TESTS,
         upstream::TESTS,
         upstream_examples::TESTS,
     ])

@@ -1,0 +1,110 @@
+//! The pods of sandboxes as the API server tells of them. Hides how they are followed: whoever asks gets the pod of a
+//! sandbox as it is now, or hears that there is none.
+//!
+//! Only what a request needs is kept of a pod, and only of pods that may get requests, so memory grows with the sandboxes
+//! that are up. While the API server is away, what it said last counts on.
+
+mod seen;
+mod table;
+mod watch;
+
+pub(crate) use table::{Found, Known};
+pub use watch::Source;
+pub(crate) use watch::follow;
+
+use crate::routing::Route;
+use prometheus::{IntCounter, IntGauge, Registry};
+use sandgate_mesh::identity::TrustDomain;
+use sandgate_mesh::metrics;
+use sandgate_mesh::sandbox::SandboxKey;
+use std::net::IpAddr;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use table::Table;
+
+/// What is counted of the cache.
+#[derive(Debug)]
+struct CacheMetrics {
+    pods: IntGauge,
+    invalidations: IntCounter,
+    failures: IntCounter,
+}
+
+/// The pods that may get requests, as of now. Clones are the same cache.
+#[derive(Debug, Clone)]
+pub(crate) struct PodCache(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    table: RwLock<Table>,
+    metrics: CacheMetrics,
+}
+
+impl PodCache {
+    /// An empty cache of sandboxes whose gates prove themselves in `trust_domain`. Pods may be at loopback addresses only if
+    /// that is allowed.
+    ///
+    /// # Errors
+    /// A metric of that name is registered already.
+    pub(crate) fn new(
+        trust_domain: TrustDomain,
+        allow_loopback: bool,
+        registry: &Registry,
+    ) -> prometheus::Result<Self> {
+        let metrics = CacheMetrics {
+            pods: metrics::gauge(registry, "sandbox_router_cache_pods", "Sandbox pods in the cache.")?,
+            invalidations: metrics::counter(
+                registry,
+                "sandbox_router_cache_invalidations_total",
+                "Pods dropped from the cache because nothing answered there, or somebody else.",
+            )?,
+            failures: metrics::counter(
+                registry,
+                "sandbox_router_cache_watch_failures_total",
+                "Failed requests for the pods or namespaces of the cache.",
+            )?,
+        };
+        Ok(Self(Arc::new(Shared {
+            table: RwLock::new(Table::new(trust_domain, allow_loopback)),
+            metrics,
+        })))
+    }
+
+    // Nothing under these locks can panic halfway through a change.
+    fn read(&self) -> RwLockReadGuard<'_, Table> {
+        self.0.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Table> {
+        self.0.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Table)) {
+        let mut table = self.write();
+        change(&mut table);
+        self.0.metrics.pods.set(i64::try_from(table.len()).unwrap_or(i64::MAX));
+    }
+
+    fn failed(&self) {
+        self.0.metrics.failures.inc();
+    }
+
+    /// What is known of where this route leads.
+    pub(crate) fn find(&self, route: &Route) -> Found {
+        self.read().find(route)
+    }
+
+    /// Forgets the pod of a sandbox until the API server speaks of it again, if it is still the one at `ip`.
+    pub(crate) fn evict(&self, sandbox: &SandboxKey, ip: IpAddr) {
+        let mut evicted = false;
+        self.change(|table| evicted = table.evict(sandbox, ip));
+        if evicted {
+            self.0.metrics.invalidations.inc();
+            tracing::info!(%sandbox, %ip, "the pod was dropped from the cache until the API server speaks of it again");
+        }
+    }
+
+    /// Whether all pods and all opted-in namespaces have been heard of.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.read().is_complete()
+    }
+}

@@ -1,0 +1,205 @@
+//! A pod as the API server sends it -> what a request needs of it. Reads a few fields and skips the rest unread.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::ResourceExt;
+use kube::core::Object;
+use sandgate_mesh::contract::{GATE_CONTAINER, INJECTED, INJECTED_LABEL, WARM_POOL_LABEL};
+use sandgate_mesh::sandbox::{PodUid, SandboxKey};
+use serde::Deserialize;
+use std::net::IpAddr;
+
+/// The API group of the controller's own objects.
+const AGENT_SANDBOX_GROUP: &str = "agents.x-k8s.io/";
+
+/// The fields of a pod that are read.
+pub(super) type PodObject = Object<Spec, Status>;
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Spec {
+    #[serde(default)]
+    init_containers: Vec<Container>,
+    #[serde(default)]
+    host_network: bool,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Container {
+    name: String,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Status {
+    #[serde(default, rename = "podIP")]
+    pod_ip: Option<String>,
+    #[serde(default)]
+    phase: Option<String>,
+    #[serde(default)]
+    conditions: Vec<Condition>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Condition {
+    #[serde(rename = "type")]
+    kind: String,
+    status: String,
+}
+
+/// A pod of a sandbox that may get requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Pod {
+    pub(super) key: SandboxKey,
+    pub(super) uid: PodUid,
+    /// The UID of the Sandbox that it belongs to.
+    pub(super) sandbox_uid: Box<str>,
+    pub(super) ip: IpAddr,
+    /// It waits in a warm pool: nobody has claimed it.
+    pub(super) pooled: bool,
+    /// It was born with a gate.
+    pub(super) gated: bool,
+}
+
+/// Which pod an event is about; `None` of one whose name can't be a sandbox's.
+pub(super) fn key(pod: &PodObject) -> Option<SandboxKey> {
+    Some(SandboxKey {
+        namespace: pod.metadata.namespace.as_deref()?.parse().ok()?,
+        name: pod.metadata.name.as_deref()?.parse().ok()?,
+    })
+}
+
+/// The pod, if it may get requests: it runs and is Ready, has an address of its own, isn't being deleted, and is the one of
+/// the Sandbox of its name. The label alone is anybody's to write, and at a node's address are the node's own ports.
+pub(super) fn ready(pod: &PodObject) -> Option<Pod> {
+    let status = pod.status.as_ref()?;
+    let is_ready = |condition: &Condition| condition.kind == "Ready" && condition.status == "True";
+    let runs = status.phase.as_deref() == Some("Running") && status.conditions.iter().any(is_ready);
+    if !runs || pod.metadata.deletion_timestamp.is_some() || pod.spec.host_network {
+        return None;
+    }
+    let key = key(pod)?;
+    let owner = pod
+        .owner_references()
+        .iter()
+        .find(|owner| owner.controller == Some(true))?;
+    if !is_sandbox(owner) || owner.name != key.name.as_str() {
+        return None;
+    }
+    let labels = pod.labels();
+    let has_gate = pod
+        .spec
+        .init_containers
+        .iter()
+        .any(|container| container.name == GATE_CONTAINER);
+    Some(Pod {
+        uid: pod.metadata.uid.as_deref()?.parse().ok()?,
+        sandbox_uid: owner.uid.as_str().into(),
+        ip: status.pod_ip.as_deref()?.parse::<IpAddr>().ok()?.to_canonical(),
+        pooled: labels.contains_key(WARM_POOL_LABEL),
+        gated: has_gate && labels.get(INJECTED_LABEL).is_some_and(|value| value == INJECTED),
+        key,
+    })
+}
+
+fn is_sandbox(owner: &OwnerReference) -> bool {
+    owner.kind == "Sandbox" && owner.api_version.starts_with(AGENT_SANDBOX_GROUP)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// A pod that may get requests, as the API server sends it.
+    pub(in crate::pods) fn pod(name: &str, ip: &str) -> Value {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": name, "namespace": "team-a", "uid": format!("{name}-uid"),
+                "labels": {"agents.x-k8s.io/sandbox-name-hash": "8c736521"},
+                "ownerReferences": [{
+                    "apiVersion": "agents.x-k8s.io/v1beta1", "kind": "Sandbox", "name": name, "uid": format!("{name}-sandbox"),
+                    "controller": true,
+                }],
+            },
+            "spec": {"containers": [{"name": "app", "image": "app"}]},
+            "status": {"podIP": ip, "phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
+        })
+    }
+
+    pub(in crate::pods) fn object(pod: &Value) -> PodObject {
+        serde_json::from_value(pod.clone()).unwrap()
+    }
+
+    fn seen(change: impl FnOnce(&mut Value)) -> Option<Pod> {
+        let mut pod = pod("alpha", "10.0.0.7");
+        change(&mut pod);
+        ready(&object(&pod))
+    }
+
+    #[test]
+    fn a_ready_pod_of_its_sandbox_is_seen() {
+        let pod = seen(|_| {}).unwrap();
+        assert_eq!(pod.key.to_string(), "team-a/alpha");
+        assert_eq!((pod.uid.as_str(), &*pod.sandbox_uid), ("alpha-uid", "alpha-sandbox"));
+        assert_eq!(pod.ip, IpAddr::from([10, 0, 0, 7]));
+        assert!(!pod.pooled && !pod.gated);
+    }
+
+    #[test]
+    fn who_gets_no_requests() {
+        assert_eq!(
+            seen(|pod| pod["status"]["conditions"][0]["status"] = "False".into()),
+            None
+        );
+        assert_eq!(seen(|pod| pod["status"]["phase"] = "Succeeded".into()), None);
+        assert_eq!(seen(|pod| pod["status"]["podIP"] = Value::Null), None);
+        assert_eq!(seen(|pod| pod["status"] = Value::Null), None);
+        assert_eq!(
+            seen(|pod| pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into()),
+            None
+        );
+        assert_eq!(seen(|pod| pod["metadata"]["name"] = "a.b".into()), None);
+        assert_eq!(seen(|pod| pod["spec"]["hostNetwork"] = true.into()), None);
+    }
+
+    #[test]
+    fn a_label_steals_nobodys_name() {
+        assert_eq!(seen(|pod| pod["metadata"]["ownerReferences"] = json!([])), None);
+        for (field, forged) in [
+            ("name", json!("beta")),
+            ("kind", json!("ReplicaSet")),
+            ("apiVersion", json!("apps/v1")),
+            ("controller", json!(false)),
+        ] {
+            assert_eq!(
+                seen(|pod| pod["metadata"]["ownerReferences"][0][field] = forged),
+                None,
+                "{field}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_gate_is_its_container_and_its_label() {
+        let gated = |label: bool, container: bool| {
+            let pod = seen(|pod| {
+                if label {
+                    pod["metadata"]["labels"][INJECTED_LABEL] = INJECTED.into();
+                }
+                if container {
+                    pod["spec"]["initContainers"] = json!([{"name": GATE_CONTAINER, "image": "gate"}]);
+                }
+            });
+            pod.unwrap().gated
+        };
+        assert!(gated(true, true) && !gated(true, false) && !gated(false, true));
+    }
+
+    #[test]
+    fn a_pod_in_a_pool_is_known_as_one() {
+        let pod = seen(|pod| pod["metadata"]["labels"][WARM_POOL_LABEL] = "pool".into());
+        assert!(pod.unwrap().pooled);
+    }
+}

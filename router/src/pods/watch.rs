@@ -1,0 +1,137 @@
+//! Follows pods and namespaces at the API server, and tells the table.
+
+use super::PodCache;
+use super::seen::{Pod, PodObject, key, ready};
+use anyhow::Context;
+use foldhash::HashSet;
+use futures_util::{Stream, StreamExt};
+use k8s_openapi::api::core::v1;
+use kube::api::{Api, ApiResource, PartialObjectMeta};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Client, Config, ResourceExt};
+use sandgate_mesh::contract::{ENABLED, INJECT_LABEL, SANDBOX_HASH_LABEL};
+use sandgate_mesh::sandbox::Namespace;
+use std::path::PathBuf;
+use std::pin::pin;
+
+/// Where pods are heard of.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Source {
+    /// The kubeconfig file; without one, as a pod finds the API server, or as `KUBECONFIG` says.
+    pub kubeconfig: Option<PathBuf>,
+    /// The one namespace that is looked at; without one, all.
+    pub namespace: Option<Namespace>,
+}
+
+impl Source {
+    async fn client(&self) -> anyhow::Result<Client> {
+        // Several crates of a program may each bring one; which one serves must not depend on that. It is there already
+        // where a process runs several routers.
+        let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
+        let config = match &self.kubeconfig {
+            Some(path) => {
+                let read = Kubeconfig::read_from(path);
+                let read = read.with_context(|| format!("--kubeconfig: {} can't be used", path.display()))?;
+                Config::from_custom_kubeconfig(read, &KubeConfigOptions::default())
+                    .await
+                    .with_context(|| format!("--kubeconfig: {} can't be used", path.display()))?
+            }
+            None => Config::infer().await.context(
+                "--cache-enabled: no way to the API server is configured: run in a pod with a ServiceAccount token, or set \
+                 --kubeconfig",
+            )?,
+        };
+        Client::try_from(config).context("the configured way to the API server can't be used")
+    }
+}
+
+/// Starts to follow pods and namespaces, for as long as the process lives.
+///
+/// # Errors
+/// No way to an API server is configured. That none answers is no error: what it says counts when it does.
+pub(crate) async fn follow(source: Source, cache: PodCache) -> anyhow::Result<()> {
+    let client = source.client().await?;
+    let resource = ApiResource::erase::<v1::Pod>(&());
+    let pods: Api<PodObject> = match &source.namespace {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace.as_str(), &resource),
+        None => Api::all_with(client.clone(), &resource),
+    };
+    let pods = watcher(pods, watcher::Config::default().labels(SANDBOX_HASH_LABEL)).default_backoff();
+    tokio::spawn(follow_pods(pods, cache.clone()));
+    let mut opted_in = watcher::Config::default().labels(&format!("{INJECT_LABEL}={ENABLED}"));
+    if let Some(namespace) = &source.namespace {
+        opted_in = opted_in.fields(&format!("metadata.name={namespace}"));
+    }
+    let namespaces = Api::<PartialObjectMeta<v1::Namespace>>::all(client);
+    tokio::spawn(follow_namespaces(
+        watcher(namespaces, opted_in).default_backoff(),
+        cache,
+    ));
+    Ok(())
+}
+
+async fn follow_pods(events: impl Stream<Item = watcher::Result<Event<PodObject>>>, cache: PodCache) {
+    let mut events = pin!(events);
+    // Those of a list that isn't complete yet.
+    let mut listed: Vec<Pod> = Vec::new();
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(Event::Init) => listed.clear(),
+            Ok(Event::InitApply(pod)) => listed.extend(ready(&pod)),
+            Ok(Event::InitDone) => {
+                let listed = std::mem::take(&mut listed);
+                tracing::info!(pods = listed.len(), "the pods of sandboxes are known");
+                cache.change(|table| table.replace_pods(listed));
+            }
+            Ok(Event::Apply(pod)) => match (ready(&pod), key(&pod)) {
+                (Some(pod), _) => cache.change(|table| table.insert(pod)),
+                (None, Some(key)) => cache.change(|table| table.remove(&key)),
+                (None, None) => {}
+            },
+            Ok(Event::Delete(pod)) => {
+                if let Some(key) = key(&pod) {
+                    cache.change(|table| table.remove(&key));
+                }
+            }
+            Err(error) => failed(&cache, "pods", &error),
+        }
+    }
+}
+
+type NamespaceEvent = Event<PartialObjectMeta<v1::Namespace>>;
+
+async fn follow_namespaces(events: impl Stream<Item = watcher::Result<NamespaceEvent>>, cache: PodCache) {
+    let mut events = pin!(events);
+    let mut listed: HashSet<Namespace> = HashSet::default();
+    let name = |namespace: &PartialObjectMeta<v1::Namespace>| namespace.name_any().parse::<Namespace>().ok();
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(Event::Init) => listed.clear(),
+            Ok(Event::InitApply(namespace)) => listed.extend(name(&namespace)),
+            Ok(Event::InitDone) => {
+                let listed = std::mem::take(&mut listed);
+                tracing::info!(namespaces = listed.len(), "the opted-in namespaces are known");
+                cache.change(|table| table.replace_opted_in(listed));
+            }
+            Ok(Event::Apply(namespace)) => {
+                if let Some(name) = name(&namespace) {
+                    cache.change(|table| table.opted_in(name, true));
+                }
+            }
+            // Also one that has lost the label: the watch tells of it as of one that is gone.
+            Ok(Event::Delete(namespace)) => {
+                if let Some(name) = name(&namespace) {
+                    cache.change(|table| table.opted_in(name, false));
+                }
+            }
+            Err(error) => failed(&cache, "namespaces", &error),
+        }
+    }
+}
+
+fn failed(cache: &PodCache, what: &'static str, error: &watcher::Error) {
+    cache.failed();
+    tracing::warn!(what, %error, "can't follow the API server; what it said last counts on");
+}

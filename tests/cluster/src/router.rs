@@ -1,0 +1,281 @@
+//! The router in a cluster: started as the chart's ServiceAccount, with apps on loopback addresses in the pods' place.
+
+use crate::{Cluster, Namespace, PATIENCE, documents, until};
+use sandbox_router::Router;
+use sandbox_router::config::Config;
+use sandgate_local::authority::Authority;
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+/// The router's ServiceAccount.
+const ACCOUNT: &str = "sandbox-router";
+
+/// A running router; it ends when dropped.
+pub struct RunningRouter {
+    /// Where clients reach it.
+    pub http: SocketAddr,
+    /// Where its probes are.
+    pub health: SocketAddr,
+    /// Where its metrics are.
+    pub metrics: SocketAddr,
+    running: JoinHandle<()>,
+    kubeconfig: PathBuf,
+}
+
+impl Drop for RunningRouter {
+    fn drop(&mut self) {
+        self.running.abort();
+        let _ = std::fs::remove_file(&self.kubeconfig);
+    }
+}
+
+impl RunningRouter {
+    /// Starts a router with a pod cache and no gates unless `flags` say otherwise, as the ServiceAccount of `system`.
+    pub fn start(system: &Namespace, flags: &[&str]) -> Self {
+        Self::start_at(&kubeconfig(system.name(), None), flags)
+    }
+
+    /// The same where the API server is at another address.
+    pub fn start_away(system: &Namespace, server: &str, flags: &[&str]) -> Self {
+        Self::start_at(&kubeconfig(system.name(), Some(server)), flags)
+    }
+
+    fn start_at(config: &Value, flags: &[&str]) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let (process, number) = (std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let kubeconfig = std::env::temp_dir().join(format!("sandgate-router-{process}-{number}"));
+        std::fs::write(&kubeconfig, config.to_string()).unwrap();
+        let here = |flag: &str| format!("--{flag}=127.0.0.1:0");
+        let mut arguments = vec![
+            here("http-bind-address"),
+            here("metrics-bind-address"),
+            here("health-probe-bind-address"),
+            "--authz-mode=allow-all".into(),
+            "--cache-enabled".into(),
+            "--allow-loopback-pod-ip".into(),
+            "--access-log=false".into(),
+            "--workers=1".into(),
+            "--upstream-max-retries=0".into(),
+            // No name of a test's sandbox resolves there.
+            "--cluster-domain=sandgate.invalid".into(),
+            format!("--kubeconfig={}", kubeconfig.display()),
+        ];
+        arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        let config = Config::from_args(arguments.into_iter().map(Into::into).collect()).unwrap();
+        let router = Router::bind(config, None).unwrap();
+        let (http, health, metrics) = (router.http_address(), router.health_address(), router.metrics_address());
+        let running = tokio::spawn(async move {
+            if let Err(error) = router.run(std::future::pending()).await {
+                panic!("the router ended: {error:#}");
+            }
+        });
+        Self {
+            http,
+            health,
+            metrics,
+            running,
+            kubeconfig,
+        }
+    }
+
+    /// Returns when its cache is complete.
+    pub async fn until_ready(&self) {
+        until("the router is ready", async || {
+            match get(self.health, "/readyz", "").await {
+                (200, _) => Ok(()),
+                other => Err(other),
+            }
+        })
+        .await;
+    }
+
+    /// What its readiness probe gets.
+    pub async fn readiness(&self) -> (u16, String) {
+        get(self.health, "/readyz", "").await
+    }
+
+    /// What a client gets for this sandbox and port, with further header lines.
+    pub async fn ask(&self, namespace: &str, sandbox: &str, port: u16, more: &str) -> (u16, String) {
+        let fields =
+            format!("X-Sandbox-ID: {sandbox}\r\nX-Sandbox-Namespace: {namespace}\r\nX-Sandbox-Port: {port}\r\n{more}");
+        get(self.http, "/some/path", &fields).await
+    }
+
+    /// Returns when a client gets this status for a sandbox; the answer's body.
+    pub async fn until_answered(&self, status: u16, namespace: &str, sandbox: &str, port: u16) -> String {
+        until(&format!("{sandbox} answers {status}"), async || {
+            match self.ask(namespace, sandbox, port, "").await {
+                (found, body) if found == status => Ok(body),
+                other => Err(other),
+            }
+        })
+        .await
+    }
+}
+
+async fn get(address: SocketAddr, path: &str, fields: &str) -> (u16, String) {
+    let asking = async {
+        let mut stream = TcpStream::connect(address).await?;
+        let head = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{fields}\r\n");
+        stream.write_all(head.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok::<_, std::io::Error>(answer)
+    };
+    let answer = tokio::time::timeout(PATIENCE, asking)
+        .await
+        .expect("an answer in time")
+        .unwrap_or_default();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    (status.unwrap_or(0), body.to_owned())
+}
+
+/// A kubeconfig for the router's ServiceAccount, from the administrator's.
+fn kubeconfig(namespace: &str, server: Option<&str>) -> Value {
+    let path = std::env::var_os("KUBECONFIG").expect("these tests need a cluster of their own: use tests/cluster/run");
+    let mut config = documents(&std::fs::read_to_string(path).unwrap()).remove(0);
+    for user in config["users"].as_array_mut().unwrap() {
+        user["user"]["as"] = json!(format!("system:serviceaccount:{namespace}:{ACCOUNT}"));
+    }
+    if let Some(server) = server {
+        for cluster in config["clusters"].as_array_mut().unwrap() {
+            cluster["cluster"]["server"] = server.into();
+        }
+    }
+    config
+}
+
+/// The files of a router's mesh identity; removed with it.
+pub struct Identity(PathBuf);
+
+impl Identity {
+    /// The identity of the router of a namespace, under a root of its own.
+    pub fn new(namespace: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("sandgate-router-identity-{namespace}"));
+        std::fs::create_dir_all(&folder).unwrap();
+        let authority = Authority::new("sandgate-tests").unwrap();
+        let identity = format!("spiffe://cluster.local/ns/{namespace}/sa/{ACCOUNT}");
+        let issued = authority.router(&identity.parse().unwrap()).unwrap();
+        for (name, text) in [
+            ("tls.crt", issued.chain_pem.as_str()),
+            ("tls.key", &issued.key_pem),
+            ("ca.crt", authority.root_pem()),
+        ] {
+            std::fs::write(folder.join(name), text).unwrap();
+        }
+        Self(folder)
+    }
+
+    /// The flags that name them.
+    pub fn flags(&self) -> Vec<String> {
+        let file = |flag: &str, name: &str| format!("--{flag}={}", self.0.join(name).display());
+        vec![
+            file("mesh-cert-file", "tls.crt"),
+            file("mesh-key-file", "tls.key"),
+            file("mesh-trust-bundle-file", "ca.crt"),
+        ]
+    }
+}
+
+impl Drop for Identity {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// An app where a pod would be: it answers with its name, and keeps each head that it saw.
+pub struct PodApp {
+    /// The pod's address.
+    pub address: SocketAddr,
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+impl PodApp {
+    /// Starts an app at a loopback address.
+    pub async fn start(ip: &str, name: &'static str) -> Self {
+        let listener = TcpListener::bind((ip, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let heads = Arc::clone(&seen);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let heads = Arc::clone(&heads);
+                tokio::spawn(async move {
+                    let mut head = Vec::new();
+                    while !head.ends_with(b"\r\n\r\n") {
+                        match stream.read_buf(&mut head).await {
+                            Ok(0) | Err(_) => break,
+                            Ok(_) => {}
+                        }
+                    }
+                    heads.lock().unwrap().push(String::from_utf8_lossy(&head).into_owned());
+                    let answer = format!(
+                        "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{name}",
+                        name.len()
+                    );
+                    let _ = stream.write_all(answer.as_bytes()).await;
+                });
+            }
+        });
+        Self { address, seen }
+    }
+
+    /// The heads that came, since it was last asked.
+    pub fn seen(&self) -> Vec<String> {
+        std::mem::take(&mut *self.seen.lock().unwrap())
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+}
+
+impl Namespace {
+    /// Says what a kubelet would say of a pod that runs at `ip`.
+    pub async fn run_pod(&self, pod: &Value, ip: &str, ready: bool) {
+        let ready = if ready { "True" } else { "False" };
+        let status = json!({"status": {
+            "phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
+            "conditions": [{"type": "Ready", "status": ready}],
+        }});
+        let answer = self.change_part(pod, "status", &status).await;
+        answer.unwrap_or_else(|status| panic!("setting a pod's status: {status}"));
+    }
+}
+
+impl Cluster {
+    /// A namespace with the router's ServiceAccount and the rights that the chart gives it.
+    pub async fn router_system(&self) -> Namespace {
+        let namespace = self.namespace(&[]).await;
+        let objects = crate::chart::Chart::render(&[]).of_component("router", &["ClusterRole", "ClusterRoleBinding"]);
+        let mut objects = crate::injector::in_namespace(&namespace, &objects);
+        // Tests that run at a time have rights of their own.
+        for object in &mut objects {
+            let name = format!("sandbox-router-{}", namespace.name());
+            if object["kind"] == "ClusterRoleBinding" {
+                object["roleRef"]["name"] = name.as_str().into();
+            }
+            object["metadata"]["name"] = name.into();
+        }
+        for object in &objects {
+            self.remove_afterwards(object);
+        }
+        self.apply_all(&objects).await;
+        let router = self.as_service_account(namespace.name(), ACCOUNT);
+        until("the router's rights are in force", async || {
+            let may =
+                router.may(namespace.name(), "watch", "pods").await && router.may("", "watch", "namespaces").await;
+            may.then_some(()).ok_or("it may not watch pods and namespaces")
+        })
+        .await;
+        namespace
+    }
+}
