@@ -114,7 +114,10 @@ async fn measure(options: &Options) -> Report {
         rate: options.rate,
         seconds: options.seconds,
         pairs,
-        cpu: [empty.cpu_time() - empty_before, injector.cpu_time() - injector_before],
+        cpu: [
+            empty.cpu_time().saturating_sub(empty_before),
+            injector.cpu_time().saturating_sub(injector_before),
+        ],
         memory: [memory_before, injector.memory("VmRSS"), injector.memory("VmHWM")],
     }
 }
