@@ -3,6 +3,7 @@
 #[path = "admit_settings.rs"]
 mod chosen;
 
+use chosen::anchors;
 pub(crate) use chosen::{lockdown, settings};
 use json_patch::Patch;
 use sandbox_injector::decide::{Decision, Operation, Plan, Request, User, decide};
@@ -24,7 +25,7 @@ pub(crate) fn decided(
         namespace,
         user,
     };
-    decide(settings, &request)
+    decide(settings, &anchors(), &request)
 }
 
 /// A plan's patch and the pod that it makes.

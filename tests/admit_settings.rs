@@ -1,6 +1,12 @@
 //! What the operator chose, in the admission tests and in the unit tests of the injector.
 
+use sandbox_injector::anchors::Anchors;
 use sandbox_injector::settings::{Lockdown, LogLevel, PullPolicy, Resources, Settings};
+
+/// The root of a cluster whose gates are in the golden files.
+pub(crate) fn anchors() -> Anchors {
+    Anchors::from_pem(include_bytes!("golden/root.crt")).unwrap()
+}
 
 /// The settings of a chart that nobody changed.
 pub(crate) fn settings() -> Settings {
@@ -16,6 +22,9 @@ pub(crate) fn settings() -> Settings {
                 .parse()
                 .unwrap(),
         ],
+        control_identity: "spiffe://cluster.local/ns/agent-sandbox-system/sa/sandbox-injector"
+            .parse()
+            .unwrap(),
         trust_domain: "cluster.local".parse().unwrap(),
         allow_opt_out: false,
         lockdown: None,

@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use sandgate_local::authority::Authority;
-use sandgate_mesh::control::{ENROLMENT_PATH, IDENTITY_PATH, IdentityGrant};
+use sandgate_mesh::control::{ENROLMENT_PATH, IDENTITY_PATH, IdentityGrant, bundle_digest};
 use sandgate_mesh::telemetry::utc;
 use sandgate_mesh::tls::{GateStanding, NotEnrolled};
 use sandgate_tests::control::{ControlPlane, get};
@@ -88,7 +88,7 @@ async fn renewals_and_new_roots_cost_no_request() {
         assert!(!shown.contains(&now), "the gate shows an old leaf");
         shown.push(now);
     }
-    // A bundle with the next root first, then leafs of that one.
+    // A bundle with the next root first, then leafs of that one, and at last the first root goes.
     let next = Authority::new("sandgate-tests-next").unwrap();
     let both = format!("{}{}", scene.authority.root_pem(), next.root_pem());
     let with_both = |grant: IdentityGrant| IdentityGrant {
@@ -116,6 +116,19 @@ async fn renewals_and_new_roots_cost_no_request() {
     let grant = with_both(control.grant(&next, 6, &enrolment.csr, |_| {}));
     assert_eq!(status(&control.put(IDENTITY_PATH, &grant).await), 204);
     load.goes_on().await;
+    assert!(control.finds_it_enrolled().await);
+    let grant = IdentityGrant {
+        bundle: next.root_pem().into(),
+        ..grant
+    };
+    assert_eq!(status(&control.put(IDENTITY_PATH, &grant).await), 204);
+    assert_eq!(control.enrolment().await.bundle_digest, bundle_digest(next.root_pem()));
+    load.goes_on().await;
+    assert_eq!(
+        scene.control.send(get(ENROLMENT_PATH)).await,
+        "",
+        "the root that has left counts"
+    );
     assert!(control.finds_it_enrolled().await);
     load.stop().await;
 }

@@ -4,15 +4,19 @@
 // Tests fail by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use sandgate_local::authority::{Authority, LeafSpec, Usage};
+use sandgate_local::authority::{Authority, Issued, LeafSpec, Usage};
 use sandgate_mesh::contract::{ALPN_CONTROL, ALPN_MESH_HTTP1};
 use sandgate_mesh::control::{ENROLMENT_PATH, IDENTITY_PATH, IdentityGrant, MAX_BODY_BYTES, POLICY_PATH, PolicyPush};
 use sandgate_mesh::policy::model::{DefaultPolicy, Generation};
-use sandgate_tests::control::{CONTROL, get, intrude, intrude_control, put};
+use sandgate_mesh::telemetry::utc;
+use sandgate_tests::control::{CONTROL, ControlPlane, get, intrude, intrude_control, put};
 use sandgate_tests::enrolled::{REFUSED, Scene, TOKEN};
-use sandgate_tests::processes::{ProcessMesh, Programs, metric, router_identity, until_metric};
-use sandgate_tests::{POD_UID, ROUTER, RecordingApp, WORKLOAD, assert_detail, exchange, programs, sandbox, status};
+use sandgate_tests::processes::{ProcessMesh, Programs, metric, router_identity, until_metric, until_ready};
+use sandgate_tests::{
+    POD_UID, ROUTER, RecordingApp, WORKLOAD, assert_detail, exchange, programs, read_until, sandbox, status,
+};
 use std::time::{Duration, SystemTime};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 const PROGRAMS: Programs = programs!();
@@ -121,6 +125,37 @@ async fn what_a_gate_cannot_use_changes_nothing() {
     assert_eq!(metric(scene.health, &outcome("refused")).await.as_deref(), Some("11"));
     assert_eq!(metric(scene.health, &outcome("accepted")).await.as_deref(), Some("3"));
     scene.assert_log_has_no_secret();
+}
+
+#[tokio::test]
+async fn a_control_plane_cannot_lock_out_those_who_come_later() {
+    let scene = Scene::enrolled(PROGRAMS).await;
+    let generation = Generation {
+        epoch: u64::MAX,
+        counter: 0,
+    };
+    let csr = scene.control.enrolment().await.csr;
+    let grant = scene.control.grant(&scene.authority, 1, &csr, |_| {});
+    let (pod_uid, snapshot) = (POD_UID.parse().unwrap(), scene.policy(1));
+    let answers = [
+        scene
+            .control
+            .put(IDENTITY_PATH, &grant.tap(|grant| grant.generation = generation))
+            .await,
+        scene
+            .control
+            .put(
+                POLICY_PATH,
+                &PolicyPush { pod_uid, snapshot }.tap(|push| push.snapshot.generation = generation),
+            )
+            .await,
+    ];
+    for answer in answers {
+        assert_eq!(status(&answer), 400, "{answer}");
+        assert!(answer.contains("18446744073709551615 is too high"), "{answer}");
+    }
+    scene.control.enrol(&scene.authority, 2).await;
+    scene.control.push(scene.policy(2)).await;
 }
 
 /// Changes a value in passing.
@@ -260,6 +295,59 @@ async fn whoever_is_no_control_plane_of_the_gate_learns_nothing() {
         scene.app.assert_untouched("strangers");
         scene.assert_log_has_no_secret();
     }
+}
+
+#[tokio::test]
+async fn a_control_plane_whose_root_has_left_is_refused_while_the_identity_is_valid() {
+    let mut scene = Scene::start(PROGRAMS).await;
+    let next = Authority::new("sandgate-tests-next").unwrap();
+    let spec = LeafSpec::new("control", CONTROL, Usage::Client);
+    let [of_anchors, of_bundle] = [&scene.authority, &next].map(|authority| authority.issue(&spec).unwrap());
+    let mesh = scene.mesh;
+    let hears = async |control_plane: &Issued| {
+        let heard = intrude_control(mesh, Some(control_plane), &get(ENROLMENT_PATH)).await;
+        let is_given = status(&heard) == 200 && heard.contains(TOKEN);
+        assert!(is_given || heard.is_empty(), "{heard}");
+        is_given
+    };
+    assert!(hears(&of_anchors).await && !hears(&of_bundle).await);
+    // Connections from before, one of them in the middle of a policy.
+    let [mut idle, mut half] = [scene.control.connect().await.0, scene.control.connect().await.0];
+    let (pod_uid, snapshot) = (POD_UID.parse().unwrap(), scene.policy(9));
+    let push = put(
+        POLICY_PATH,
+        serde_json::to_string(&PolicyPush { pod_uid, snapshot }).unwrap(),
+    );
+    idle.write_all(b"GET /control/v1/nothing HTTP/1.1\r\nHost: gate\r\n\r\n")
+        .await
+        .unwrap();
+    read_until(&mut idle, b"}").await;
+    half.write_all(&push.as_bytes()[..push.len() - 1]).await.unwrap();
+    // A leaf of the next root, and a bundle that holds no other.
+    scene.control.enrol(&next, 1).await;
+    let too_late = "The certificate of this connection does not count any more; open another.";
+    let answer = exchange(half, &push[push.len() - 1..], false).await;
+    assert_detail(&answer, 403, too_late, "a policy that was on its way");
+    let answer = exchange(idle, get(ENROLMENT_PATH), false).await;
+    assert_detail(&answer, 403, too_late, "a connection from before");
+    until_ready(scene.health, (503, "no policy snapshot")).await;
+    for crashed in [false, true] {
+        if crashed {
+            scene.crash().await;
+        }
+        assert!(!hears(&of_anchors).await, "the root that has left counts");
+        assert!(hears(&of_bundle).await);
+    }
+    let control = ControlPlane::new(&next, mesh, scene.control.sandbox.clone());
+    let csr = control.enrolment().await.csr;
+    let end = SystemTime::now() + Duration::from_secs(2);
+    let grant = control.grant(&next, 2, &csr, |spec| spec.not_after = end);
+    assert_eq!(status(&control.put(IDENTITY_PATH, &grant).await), 204);
+    until_ready(scene.health, (503, &format!("certificate expired at {}", utc(end)))).await;
+    assert!(hears(&of_anchors).await && hears(&of_bundle).await);
+    scene.control.enrol(&scene.authority, 3).await;
+    assert!(hears(&of_anchors).await && !hears(&of_bundle).await);
+    scene.assert_log_has_no_secret();
 }
 
 #[tokio::test]

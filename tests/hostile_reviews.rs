@@ -4,6 +4,8 @@
 // Tests fail by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::{Request, StatusCode};
@@ -14,8 +16,8 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
 use sandbox_injector::authority::{Authority, NewRoot};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -32,15 +34,39 @@ const MEMORY_LIMIT: u64 = 256 << 20;
 /// The longest body that is read.
 const MAX_BODY: usize = 4 << 20;
 
-/// An API server that is never there.
+/// The way to what stands for an API server.
 const KUBECONFIG: &str = r#"
 apiVersion: v1
 kind: Config
-clusters: [{name: a, cluster: {server: "https://127.0.0.1:1", insecure-skip-tls-verify: true}}]
+clusters: [{name: a, cluster: {server: "http://ADDRESS"}}]
 contexts: [{name: a, context: {cluster: a, user: a}}]
 users: [{name: a, user: {token: a}}]
 current-context: a
 "#;
+
+/// Answers with the Secret that holds this root, and has nothing else.
+fn secret_of(root: &NewRoot) -> SocketAddr {
+    let data = json!({"tls.crt": STANDARD.encode(&root.certificate_pem), "tls.key": STANDARD.encode(&root.key_pem)});
+    let metadata = json!({"name": "sandgate-authority", "namespace": "agent-sandbox-system"});
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": data}).to_string();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
+            let first = lines.next().unwrap_or_default();
+            lines.take_while(|line| !line.is_empty()).for_each(drop);
+            let (status, body) = if first.starts_with("GET ") && first.contains("/secrets/sandgate-authority ") {
+                ("200 OK", secret.as_str())
+            } else {
+                ("404 Not Found", "{}")
+            };
+            let head = format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close");
+            let _ = write!(&stream, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        }
+    });
+    address
+}
 
 /// A running injector, a process of its own.
 struct Injector {
@@ -52,7 +78,19 @@ struct Injector {
 }
 
 impl Injector {
-    fn start(test: &str) -> Self {
+    /// Starts one, and returns when it is ready.
+    async fn start(test: &str) -> Self {
+        let injector = Self::begin(test);
+        let ready = async {
+            while !injector.admin("/readyz").await.starts_with("HTTP/1.1 200 ") {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, ready).await.unwrap();
+        injector
+    }
+
+    fn begin(test: &str) -> Self {
         let folder = std::env::temp_dir().join(format!("sandgate-{test}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let write = |name: &str, text: &str| {
@@ -69,12 +107,13 @@ impl Injector {
         let issued = authority
             .serving(&["localhost".parse().unwrap()], Duration::from_secs(3600))
             .unwrap();
+        let kubeconfig = KUBECONFIG.replace("ADDRESS", &secret_of(&root).to_string());
         let mut child = Command::new(env!("CARGO_BIN_EXE_sandbox-injector"))
             .args(["serve", "--manage-ca-bundle=false"])
             .args(["--webhook-bind-address=127.0.0.1:0", "--admin-bind-address=127.0.0.1:0"])
             .arg(format!("--webhook-cert-file={}", write("tls.crt", &issued.chain_pem)))
             .arg(format!("--webhook-key-file={}", write("tls.key", &issued.key_pem)))
-            .env("KUBECONFIG", write("kubeconfig", KUBECONFIG))
+            .env("KUBECONFIG", write("kubeconfig", &kubeconfig))
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -267,7 +306,7 @@ fn heaviest() -> Vec<(&'static str, String, StatusCode)> {
 
 #[tokio::test]
 async fn no_review_and_no_number_of_them_takes_more_memory_than_the_chart_gives() {
-    let injector = Injector::start("memory");
+    let injector = Injector::start("memory").await;
     for (path, body, expected) in heaviest() {
         assert!(body.len() <= MAX_BODY, "{}", body.len());
         let (status, answer) = injector.post(path, body).await;
@@ -285,7 +324,7 @@ async fn no_review_and_no_number_of_them_takes_more_memory_than_the_chart_gives(
 
 #[tokio::test]
 async fn senders_that_stall_keep_out_no_review() {
-    let injector = Injector::start("stalling");
+    let injector = Injector::start("stalling").await;
     let _stalling = join_all((0..24).map(|_| injector.stall())).await;
     let (status, answer) = injector.post("/mutate", ordinary()).await;
     assert_eq!(status, StatusCode::OK, "{answer}");
@@ -296,7 +335,7 @@ async fn senders_that_stall_keep_out_no_review() {
 /// What an API server has under way at most, by its defaults, is no attack.
 #[tokio::test]
 async fn a_burst_of_reviews_is_answered_whole() {
-    let injector = Injector::start("burst");
+    let injector = Injector::start("burst").await;
     for path in ["/mutate", "/validate"] {
         let answers = join_all((0..600).map(|_| injector.post(path, ordinary()))).await;
         assert!(answers.iter().all(|(status, _)| *status == StatusCode::OK));
@@ -310,7 +349,7 @@ async fn a_burst_of_reviews_is_answered_whole() {
 
 #[tokio::test]
 async fn what_the_log_has_lost_is_counted() {
-    let injector = Injector::start("lost");
+    let injector = Injector::start("lost").await;
     let metrics = injector.admin("/metrics").await;
     assert!(
         metrics.contains("\nsandgate_injector_dropped_log_lines_total 0\n"),

@@ -1,5 +1,6 @@
 //! What the injector injects, started: each container of its own decision runs as a kubelet would run it, with the real
-//! program, no flag and no variable of this test's. Otherwise the two could disagree, and every sandbox would crash.
+//! program and no variable of this test's, and enrolled by the control plane that it is told of. Otherwise the two could
+//! disagree, and every sandbox would crash. Only the token is elsewhere than in a pod.
 
 // Tests fail by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
@@ -7,9 +8,11 @@
 #[path = "admit_settings.rs"]
 mod chosen;
 
-use chosen::{lockdown, settings};
+use chosen::{anchors, lockdown, settings};
 use rustix::process::geteuid;
-use sandbox_injector::names::{CONTAINER, LOCKDOWN_CONTAINER, PROGRAM, STATE_VOLUME};
+use sandbox_injector::anchors::Anchors;
+use sandbox_injector::authority::ROOT_NAME;
+use sandbox_injector::names::{CONTAINER, LOCKDOWN_CONTAINER, PROGRAM, TOKEN_VOLUME};
 use sandbox_injector::offline::documents::Format;
 use sandbox_injector::offline::inject::inject;
 use sandbox_injector::settings::{LogLevel, Settings};
@@ -17,6 +20,7 @@ use sandgate_local::authority::Authority;
 use sandgate_mesh::identity::{SandboxIdentity, WorkloadIdentity};
 use sandgate_mesh::policy::model::DefaultPolicy;
 use sandgate_mesh::sandbox::SandboxKey;
+use sandgate_tests::control::ControlPlane;
 use sandgate_tests::folder::{Folder, Replacing, put};
 use sandgate_tests::processes::{Process, Programs, command, router_flags, until_ready};
 use sandgate_tests::{PATIENCE, POD_UID, RecordingApp, TOKEN, default_policy, kubelet, programs, send, status};
@@ -45,8 +49,8 @@ fn sandbox(app_port: u16, app: &Value) -> Value {
 }
 
 /// The pod that the injector makes of this one, as the API server stores it.
-fn admitted(settings: &Settings, pod: &Value) -> Value {
-    let outcome = inject(settings, NAMESPACE, &pod.to_string(), Format::Json).unwrap();
+fn admitted(settings: &Settings, anchors: &Anchors, pod: &Value) -> Value {
+    let outcome = inject(settings, anchors, NAMESPACE, &pod.to_string(), Format::Json).unwrap();
     assert!(outcome.admitted, "{:?}", outcome.notes);
     let mut pod: Value = serde_json::from_str(&outcome.output).unwrap();
     let metadata = &mut pod["metadata"];
@@ -75,6 +79,7 @@ struct Gate {
     folder: Folder,
     authority: Authority,
     identity: SandboxIdentity,
+    control: WorkloadIdentity,
     /// The ports of an injected gate are fixed, so on one machine there can only be one at a time. Dropped last.
     _ports: File,
 }
@@ -84,10 +89,19 @@ impl Gate {
     async fn start(settings: &Settings, pod: &Value) -> Self {
         let ports = File::open(PROGRAMS.sidecar).unwrap();
         ports.lock().unwrap();
-        let pod = admitted(settings, pod);
+        let authority = Authority::new(ROOT_NAME).unwrap();
+        let pod = admitted(
+            settings,
+            &Anchors::from_pem(authority.root_pem().as_bytes()).unwrap(),
+            pod,
+        );
         let container = container(&pod, CONTAINER);
         let folder = Folder::new();
-        let process = Process::start(kubelet::command(PROGRAMS.sidecar, &pod, &container, &folder));
+        folder.swap(TOKEN_VOLUME, &[("token", "a.token.of-its-pod")]);
+        let token = folder.path(TOKEN_VOLUME).join("token");
+        let mut command = kubelet::command(PROGRAMS.sidecar, &pod, &container, &folder);
+        command.arg(format!("--token-file={}", token.display()));
+        let process = Process::start(command);
         let identity = SandboxIdentity {
             trust_domain: settings.trust_domain.clone(),
             sandbox: SandboxKey {
@@ -101,8 +115,9 @@ impl Gate {
             pod,
             container,
             folder,
-            authority: Authority::new("sandgate-tests").unwrap(),
+            authority,
             identity,
+            control: settings.control_identity.clone(),
             _ports: ports,
         };
         gate.until("startupProbe", 200).await;
@@ -123,19 +138,23 @@ impl Gate {
         answered.unwrap_or_else(|_| panic!("{probe} never got {expected}: {}", self.process.stderr()));
     }
 
-    /// Brings an identity and a policy to where the control plane puts them. The gate wasn't ready before and is then.
-    async fn bring_state(&mut self, app_port: u16) {
+    /// Where requests and the control plane come.
+    fn mesh(&self) -> SocketAddr {
+        let mut ports = self.container["ports"].as_array().unwrap().iter();
+        let mesh = ports.find(|port| port["name"] == "sandgate-mesh").unwrap();
+        let mesh = mesh["containerPort"].as_u64().unwrap();
+        SocketAddr::from(([127, 0, 0, 1], mesh.try_into().unwrap()))
+    }
+
+    /// Brings an identity and a policy as the control plane does. The gate wasn't ready before and is then.
+    async fn enrol(&mut self, app_port: u16) {
         let unready = kubelet::probe(&self.container["readinessProbe"]).await;
         assert_eq!(unready, Some(503), "{}", self.process.stderr());
-        let issued = self.authority.sidecar(&self.identity).unwrap();
-        let policy = default_policy(DefaultPolicy::Authenticated, vec![app_port]);
-        let files = [
-            ("tls.crt", issued.chain_pem.as_str()),
-            ("tls.key", &issued.key_pem),
-            ("bundle.pem", self.authority.root_pem()),
-            ("policy.json", &serde_json::to_string(&policy).unwrap()),
-        ];
-        self.folder.swap(STATE_VOLUME, &files);
+        let control = ControlPlane::known_as(&self.control, &self.authority, self.mesh(), self.identity.clone());
+        control.enrol(&self.authority, 1).await;
+        control
+            .push(default_policy(DefaultPolicy::Authenticated, vec![app_port]))
+            .await;
         self.until("readinessProbe", 200).await;
     }
 
@@ -144,10 +163,7 @@ impl Gate {
         let issued = self.authority.router(identity).unwrap();
         let root = self.authority.root_pem();
         put(&self.folder, "router", Replacing::AtOnce, &issued, root);
-        let port = self.container["ports"].as_array().unwrap().iter();
-        let mut mesh = port.filter(|port| port["name"] == "sandgate-mesh");
-        let mesh = mesh.next().unwrap()["containerPort"].as_u64().unwrap();
-        let mesh = SocketAddr::from(([127, 0, 0, 1], mesh.try_into().unwrap()));
+        let mesh = self.mesh();
         let SandboxKey { namespace, name } = &self.identity.sandbox;
         let mut flags = router_flags(&self.folder, mesh);
         flags.extend([
@@ -181,7 +197,7 @@ impl Gate {
 /// All of it: a gate that starts, becomes ready and serves each of its routers.
 async fn serving(settings: &Settings, pod: &Value, app: &RecordingApp) -> Gate {
     let mut gate = Gate::start(settings, pod).await;
-    gate.bring_state(app.port()).await;
+    gate.enrol(app.port()).await;
     for router in &settings.router_identities {
         gate.serves(router, app).await;
     }
@@ -277,6 +293,7 @@ async fn it_does_so_in_any_trust_domain_and_for_any_routers() {
         let settings = Settings {
             trust_domain: trust_domain.parse().unwrap(),
             router_identities: accounts.into_iter().map(router).collect(),
+            control_identity: router("control/plane"),
             ..settings()
         };
         serving(&settings, &sandbox(app.port(), &json!({})), &app).await;
@@ -292,7 +309,7 @@ fn through(programs: &[&str], last: &Command) -> Command {
 
 #[tokio::test]
 async fn the_lockdown_containers_arguments_are_the_programs() {
-    let pod = admitted(&lockdown(&["kata"]), &sandbox(8888, &json!({})));
+    let pod = admitted(&lockdown(&["kata"]), &anchors(), &sandbox(8888, &json!({})));
     let container = container(&pod, LOCKDOWN_CONTAINER);
     assert_eq!(container["env"], Value::Null);
     let folder = Folder::new();

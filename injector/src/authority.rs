@@ -1,14 +1,18 @@
 //! The only code that signs. A root lives in a Secret; what it vouches for lives in memory and for a day.
 
+mod leafs;
+mod request;
+
+pub use leafs::{GATE_LIFETIME, Issued, SERVING_LIFETIME, ServingName, SignError, Signed};
+pub use request::RequestError;
+
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, date_time_ymd,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use std::fmt;
-use std::net::IpAddr;
-use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -16,10 +20,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 pub const ROOT_NAME: &str = "sandgate-authority";
 /// How long a root lives.
 const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
-/// How long the webhook's certificate lives.
-pub const SERVING_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
-/// The subject of the webhook's certificate. Not the root's, or verifiers take it for self-signed.
-const SERVING_NAME: &str = "sandbox-injector";
+/// The longest root in DER, in bytes: gates get their roots in an environment variable, and there may be two.
+const MAX_ROOT: usize = 4 << 10;
 /// How far `NotBefore` lies in the past, for peers whose clock is behind.
 const BACKDATED: Duration = Duration::from_secs(60);
 
@@ -41,6 +43,9 @@ pub enum AuthorityError {
     /// Somebody else's root.
     #[error("the certificate's subject isn't CN={ROOT_NAME}, by which Sandgate knows its roots")]
     NotOurs,
+    /// More than a gate can be told.
+    #[error("the certificate is longer than {} KiB", MAX_ROOT >> 10)]
+    TooLong,
     /// Out of date.
     #[error("the certificate isn't valid now; it may have expired, or this machine's clock is wrong")]
     NotValidNow,
@@ -87,6 +92,9 @@ impl Root {
     /// # Errors
     /// What [`AuthorityError`] says about certificates; being out of date is none.
     pub fn from_der(der: CertificateDer<'static>) -> Result<Self, AuthorityError> {
+        if der.len() > MAX_ROOT {
+            return Err(AuthorityError::TooLong);
+        }
         let (rest, parsed) = X509Certificate::from_der(&der).map_err(|_| AuthorityError::Certificate)?;
         if !rest.is_empty() {
             return Err(AuthorityError::Certificate);
@@ -160,53 +168,6 @@ impl NewRoot {
     }
 }
 
-/// A DNS name or an address by which the API server reaches the webhook.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ServingName {
-    /// `sandgate-injector.agent-sandbox-system.svc`
-    Dns(String),
-    /// Where it is called by a URL.
-    Ip(IpAddr),
-}
-
-impl FromStr for ServingName {
-    type Err = &'static str;
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if let Ok(address) = text.parse() {
-            return Ok(Self::Ip(address));
-        }
-        let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-        let label = |label: &str| {
-            let ends_well = !label.starts_with('-') && !label.ends_with('-');
-            (1..=63).contains(&label.len()) && ends_well && label.bytes().all(inner)
-        };
-        if text.len() <= 253 && text.split('.').all(label) {
-            Ok(Self::Dns(text.to_owned()))
-        } else {
-            Err("neither a DNS name in lower case nor an IP address")
-        }
-    }
-}
-
-impl fmt::Display for ServingName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Dns(name) => f.write_str(name),
-            Self::Ip(address) => address.fmt(f),
-        }
-    }
-}
-
-/// A leaf and its key.
-pub struct Issued {
-    /// The leaf in PEM. It is the whole chain: the root signs directly.
-    pub chain_pem: String,
-    /// Its key, PKCS#8 in PEM.
-    pub key_pem: String,
-    /// The last second in which it may be used.
-    pub not_after: SystemTime,
-}
-
 /// A root with its key.
 pub struct Authority {
     root: Root,
@@ -245,33 +206,6 @@ impl Authority {
     /// Its root.
     pub fn root(&self) -> &Root {
         &self.root
-    }
-
-    /// A certificate for the webhook with a fresh key, valid from a minute ago for `lifetime`, and not longer than the
-    /// root.
-    ///
-    /// # Errors
-    /// A name that isn't ASCII, or the system gives no randomness.
-    pub fn serving(&self, names: &[ServingName], lifetime: Duration) -> Result<Issued, rcgen::Error> {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let not_after = (SystemTime::now() + lifetime).min(self.root.not_after);
-        let mut params = params(SERVING_NAME, not_after);
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        params.use_authority_key_identifier_extension = true;
-        for name in names {
-            params.subject_alt_names.push(match name {
-                ServingName::Dns(name) => SanType::DnsName(name.as_str().try_into()?),
-                ServingName::Ip(address) => SanType::IpAddress(*address),
-            });
-        }
-        let leaf = params.signed_by(&key, &self.issuer)?;
-        Ok(Issued {
-            chain_pem: leaf.pem(),
-            key_pem: key.serialize_pem(),
-            not_after,
-        })
     }
 }
 

@@ -10,7 +10,8 @@ use kube::{Client, ResourceExt};
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-const CERTIFICATE: &str = "tls.crt";
+/// The entry with the root that signs.
+pub(crate) const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
 /// The certificate of a root that will sign later: trusted ahead of time.
 const NEXT_CERTIFICATE: &str = "next.crt";
@@ -143,10 +144,29 @@ fn new_content() -> Result<Content, rcgen::Error> {
 }
 
 impl Stored {
+    /// Whether the Secret held the same.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.content == other.content
+    }
+
     /// What a Secret holds after it was filled.
     #[cfg(test)]
     pub(crate) fn new() -> Self {
         read(new_content().unwrap()).map_err(|(_, cause)| cause).unwrap()
+    }
+
+    /// The same, read once more.
+    #[cfg(test)]
+    pub(crate) fn read_again(&self) -> Self {
+        read(self.content.clone()).map_err(|(_, cause)| cause).unwrap()
+    }
+
+    /// The same where the other's root is the next.
+    #[cfg(test)]
+    pub(crate) fn with_next(&self, other: &Self) -> Self {
+        let mut content = self.content.clone();
+        content.insert(NEXT_CERTIFICATE.into(), other.content[CERTIFICATE].clone());
+        read(content).map_err(|(_, cause)| cause).unwrap()
     }
 }
 

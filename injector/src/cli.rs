@@ -1,7 +1,9 @@
 //! The program: commands, files, exit codes.
 
+use crate::anchors::Anchors;
 use crate::config::InjectionFlags;
 use crate::config::serve::{Config, ServeFlags};
+use crate::names::{DEFAULT_AUTHORITY_SECRET, DEFAULT_OWN_NAMESPACE};
 use crate::offline::{Outcome, documents, explain, inject};
 use crate::settings::Settings;
 use clap::{Args, Parser, Subcommand};
@@ -17,6 +19,8 @@ use std::process::ExitCode;
 const PROGRAM: &str = "sandbox-injector";
 /// Threads that read, write and judge ordinary reviews. Long ones are judged beside them.
 const WORKERS: usize = 2;
+/// The longest file with roots in bytes. It may hold comments.
+const MAX_ROOTS: u64 = 64 << 10;
 /// Of a container's memory an offline command takes this part for each byte of its file: half of what is left by a server
 /// beside it, as judging an export of pods takes up to 70 bytes for each.
 const BUDGET_PER_BYTE: u64 = 140;
@@ -63,8 +67,37 @@ struct Input {
     /// Namespace of objects that name none.
     #[arg(short, long, default_value = "default")]
     namespace: String,
+    /// PEM file with the roots that the cluster's gates know the control plane by, one or more. `inject` needs it; without
+    /// it `explain` doesn't judge the roots of gates that are there already.
+    #[arg(long, value_name = "PEM")]
+    trust_anchors_file: Option<String>,
     #[command(flatten)]
     injection: InjectionFlags,
+}
+
+impl Input {
+    fn anchors(&self) -> Result<Option<Anchors>, String> {
+        let Some(path) = &self.trust_anchors_file else {
+            return Ok(None);
+        };
+        let read = || {
+            let file = File::open(path).map_err(|error| error.to_string())?;
+            let text = at_most(MAX_ROOTS, file)?;
+            let text = text.ok_or_else(|| format!("longer than {} KiB", MAX_ROOTS / 1024))?;
+            Anchors::from_pem(text.as_bytes()).map_err(|error| error.to_string())
+        };
+        read()
+            .map(Some)
+            .map_err(|error| format!("--trust-anchors-file {path}: {error}"))
+    }
+}
+
+/// How to give `inject` what only a cluster knows.
+fn no_roots() -> String {
+    format!(
+        "--trust-anchors-file: give the roots by which gates know the control plane: kubectl get secret \
+         {DEFAULT_AUTHORITY_SECRET} -n {DEFAULT_OWN_NAMESPACE} -o jsonpath='{{.data.tls\\.crt}}' | base64 -d > roots.pem"
+    )
 }
 
 /// Runs the program and maps its end to an exit code: 0 done, 1 failed or refused, 2 usage, 64 bad configuration.
@@ -72,12 +105,15 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command.unwrap_or_else(|| Command::Serve(Box::new(cli.serve))) {
         Command::Serve(flags) => serve(*flags),
-        Command::Explain { input, output } => offline(input, |settings, namespace, text| {
-            explain::explain(settings, namespace, text, output)
+        Command::Explain { input, output } => offline(&input, input.anchors(), |settings, anchors, namespace, text| {
+            explain::explain(settings, anchors.as_ref(), namespace, text, output)
         }),
-        Command::Inject { input, output } => offline(input, |settings, namespace, text| {
-            inject::inject(settings, namespace, text, output)
-        }),
+        Command::Inject { input, output } => {
+            let anchors = input.anchors().and_then(|anchors| anchors.ok_or_else(no_roots));
+            offline(&input, anchors, |settings, anchors, namespace, text| {
+                inject::inject(settings, anchors, namespace, text, output)
+            })
+        }
     }
 }
 
@@ -117,13 +153,21 @@ fn run(config: Config) -> anyhow::Result<()> {
     result
 }
 
-fn offline(input: Input, command: impl Fn(&Settings, &str, &str) -> Result<Outcome, String>) -> ExitCode {
-    let settings = match input.injection.settings() {
-        Ok(settings) => settings,
-        Err(problems) => return cannot_start(&unfit(problems)),
+/// Runs a command on a file. `anchors` is what came of the flag with the roots.
+fn offline<A>(
+    input: &Input,
+    anchors: Result<A, String>,
+    command: impl Fn(&Settings, &A, &str, &str) -> Result<Outcome, String>,
+) -> ExitCode {
+    let (settings, anchors) = match (input.injection.settings(), anchors) {
+        (Ok(settings), Ok(anchors)) => (settings, anchors),
+        (settings, anchors) => {
+            let problems = settings.err().into_iter().flatten().chain(anchors.err());
+            return cannot_start(&unfit(problems.collect()));
+        }
     };
     let outcome = read(&input.filename)
-        .and_then(|text| command(&settings, &input.namespace, &text))
+        .and_then(|text| command(&settings, &anchors, &input.namespace, &text))
         .map_err(|error| format!("{}: {error}", input.filename));
     match outcome {
         Ok(outcome) => {
@@ -151,18 +195,21 @@ fn read(file: &str) -> Result<String, String> {
 }
 
 fn read_within(most: u64, source: impl Read) -> Result<String, String> {
-    let mut text = String::new();
-    let read = source.take(most.saturating_add(1)).read_to_string(&mut text);
-    let length = read.map_err(|error| error.to_string())?;
-    if u64::try_from(length).is_ok_and(|length| length <= most) {
-        Ok(text)
-    } else {
-        Err(format!(
+    at_most(most, source)?.ok_or_else(|| {
+        format!(
             "longer than {} KiB, more than is safe to read within this container's memory; run the same command, with the \
              same flags, outside",
             most / 1024
-        ))
-    }
+        )
+    })
+}
+
+/// The whole text, unless it is longer.
+fn at_most(most: u64, source: impl Read) -> Result<Option<String>, String> {
+    let mut text = String::new();
+    let read = source.take(most.saturating_add(1)).read_to_string(&mut text);
+    let length = read.map_err(|error| error.to_string())?;
+    Ok(Some(text).filter(|_| u64::try_from(length).is_ok_and(|length| length <= most)))
 }
 
 /// A line on standard error. There is nobody to tell if that is closed.
@@ -175,6 +222,17 @@ fn say(line: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_injects_without_roots_is_told_how_to_get_them() {
+        let told = no_roots();
+        let command =
+            "kubectl get secret sandgate-authority -n agent-sandbox-system -o jsonpath='{.data.tls\\.crt}' | base64 -d";
+        assert!(
+            told.starts_with("--trust-anchors-file: ") && told.contains(command),
+            "{told}"
+        );
+    }
 
     #[test]
     fn a_file_that_would_take_the_memory_of_a_server_beside_is_not_read_whole() {

@@ -2,7 +2,7 @@
 
 pub mod serve;
 
-use crate::names::{DEFAULT_OWN_NAMESPACE, DEFAULT_ROUTER_ACCOUNT};
+use crate::names::{DEFAULT_INJECTOR_ACCOUNT, DEFAULT_OWN_NAMESPACE, DEFAULT_ROUTER_ACCOUNT};
 use crate::settings::{Lockdown, Resources, Settings};
 use clap::{Args, ValueEnum};
 use sandgate_mesh::contract::DEFAULT_TRUST_DOMAIN;
@@ -56,7 +56,11 @@ pub struct InjectionFlags {
     /// the own namespace.
     #[arg(long)]
     router_identity: Vec<String>,
-    /// SPIFFE trust domain of gates and routers.
+    /// SPIFFE ID of the control plane, which may give gates their identity and policy. By default that of the
+    /// `ServiceAccount` sandbox-injector in the own namespace.
+    #[arg(long)]
+    control_identity: Option<String>,
+    /// SPIFFE trust domain of gates, routers and the control plane.
     #[arg(long, default_value = DEFAULT_TRUST_DOMAIN)]
     trust_domain: String,
     /// Let pods opt out with the label `sandgate.dev/inject=disabled`.
@@ -75,7 +79,7 @@ impl InjectionFlags {
     ///
     /// # Errors
     /// Everything that is wrong with the flags' values, one sentence each.
-    pub fn settings(self) -> Result<Settings, Vec<String>> {
+    pub fn settings(&self) -> Result<Settings, Vec<String>> {
         let problems = &mut Vec::new();
         let own_namespace = parse("--own-namespace", &self.own_namespace, problems);
         let trust_domain = parse("--trust-domain", &self.trust_domain, problems);
@@ -94,8 +98,9 @@ impl InjectionFlags {
         let memory_request = parse("--sidecar-memory-request", &self.sidecar_memory_request, problems);
         let memory_limit = parse("--sidecar-memory-limit", &self.sidecar_memory_limit, problems);
         let router_identities = self.routers(problems);
+        let control_identity = self.control_plane(&router_identities, problems);
         let lockdown = (self.lockdown == LockdownMode::Enabled).then_some(Lockdown {
-            runtime_classes: self.lockdown_runtime_class,
+            runtime_classes: self.lockdown_runtime_class.clone(),
         });
         let settings = || {
             Some(Settings {
@@ -114,6 +119,7 @@ impl InjectionFlags {
                 },
                 log_level: log_level?,
                 router_identities,
+                control_identity: control_identity?,
                 trust_domain: trust_domain?,
                 allow_opt_out: self.allow_opt_out,
                 lockdown,
@@ -130,24 +136,42 @@ impl InjectionFlags {
     fn routers(&self, problems: &mut Vec<String>) -> Vec<WorkloadIdentity> {
         let (domain, namespace) = (&self.trust_domain, &self.own_namespace);
         if self.router_identity.is_empty() {
-            let own = format!("spiffe://{domain}/ns/{namespace}/sa/{DEFAULT_ROUTER_ACCOUNT}");
-            // Its parts have flags of their own, which report what is wrong with them.
-            return own.parse().into_iter().collect();
+            return own(domain, namespace, DEFAULT_ROUTER_ACCOUNT).into_iter().collect();
         }
-        let mut routers = Vec::new();
-        for text in &self.router_identity {
-            let Some(router) = parse::<WorkloadIdentity>("--router-identity", text, problems) else {
-                continue;
-            };
-            if router.trust_domain.as_str() != domain.as_str() {
-                problems.push(format!(
-                    "--router-identity {text:?}: not of the trust domain {domain:?}"
-                ));
-            }
-            routers.push(router);
-        }
-        routers
+        let given = self.router_identity.iter();
+        given
+            .filter_map(|text| workload("--router-identity", text, domain, problems))
+            .collect()
     }
+
+    fn control_plane(&self, routers: &[WorkloadIdentity], problems: &mut Vec<String>) -> Option<WorkloadIdentity> {
+        let (domain, namespace) = (&self.trust_domain, &self.own_namespace);
+        let control = match &self.control_identity {
+            None => own(domain, namespace, DEFAULT_INJECTOR_ACCOUNT),
+            Some(text) => workload("--control-identity", text, domain, problems),
+        }?;
+        if routers.contains(&control) {
+            problems.push(format!(
+                "--control-identity \"{control}\": it is a router's, too; give each a ServiceAccount of its own"
+            ));
+        }
+        Some(control)
+    }
+}
+
+/// The identity of a `ServiceAccount` in the own namespace. Its parts have flags of their own, which report what is wrong
+/// with them.
+fn own(domain: &str, namespace: &str, account: &str) -> Option<WorkloadIdentity> {
+    format!("spiffe://{domain}/ns/{namespace}/sa/{account}").parse().ok()
+}
+
+/// An identity in the trust domain; one of another is a problem, and returned all the same.
+fn workload(flag: &str, text: &str, domain: &str, problems: &mut Vec<String>) -> Option<WorkloadIdentity> {
+    let identity: WorkloadIdentity = parse(flag, text, problems)?;
+    if identity.trust_domain.as_str() != domain {
+        problems.push(format!("{flag} {text:?}: not of the trust domain {domain:?}"));
+    }
+    Some(identity)
 }
 
 fn parse<T: FromStr<Err: Display>>(flag: &str, text: &str, problems: &mut Vec<String>) -> Option<T> {
@@ -173,15 +197,41 @@ mod tests {
     }
 
     #[test]
-    fn without_flags_gates_believe_the_router_that_the_chart_installs() {
+    fn without_flags_gates_believe_the_router_and_the_control_plane_that_the_chart_installs() {
         let settings = settings(&[]).unwrap();
         let routers: Vec<_> = settings.router_identities.iter().map(ToString::to_string).collect();
         assert_eq!(
             routers,
             ["spiffe://cluster.local/ns/agent-sandbox-system/sa/sandbox-router"]
         );
+        assert_eq!(
+            settings.control_identity.to_string(),
+            "spiffe://cluster.local/ns/agent-sandbox-system/sa/sandbox-injector"
+        );
         assert_eq!(settings.lockdown, None);
         assert!(!settings.allow_opt_out);
+    }
+
+    #[test]
+    fn the_control_plane_is_nobody_else() {
+        let of = |flags: &[&str]| settings(flags).unwrap().control_identity.to_string();
+        assert_eq!(
+            of(&["--trust-domain=td", "--own-namespace=here"]),
+            "spiffe://td/ns/here/sa/sandbox-injector"
+        );
+        let other = "spiffe://cluster.local/ns/a/sa/b";
+        assert_eq!(of(&[&format!("--control-identity={other}")]), other);
+        for (identity, told) in [
+            ("spiffe://elsewhere/ns/a/sa/b", "not of the trust domain"),
+            (
+                "spiffe://cluster.local/ns/agent-sandbox-system/sa/sandbox-router",
+                "a router's, too",
+            ),
+            ("spiffe://cluster.local/ns/a/sandbox/b/pod/c", "--control-identity"),
+        ] {
+            let problems = settings(&[&format!("--control-identity={identity}")]).unwrap_err();
+            assert!(problems.len() == 1 && problems[0].contains(told), "{problems:?}");
+        }
     }
 
     #[test]

@@ -1,10 +1,11 @@
-//! Inject, skip or refuse: decided from the operator's settings and the request alone.
+//! Inject, skip or refuse: decided from the operator's settings, the roots of the day and the request alone.
 
+use crate::anchors::Anchors;
 use crate::deny::own::reserved;
 use crate::deny::{self, Denials};
 use crate::names::{
-    DISABLED, ENABLED, EXCLUDED_NAMESPACES, INJECT_LABEL, INJECTED_LABEL, MIRROR_ANNOTATION, NODES_GROUP,
-    SANDBOX_HASH_LABEL, SHAPE_ANNOTATION,
+    DISABLED, ENABLED, INJECT_LABEL, INJECTED_LABEL, MIRROR_ANNOTATION, NODES_GROUP, SANDBOX_HASH_LABEL,
+    SHAPE_ANNOTATION,
 };
 use crate::overrides::Overrides;
 use crate::pod::Pod;
@@ -181,13 +182,12 @@ pub struct Plan {
     pub warnings: Vec<String>,
 }
 
-/// Decides about one pod.
-pub fn decide(settings: &Settings, request: &Request<'_>) -> Decision {
+/// Decides about one pod. A gate is given these roots.
+pub fn decide(settings: &Settings, anchors: &Anchors, request: &Request<'_>) -> Decision {
     if request.operation != Operation::Create {
         return Decision::Skip(SkipReason::NotCreated);
     }
-    let own = request.namespace == settings.own_namespace.as_str();
-    if own || EXCLUDED_NAMESPACES.contains(&request.namespace) {
+    if settings.excludes(request.namespace) {
         return Decision::Skip(SkipReason::ExcludedNamespace);
     }
     let pod = match Pod::read(request.pod) {
@@ -215,7 +215,7 @@ pub fn decide(settings: &Settings, request: &Request<'_>) -> Decision {
             "label {INJECT_LABEL}={DISABLED} has no effect here: the operator doesn't allow opting out"
         ));
     }
-    plan(settings, pod, trigger, warnings).map_or_else(Decision::Deny, Decision::Inject)
+    plan(settings, anchors, pod, trigger, warnings).map_or_else(Decision::Deny, Decision::Inject)
 }
 
 /// A pod that gets no gate. It still can't say that it has one: that is believed of running pods.
@@ -229,7 +229,13 @@ fn ungated(pod: Pod<'_>, reason: SkipReason) -> Decision {
     Denials::of(denials.collect()).map_or(Decision::Skip(reason), Decision::Deny)
 }
 
-fn plan(settings: &Settings, pod: Pod<'_>, trigger: Trigger, warnings: Vec<String>) -> Result<Plan, Denials> {
+fn plan(
+    settings: &Settings,
+    anchors: &Anchors,
+    pod: Pod<'_>,
+    trigger: Trigger,
+    warnings: Vec<String>,
+) -> Result<Plan, Denials> {
     let holds_parts = existing::any(pod);
     let original = if holds_parts {
         Cow::Owned(existing::without(pod))
@@ -244,7 +250,8 @@ fn plan(settings: &Settings, pod: Pod<'_>, trigger: Trigger, warnings: Vec<Strin
         (Err(found), Err(more)) => return Err(more.after(found.after(denials))),
     };
     let image = existing::accepted_image(settings, pod).unwrap_or(&settings.image);
-    let containers = shape::containers(settings, image, &overrides, &app_probes);
+    let anchors = existing::accepted_anchors(anchors, pod).unwrap_or(anchors.as_pem());
+    let containers = shape::containers(settings, image, anchors, &overrides, &app_probes);
     let volumes = shape::volumes();
     if holds_parts {
         denials.extend(existing::denials(settings, pod, &containers, &volumes));

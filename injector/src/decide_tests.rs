@@ -1,6 +1,6 @@
 use super::*;
 use crate::deny::DenyReason;
-use crate::testing::{decided, injected, lockdown, sandbox, sandbox_with, settings};
+use crate::testing::{anchors, decided, injected, lockdown, sandbox, sandbox_with, settings};
 use serde_json::json;
 
 fn labelled(labels: &Value) -> Value {
@@ -114,7 +114,7 @@ fn only_creation_injects() {
             namespace: "team-a",
             user: &User::default(),
         };
-        let decision = decide(&settings(), &request);
+        let decision = decide(&settings(), &anchors(), &request);
         assert_eq!(decision, Decision::Skip(SkipReason::NotCreated), "{operation:?}");
     }
 }
@@ -129,7 +129,7 @@ fn system_namespaces_and_our_own_are_never_touched() {
             namespace,
             user: &User::default(),
         };
-        let decision = decide(&settings(), &request);
+        let decision = decide(&settings(), &anchors(), &request);
         assert_eq!(decision, Decision::Skip(SkipReason::ExcludedNamespace), "{namespace}");
     }
 }
@@ -144,7 +144,7 @@ fn the_mirror_annotation_is_a_way_out_for_kubelets_only() {
             namespace: "team-a",
             user,
         };
-        decide(&settings(), &request)
+        decide(&settings(), &anchors(), &request)
     };
     assert_eq!(with(&kubelet()), Decision::Skip(SkipReason::MirrorPod));
     let imitator = User {
@@ -164,7 +164,7 @@ fn a_kubelet_gets_no_pod_through_without_the_annotation() {
         namespace: "team-a",
         user: &kubelet(),
     };
-    assert!(matches!(decide(&settings(), &request), Decision::Inject(_)));
+    assert!(matches!(decide(&settings(), &anchors(), &request), Decision::Inject(_)));
 }
 
 #[test]

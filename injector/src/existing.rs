@@ -1,12 +1,14 @@
 //! Parts of a gate that a pod already holds: the gate of an earlier call of this webhook, or somebody's imitation.
 
+use crate::anchors::Anchors;
 use crate::deny::own::reserved;
 use crate::deny::{Denial, DenyReason};
 use crate::names::{CONTAINER, CONTAINERS, INJECTED, INJECTED_LABEL, SHAPE, SHAPE_ANNOTATION, VOLUMES};
-use crate::pod::{Container, ContainerList, Pod, text_at};
+use crate::pod::{Container, ContainerList, Pod, text_at, variable};
 use crate::probes;
 use crate::settings::{Image, Settings};
 use crate::shape::difference;
+use sandgate_mesh::contract::TRUST_ANCHORS_VARIABLE;
 use serde_json::Value;
 
 /// Whether an init container bears one of the gate's names.
@@ -26,12 +28,26 @@ fn is_our_volume(volume: &Value) -> bool {
     text_at(volume, &["name"]).is_some_and(|name| VOLUMES.contains(&name))
 }
 
+/// The containers that bear the gate's name.
+fn gates(pod: Pod<'_>) -> impl Iterator<Item = Container<'_>> {
+    pod.containers()
+        .filter(|container| is_named_ours(*container) && container.name() == CONTAINER)
+}
+
+/// The roots in the gate that is there.
+pub(crate) fn anchors(pod: Pod<'_>) -> Option<&str> {
+    let (_, text) = variable(gates(pod).next()?.fields(), TRUST_ANCHORS_VARIABLE)?;
+    Some(text)
+}
+
+/// The roots in the gate that is there, if all of them are known here: another replica may have known fewer, or more.
+pub(crate) fn accepted_anchors<'a>(known: &Anchors, pod: Pod<'a>) -> Option<&'a str> {
+    anchors(pod).filter(|text| known.hold(text))
+}
+
 /// The image of the gate that is there, if it is none that would be injected and the operator accepts it as well.
 pub(crate) fn accepted_image<'a>(settings: &'a Settings, pod: Pod<'_>) -> Option<&'a Image> {
-    let gate = pod
-        .containers()
-        .find(|container| is_named_ours(*container) && container.name() == CONTAINER)?;
-    let image = text_at(gate.fields(), &["image"])?;
+    let image = text_at(gates(pod).next()?.fields(), &["image"])?;
     settings
         .accepted_images
         .iter()
@@ -58,9 +74,7 @@ pub(crate) fn without(pod: Pod<'_>) -> Value {
             map.remove(name);
         }
     }
-    let mut gates = pod
-        .containers()
-        .filter(|container| is_named_ours(*container) && container.name() == CONTAINER);
+    let mut gates = gates(pod);
     // Of several none is known to be the right one, and the pod is refused.
     if let (Some(gate), None) = (gates.next(), gates.next())
         && let Some((_, declared)) = probes::variable(gate.fields())

@@ -1,9 +1,11 @@
+use crate::anchors::Anchors;
+use crate::authority::NewRoot;
 use crate::decide::Decision;
 use crate::deny::DenyReason;
 use crate::offline::documents;
 use crate::patch::patch;
 use crate::settings::{PullPolicy, Settings};
-use crate::testing::{decided, denials, injected, lockdown, sandbox, sandbox_with, settings};
+use crate::testing::{anchors, decided, decided_knowing, denials, injected, lockdown, sandbox, sandbox_with, settings};
 use serde_json::{Value, json};
 
 /// What the API server and its own admission make of a gated pod: defaults, resources and pull policies.
@@ -87,6 +89,65 @@ fn a_gate_with_another_image_that_the_operator_accepts_is_left_alone_and_no_othe
             let mut mixed = older;
             mixed["spec"]["initContainers"][0]["image"] = "sandgate/sidecar:3".into();
             assert_eq!(denials(&accepting, &mixed)[0].field, "spec.initContainers[0].image");
+        }
+    }
+}
+
+/// The anchors of a gate, to be changed.
+fn anchors_of(pod: &mut Value) -> &mut Value {
+    let containers = pod["spec"]["initContainers"].as_array_mut().unwrap();
+    let gate = containers.iter_mut().find(|container| container["name"] == "sandgate");
+    let variables = gate.unwrap()["env"].as_array_mut().unwrap();
+    let found = variables
+        .iter_mut()
+        .find(|variable| variable["name"] == "SANDGATE_TRUST_ANCHORS");
+    &mut found.unwrap()["value"]
+}
+
+/// A root is added or taken away between two calls, or one replica has heard of that and the other hasn't.
+#[test]
+fn a_gate_may_have_any_of_the_roots_that_are_known_and_no_other() {
+    let root = || NewRoot::generate().unwrap().certificate_pem;
+    let (signing, next, unknown) = (anchors().as_pem().to_owned(), root(), root());
+    let known = |roots: &[&str]| Anchors::from_pem(roots.concat().as_bytes()).unwrap();
+    for settings in [settings(), lockdown()] {
+        let with = |text: &str| {
+            let mut pod = injected(&settings, &sandbox());
+            *anchors_of(&mut pod) = text.into();
+            as_stored(&pod)
+        };
+        let both = known(&[&signing, &next]);
+        for text in [
+            &signing,
+            &next,
+            &format!("{signing}{next}"),
+            &format!("{next}{signing}"),
+        ] {
+            let Decision::Inject(plan) = decided_knowing(&both, &settings, &with(text)) else {
+                panic!("{:?}", decided_knowing(&both, &settings, &with(text)));
+            };
+            assert!(patch(&plan, &with(text)).0.is_empty(), "{text}");
+        }
+        let field = if settings.lockdown.is_some() {
+            "spec.initContainers[1].env[3].value"
+        } else {
+            "spec.initContainers[0].env[3].value"
+        };
+        for (text, known) in [
+            (unknown.clone(), &both),
+            (format!("{signing}{unknown}"), &both),
+            (format!("{signing}{signing}"), &both),
+            (format!("{signing}{next}"), &known(&[&signing])),
+            (String::new(), &both),
+        ] {
+            let Decision::Deny(denials) = decided_knowing(known, &settings, &with(&text)) else {
+                panic!("admitted: {text}");
+            };
+            let found: Vec<_> = denials
+                .iter()
+                .map(|denial| (denial.reason, denial.field.as_str()))
+                .collect();
+            assert_eq!(found, [(DenyReason::Tampered, field)], "{text}");
         }
     }
 }
@@ -198,7 +259,7 @@ fn a_part_of_a_gate_alone_is_refused() {
     }
     for pod in [
         sandbox_with(&json!({"metadata": {"labels": {"sandgate.dev/injected": "true"}}})),
-        sandbox_with(&json!({"metadata": {"annotations": {"sandgate.dev/shape": "1"}}})),
+        sandbox_with(&json!({"metadata": {"annotations": {"sandgate.dev/shape": "2"}}})),
         sandbox_with(&json!({"spec": {"volumes": [{"name": "sandgate-token", "emptyDir": {}}]}})),
         sandbox_with(&json!({"spec": {"initContainers": [{"name": "sandgate"}]}})),
     ] {

@@ -76,7 +76,7 @@ where
     }
 
     async fn connection(&self, stream: TcpStream, peer: IpAddr, rooms: &Rooms, mut draining: Draining) {
-        let (mut place, requests) = rooms.enter();
+        let (mut place, requests) = rooms.enter(peer);
         let usable = |served: &Served| {
             let served = served.borrow();
             served

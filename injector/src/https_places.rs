@@ -1,9 +1,10 @@
-//! Which connections make room when there are too many: those without a request under way, the oldest first. So nobody
-//! who only opens connections keeps API servers out.
+//! Which connections make room when there are too many: those without a request under way, and of them the oldest of the
+//! address that has the most. So nobody who only opens connections keeps API servers out.
 
 use crate::inbound::ARRIVING;
 use sandgate_mesh::listener::{ConnectionLimits, Newcomer, Newcomers};
 use std::future::pending;
+use std::net::IpAddr;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -52,6 +53,7 @@ pub(crate) struct Rooms {
 pub(crate) struct Place<'a> {
     rooms: &'a Rooms,
     current: Option<Newcomer>,
+    peer: IpAddr,
     requests: watch::Receiver<Counts>,
     /// How many of them had begun when the place was taken.
     begun: u64,
@@ -79,12 +81,13 @@ impl Rooms {
         }
     }
 
-    /// A place for one more connection. The oldest newcomer loses its own if need be.
-    pub(crate) fn enter(&self) -> (Place<'_>, Requests) {
+    /// A place for one more connection, from `peer`. If need be, a newcomer loses its own, as [`Newcomers`] have it.
+    pub(crate) fn enter(&self, peer: IpAddr) -> (Place<'_>, Requests) {
         let (tell, requests) = watch::channel(Counts::default());
         let place = Place {
             rooms: self,
-            current: Some(self.newcomers.enter()),
+            current: Some(self.newcomers.enter(peer)),
+            peer,
             requests,
             begun: 0,
         };
@@ -100,7 +103,7 @@ impl Place<'_> {
             if under_way > 0 {
                 self.current = None;
             } else if self.begun < begun {
-                self.current = Some(self.rooms.resting.enter());
+                self.current = Some(self.rooms.resting.enter(self.peer));
                 self.begun = begun;
             }
             let displaced = async {
@@ -157,6 +160,9 @@ impl Drop for UnderWay {
 mod tests {
     use super::*;
     use futures_util::FutureExt;
+    use std::net::Ipv4Addr;
+
+    const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 
     #[test]
     fn of_fewer_places_one_address_gets_as_small_a_part() {
@@ -168,11 +174,11 @@ mod tests {
     #[tokio::test]
     async fn newcomers_push_out_the_oldest_newcomer_and_no_connection_that_has_had_a_request() {
         let rooms = Rooms::new(2);
-        let (mut old, requests) = rooms.enter();
+        let (mut old, requests) = rooms.enter(PEER);
         drop(requests.begin());
         assert!(old.lost().now_or_never().is_none());
-        let (mut first, _first) = rooms.enter();
-        let others = [rooms.enter(), rooms.enter()];
+        let (mut first, _first) = rooms.enter(PEER);
+        let others = [rooms.enter(PEER), rooms.enter(PEER)];
         assert!(first.lost().now_or_never().is_some());
         assert!(old.lost().now_or_never().is_none());
         for (mut other, _other) in others {
@@ -183,7 +189,7 @@ mod tests {
     #[tokio::test]
     async fn of_connections_at_rest_the_one_loses_its_place_that_is_used_least() {
         let rooms = Rooms::new(2);
-        let mut all: Vec<_> = (0..3).map(|_| rooms.enter()).collect();
+        let mut all: Vec<_> = (0..3).map(|_| rooms.enter(PEER)).collect();
         for used in [0, 1, 0, 2] {
             let (place, requests) = &mut all[used];
             let under_way = requests.begin();
@@ -201,10 +207,10 @@ mod tests {
     #[tokio::test]
     async fn a_connection_with_a_request_under_way_loses_no_place() {
         let rooms = Rooms::new(1);
-        let (mut busy, requests) = rooms.enter();
+        let (mut busy, requests) = rooms.enter(PEER);
         let _under_way = requests.begin();
         assert!(busy.lost().now_or_never().is_none());
-        let _others = [rooms.enter(), rooms.enter()];
+        let _others = [rooms.enter(PEER), rooms.enter(PEER)];
         assert!(busy.lost().now_or_never().is_none());
     }
 }

@@ -79,7 +79,7 @@ impl CallError {
             Self::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
             Self::LongAnswer => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Busy | Self::Review(ReviewError::NoRoots) => StatusCode::SERVICE_UNAVAILABLE,
             Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::BrokenOff(_) | Self::Review(_) => StatusCode::BAD_REQUEST,
             Self::Panicked | Self::Unwritable(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -95,6 +95,7 @@ impl CallError {
             Self::Busy => "busy",
             Self::TooSlow => "too_slow",
             Self::BrokenOff(_) => "broken_off",
+            Self::Review(ReviewError::NoRoots) => "no_roots",
             Self::Review(_) => "bad_review",
             Self::Panicked | Self::Unwritable(_) => "internal",
         }

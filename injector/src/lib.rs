@@ -1,7 +1,9 @@
 //! The injector: puts a gate into every sandbox pod of an opted-in namespace, or says why the pod can't be admitted.
 
 mod admin_thread;
+pub mod anchors;
 pub mod authority;
+mod authority_keeper;
 mod authority_secret;
 mod ca_bundle;
 #[cfg(test)]
@@ -11,6 +13,7 @@ pub mod config;
 pub mod decide;
 mod decision_log;
 pub mod deny;
+mod enrol;
 mod existing;
 mod https;
 mod https_places;
@@ -30,6 +33,7 @@ pub mod review;
 mod review_size;
 #[cfg(test)]
 mod rig;
+mod root_changes;
 mod server;
 mod serving;
 pub mod settings;

@@ -8,10 +8,16 @@ pub use sandgate_mesh::contract::{
 
 /// The value of [`INJECT_LABEL`] on a pod that opts out, where the operator allows that.
 pub const DISABLED: &str = "disabled";
+/// The API group of agent-sandbox.
+pub const SANDBOX_GROUP: &str = "agents.x-k8s.io";
+/// The kind of its sandboxes.
+pub const SANDBOX_KIND: &str = "Sandbox";
+/// Their name in paths.
+pub const SANDBOX_PLURAL: &str = "sandboxes";
 /// The annotation that says which shape a pod's gate has.
 pub const SHAPE_ANNOTATION: &str = "sandgate.dev/shape";
-/// The shape that this release injects.
-pub const SHAPE: &str = "1";
+/// The shape that this release injects. Gates of shape 1 were to find identity and policy in files.
+pub const SHAPE: &str = "2";
 /// Every label and annotation of ours starts so.
 pub const OWN_PREFIX: &str = "sandgate.dev/";
 
@@ -72,6 +78,8 @@ pub const NODES_GROUP: &str = "system:nodes";
 pub const DEFAULT_OWN_NAMESPACE: &str = "agent-sandbox-system";
 /// The router's `ServiceAccount`, unless configured.
 pub const DEFAULT_ROUTER_ACCOUNT: &str = "sandbox-router";
+/// The injector's `ServiceAccount`, unless configured.
+pub const DEFAULT_INJECTOR_ACCOUNT: &str = "sandbox-injector";
 
 /// Who the injector is in `managedFields`, in Events, and in [`MANAGED_BY_LABEL`] of what it makes.
 pub const FIELD_MANAGER: &str = "sandgate-injector";
@@ -97,5 +105,9 @@ pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 pub const NETWORK_POLICY: &str = "sandgate-gate";
 /// The Secret with the root certificate, unless configured.
 pub const DEFAULT_AUTHORITY_SECRET: &str = "sandgate-authority";
+/// The entry of that Secret with the control plane's epoch, a decimal number.
+pub const EPOCH_ENTRY: &str = "epoch";
+/// The Lease in the own namespace that says which replica talks to gates.
+pub const LEASE: &str = "sandgate-injector";
 /// The webhook's Service and its configurations, unless configured.
 pub const DEFAULT_WEBHOOK: &str = "sandgate-injector";

@@ -134,6 +134,13 @@ impl<'a> Pod<'a> {
     }
 }
 
+/// The place and value of a container's environment variable that is written out.
+pub(crate) fn variable<'a>(container: &'a Value, name: &str) -> Option<(usize, &'a str)> {
+    let named = |(_, variable): &(usize, &Value)| text_at(variable, &["name"]) == Some(name);
+    let (index, variable) = items(at(container, &["env"])).find(named)?;
+    Some((index, text_at(variable, &["value"])?))
+}
+
 /// Which of a pod's lists a container is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ContainerList {

@@ -4,7 +4,7 @@
 
 use crate::deny::{Denial, Denials, DenyReason};
 use crate::existing::is_named_ours;
-use crate::pod::{Container, ContainerList, Pod, at, items, text_at};
+use crate::pod::{self, Container, ContainerList, Pod, at, items, text_at};
 use json_patch::{AddOperation, PatchOperation, RemoveOperation, ReplaceOperation};
 use sandgate_mesh::contract::{APP_PROBES_VARIABLE, HEALTH_PORT};
 use sandgate_mesh::probe::model::{Declaration, Declarations, Grpc, Header, HttpGet, Kind, Scheme, TcpSocket, VERSION};
@@ -104,9 +104,7 @@ pub(crate) fn text(probes: &[Declaration]) -> Option<String> {
 
 /// The place and value of that variable in a container.
 pub(crate) fn variable(gate: &Value) -> Option<(usize, &str)> {
-    let named = |(_, variable): &(usize, &Value)| text_at(variable, &["name"]) == Some(APP_PROBES_VARIABLE);
-    let (index, variable) = items(at(gate, &["env"])).find(named)?;
-    Some((index, text_at(variable, &["value"])?))
+    pod::variable(gate, APP_PROBES_VARIABLE)
 }
 
 /// The operations that send the kubelet's calls to the gate.

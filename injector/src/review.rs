@@ -37,7 +37,7 @@ const SHARE: usize = 3;
 /// An object of no more bytes can't take more than its share.
 const NEVER_TOO_MUCH: usize = MAX_PARSED / SHARE / MOST_PER_BYTE;
 
-/// A body that isn't a review that can be answered.
+/// A body that isn't a review that can be answered, or not yet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReviewError {
     /// Not JSON, or not of a review's shape.
@@ -67,6 +67,11 @@ pub enum ReviewError {
     /// Nothing to look at.
     #[error("the request holds no pod (its object is missing)")]
     NoObject,
+    /// A gate can be given no root yet.
+    #[error(
+        "the injector hasn't read the root certificate yet, and without it no gate is made; its log says why; try again"
+    )]
+    NoRoots,
 }
 
 /// A request of the API server.

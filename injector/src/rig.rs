@@ -1,5 +1,6 @@
 //! A webhook on loopback behind real TLS, and clients of it.
 
+use crate::anchors::Anchors;
 use crate::authority::Root;
 use crate::authority_secret::Stored;
 use crate::https::{Failing, Https};
@@ -39,6 +40,7 @@ pub(crate) const NAME: &str = "sandgate-injector.agent-sandbox-system.svc";
 pub(crate) struct Rig {
     pub(crate) address: SocketAddr,
     pub(crate) stored: Stored,
+    pub(crate) trust: watch::Sender<Option<Arc<Anchors>>>,
     pub(crate) serve: watch::Sender<Option<Arc<Serving>>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) webhook: Arc<Webhook>,
@@ -80,8 +82,12 @@ impl Rig {
     pub(crate) async fn within(places: Places, settings: Settings) -> Self {
         let (lines, metrics) = (Lines::default(), Arc::new(Metrics::new().unwrap()));
         let log = LineLog::to(lines.clone()).unwrap();
+        let stored = Stored::new();
+        let anchors = Anchors::of(&stored.roots).unwrap();
+        let (trust, anchors) = watch::channel(Some(Arc::new(anchors)));
         let webhook = Arc::new(Webhook {
             settings,
+            anchors,
             restrict_connect: false,
             metrics: Arc::clone(&metrics),
             log: log.clone(),
@@ -101,7 +107,8 @@ impl Rig {
         tokio::spawn(https.serve_within(places, listener, draining));
         Self {
             address,
-            stored: Stored::new(),
+            stored,
+            trust,
             serve,
             metrics,
             webhook,

@@ -1,15 +1,20 @@
 //! The running injector: listeners, the webhook's certificate, what is looked after beside it, and its end.
 
 use crate::admin_thread;
+use crate::anchors::Anchors;
 use crate::authority::Root;
+use crate::authority_keeper::{Authority, AuthorityKeeper};
 use crate::authority_secret::AuthoritySecret;
 use crate::ca_bundle::{CaBundle, Confirmed};
 use crate::config::serve::{CertificateSource, Config};
+use crate::enrol;
+use crate::enrol::report::Report;
 use crate::https::{Failing, Https};
 use crate::inbound::Bodies;
 use crate::kubernetes;
 use crate::metrics::Metrics;
 use crate::network_policy::reconcile::{Context, Reconciler};
+use crate::root_changes::RootChanges;
 use crate::serving::{Issuer, Served, Timing, from_files};
 use crate::webhook::Webhook;
 use futures_util::FutureExt;
@@ -38,6 +43,13 @@ pub struct Injector {
     timing: Timing,
     metrics: Arc<Metrics>,
     log: LineLog,
+}
+
+/// What is known of the authority's Secret.
+struct Kept {
+    authority: Authority,
+    roots: watch::Receiver<Vec<Root>>,
+    anchors: watch::Receiver<Option<Arc<Anchors>>>,
 }
 
 /// Runs an injector until `shutdown` completes.
@@ -92,8 +104,14 @@ impl Injector {
         // Probes and scrapers are answered until the very end.
         let (admin_drain, admin_draining) = drain::channel();
 
-        let served = self.certificate(&draining)?;
-        let readiness = readiness(&served, leave.state());
+        let Kept {
+            authority,
+            roots,
+            anchors,
+        } = self.keep_authority(&draining);
+        self.look_after_gates(&authority, &anchors, &leaving, &draining)?;
+        let served = self.certificate(authority, roots, &draining)?;
+        let readiness = readiness(&served, &anchors, leave.state());
         self.metrics.follow_readiness(Arc::clone(&readiness))?;
         let admin = Admin {
             readiness: Some(readiness),
@@ -104,6 +122,7 @@ impl Injector {
         admin_thread::start(admin, self.admin, admin_draining)?;
         let webhook = Webhook {
             settings: self.config.settings.clone(),
+            anchors,
             restrict_connect: self.config.restrict_connect,
             metrics: Arc::clone(&self.metrics),
             log: self.log.clone(),
@@ -141,35 +160,92 @@ impl Injector {
         Ok(())
     }
 
-    /// Starts what looks after the certificate and the webhook configurations.
-    fn certificate(&self, draining: &Draining) -> anyhow::Result<Served> {
+    /// Starts what follows the authority's Secret. Gates are given its roots, whoever issues the webhook's certificate.
+    fn keep_authority(&self, draining: &Draining) -> Kept {
+        let (tell, authority) = watch::channel(None);
+        let (trust, roots) = watch::channel(Vec::new());
+        let (give, anchors) = watch::channel(None);
+        let (client, namespace) = (self.client.clone(), self.config.settings.own_namespace.clone());
+        let (secret, timing) = (self.config.authority_secret.clone(), self.timing);
+        let metrics = Arc::clone(&self.metrics);
+        keep_running("authority", &self.metrics, draining.clone(), move || {
+            let keeper = AuthorityKeeper {
+                secret: AuthoritySecret::new(client.clone(), namespace.as_str(), &secret),
+                check: timing.check,
+                retry: timing.retry,
+                authority: tell.clone(),
+                roots: trust.clone(),
+                anchors: give.clone(),
+                // Within two looks of theirs, the others know it too.
+                changes: RootChanges::new(2 * timing.check),
+                metrics: Arc::clone(&metrics),
+            };
+            keeper.run()
+        });
+        Kept {
+            authority,
+            roots,
+            anchors,
+        }
+    }
+
+    /// Starts what gives gates their identities and policies.
+    fn look_after_gates(
+        &self,
+        authority: &Authority,
+        anchors: &watch::Receiver<Option<Arc<Anchors>>>,
+        leaving: &Draining,
+        draining: &Draining,
+    ) -> anyhow::Result<()> {
+        let context = enrol::Context {
+            client: self.client.clone(),
+            settings: self.config.settings.clone(),
+            default_policy: self.config.default_policy,
+            authority: authority.clone(),
+            anchors: anchors.clone(),
+            secret: self.config.authority_secret.clone(),
+            lifetime: self.timing.gate_lifetime,
+            lease: self.timing.lease,
+            report: Report::new(&self.metrics.registry, self.log.clone())?,
+            metrics: Arc::clone(&self.metrics),
+        };
+        // It is told to leave ahead of its end, so that another replica takes over meanwhile.
+        let leaving = leaving.clone();
+        keep_running("enrolment", &self.metrics, draining.clone(), move || {
+            enrol::run(context.clone(), leaving.clone())
+        });
+        Ok(())
+    }
+
+    /// Starts what looks after the webhook's certificate and the webhook configurations.
+    fn certificate(
+        &self,
+        authority: Authority,
+        roots: watch::Receiver<Vec<Root>>,
+        draining: &Draining,
+    ) -> anyhow::Result<Served> {
         let metrics = &self.metrics;
-        let (names, secret, manage_ca_bundle) = match &self.config.certificate {
+        let (names, manage_ca_bundle) = match &self.config.certificate {
             CertificateSource::Files { chain, key } => {
                 self.follow_configurations(None, draining);
                 return Ok(from_files(chain.clone(), key.clone(), metrics)?);
             }
             CertificateSource::Issued {
                 names,
-                secret,
                 manage_ca_bundle,
-            } => (names.clone(), secret.clone(), *manage_ca_bundle),
+            } => (names.clone(), *manage_ca_bundle),
         };
         let (serve, served) = watch::channel(None);
-        let (trust, roots) = watch::channel(Vec::new());
         let confirmed = self.follow_configurations(manage_ca_bundle.then_some(roots), draining);
-        let (client, namespace) = (self.client.clone(), self.config.settings.own_namespace.clone());
         let (timing, issuer_metrics) = (self.timing, Arc::clone(metrics));
         keep_running("certificate", metrics, draining.clone(), move || {
             let issuer = Issuer {
-                secret: AuthoritySecret::new(client.clone(), namespace.as_str(), &secret),
+                authority: authority.clone(),
                 names: names.clone(),
                 timing,
-                roots: trust.clone(),
                 confirmed: confirmed.clone(),
                 served: serve.clone(),
                 metrics: Arc::clone(&issuer_metrics),
-                stored: None,
                 current: None,
             };
             issuer.run()
@@ -235,9 +311,9 @@ fn keep_running<F: Future<Output = ()> + Send>(
     });
 }
 
-/// Ready with a certificate that is valid now, until the process is about to end.
-fn readiness(served: &Served, leaving: DrainState) -> Readiness {
-    let served = served.clone();
+/// Ready with a certificate that is valid now, and roots for gates, until the process is about to end.
+fn readiness(served: &Served, anchors: &watch::Receiver<Option<Arc<Anchors>>>, leaving: DrainState) -> Readiness {
+    let (served, anchors) = (served.clone(), anchors.clone());
     Arc::new(move || {
         if leaving.has_started() {
             return Err("draining".into());
@@ -246,10 +322,12 @@ fn readiness(served: &Served, leaving: DrainState) -> Readiness {
             .borrow()
             .as_ref()
             .is_some_and(|served| served.valid_at(SystemTime::now()));
-        if valid {
-            Ok(())
-        } else {
+        if !valid {
             Err("no valid serving certificate".into())
+        } else if anchors.borrow().is_none() {
+            Err("no root certificate for gates".into())
+        } else {
+            Ok(())
         }
     })
 }
@@ -258,6 +336,7 @@ fn readiness(served: &Served, leaving: DrainState) -> Readiness {
 mod tests {
     use super::*;
     use crate::rig::PATIENCE;
+    use sandgate_mesh::policy::model::DefaultPolicy;
     use tokio::sync::mpsc;
 
     #[tokio::test(start_paused = true)]
@@ -280,10 +359,11 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_is_ready_with_a_certificate_until_it_is_told_to_end() {
+    fn a_replica_is_ready_with_a_certificate_and_a_root_for_gates_until_it_is_told_to_end() {
         let (serve, served) = watch::channel(None);
+        let (give, anchors) = watch::channel(None);
         let (leave, _) = drain::channel();
-        let ready = readiness(&served, leave.state());
+        let ready = readiness(&served, &anchors, leave.state());
         let metrics = Metrics::new().unwrap();
         metrics.follow_readiness(Arc::clone(&ready)).unwrap();
         let scraped = || {
@@ -295,11 +375,13 @@ mod tests {
         };
         assert_eq!(ready().unwrap_err(), "no valid serving certificate");
         assert_eq!(scraped(), Some(0.0));
-        let issued = crate::authority_secret::Stored::new();
-        let issued = issued.authority.serving(&["a.svc".parse().unwrap()], PATIENCE).unwrap();
+        let stored = crate::authority_secret::Stored::new();
+        let issued = stored.authority.serving(&["a.svc".parse().unwrap()], PATIENCE).unwrap();
         let (chain, key) = (issued.chain_pem.as_bytes(), issued.key_pem.as_bytes());
         let credentials = sandgate_mesh::credentials::FrontCredentials::from_pem(chain, key).unwrap();
         serve.send_replace(Some(Arc::new(crate::serving::Serving::new(&credentials).unwrap())));
+        assert_eq!(ready().unwrap_err(), "no root certificate for gates");
+        give.send_replace(Some(Arc::new(Anchors::of(&stored.roots).unwrap())));
         assert!(ready().is_ok());
         assert_eq!(scraped(), Some(1.0));
         leave.start();
@@ -315,9 +397,10 @@ mod tests {
             admin: ([127, 0, 0, 1], 0).into(),
             certificate: CertificateSource::Issued {
                 names: vec!["a.svc".parse().unwrap()],
-                secret: "sandgate-authority".into(),
                 manage_ca_bundle: true,
             },
+            authority_secret: "sandgate-authority".into(),
+            default_policy: DefaultPolicy::Deny,
             webhook_configuration: "sandgate-injector".into(),
             restrict_connect: false,
             network_policy: true,

@@ -3,8 +3,9 @@
 //! Either the injector's own authority issues it, or it comes from files (cert-manager, a Secret that is mounted).
 //! Connections take whatever is current when they begin, and keep it.
 
-use crate::authority::{Root, SERVING_LIFETIME, ServingName};
-use crate::authority_secret::{AuthoritySecret, Stored};
+use crate::authority::{GATE_LIFETIME, Root, SERVING_LIFETIME, ServingName};
+use crate::authority_keeper::Authority;
+use crate::authority_secret::Stored;
 use crate::ca_bundle::Confirmed;
 use crate::metrics::Metrics;
 use rustls::ServerConfig;
@@ -18,9 +19,8 @@ use tokio::sync::watch;
 
 /// How often certificate files are looked at.
 const POLL_PERIOD: Duration = Duration::from_secs(1);
-/// The names of certificates in metrics.
+/// The name of the certificate in metrics.
 const SERVING: &str = "serving";
-const ROOT: &str = "root";
 
 /// What new connections are served with; none until there is a certificate.
 pub(crate) type Served = watch::Receiver<Option<Arc<Serving>>>;
@@ -73,13 +73,17 @@ pub struct Timing {
     pub lifetime: Duration,
     /// How often the Secret and the certificate are looked at. Often, so that a process that was paused renews soon.
     pub check: Duration,
-    /// How long to wait after a failure while there is no certificate at all.
+    /// How long to wait after a failure while there is no root, or no certificate at all.
     pub retry: Duration,
     /// How long a new root must be in the webhook configurations before anything is served under it: API servers follow
     /// those with a delay.
     pub settle: Duration,
     /// How often the webhook configurations are looked at although no event came.
     pub resync: Duration,
+    /// How long the identities of gates and of the control plane live.
+    pub gate_lifetime: Duration,
+    /// How long the replica that looks after gates may be silent before another takes over.
+    pub lease: Duration,
 }
 
 impl Default for Timing {
@@ -90,23 +94,21 @@ impl Default for Timing {
             retry: Duration::from_secs(1),
             settle: Duration::from_secs(10),
             resync: Duration::from_secs(60),
+            gate_lifetime: GATE_LIFETIME,
+            lease: Duration::from_secs(15),
         }
     }
 }
 
 /// Issues certificates in process.
 pub(crate) struct Issuer {
-    pub(crate) secret: AuthoritySecret,
+    pub(crate) authority: Authority,
     pub(crate) names: Vec<ServingName>,
     pub(crate) timing: Timing,
-    /// Tells which roots belong into the webhook configurations.
-    pub(crate) roots: watch::Sender<Vec<Root>>,
-    /// Say which are in which configuration; none where somebody else looks after those.
+    /// Say which roots are in which webhook configuration; none where somebody else looks after those.
     pub(crate) confirmed: Vec<watch::Receiver<Confirmed>>,
     pub(crate) served: watch::Sender<Option<Arc<Serving>>>,
     pub(crate) metrics: Arc<Metrics>,
-    /// What the Secret held; none before it was read.
-    pub(crate) stored: Option<Stored>,
     /// What is served; none before anything is.
     pub(crate) current: Option<Current>,
 }
@@ -122,40 +124,25 @@ impl Issuer {
     /// Looks after the certificate for ever.
     pub(crate) async fn run(mut self) {
         loop {
-            self.check().await;
+            self.check();
             let wait = if self.current.is_none() {
                 self.timing.retry
             } else {
                 self.timing.check
             };
-            tokio::time::sleep(wait).await;
+            tokio::select! {
+                Ok(()) = self.authority.changed() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
         }
     }
 
-    async fn check(&mut self) {
-        match self.secret.read_or_fill(self.stored.as_ref()).await {
-            Ok(found) => {
-                self.metrics.expires(ROOT, found.authority.root().not_after());
-                self.roots.send_if_modified(|roots| {
-                    let changed = *roots != found.roots;
-                    roots.clone_from(&found.roots);
-                    changed
-                });
-                self.stored = Some(found);
-            }
-            Err(error) => {
-                self.metrics.failed("authority");
-                let next = if self.stored.is_some() {
-                    "the root in memory goes on signing"
-                } else {
-                    "no pod is admitted"
-                };
-                tracing::warn!(%error, next, "can't read the root certificate");
-            }
-        }
-        let Some(stored) = &self.stored else { return };
+    fn check(&mut self) {
+        let Some(stored) = self.authority.borrow_and_update().clone() else {
+            return;
+        };
         if self.is_due(stored.authority.root()) {
-            match self.issue(stored) {
+            match self.issue(&stored) {
                 Ok(issued) => self.current = Some(issued),
                 Err(error) => {
                     self.metrics.renewed("failure");

@@ -9,34 +9,49 @@ use tokio::time::Instant;
 
 fn issuer(timing: Timing, stored: Option<Stored>) -> Issuer {
     Issuer {
-        secret: AuthoritySecret::new(crate::rig::unreachable(), "agent-sandbox-system", "sandgate-authority"),
+        authority: watch::channel(stored.map(Arc::new)).1,
         names: vec![crate::rig::NAME.parse().unwrap()],
         timing,
-        roots: watch::channel(Vec::new()).0,
         confirmed: Vec::new(),
         served: watch::channel(None).0,
         metrics: Arc::new(Metrics::new().unwrap()),
-        stored,
         current: None,
     }
 }
 
-#[tokio::test]
-async fn without_a_root_nothing_is_served() {
+#[test]
+fn without_a_root_nothing_is_served() {
     let mut issuer = issuer(Timing::default(), None);
-    issuer.check().await;
+    issuer.check();
     assert!(issuer.served.borrow().is_none());
 }
 
-#[tokio::test]
-async fn a_root_that_was_read_goes_on_signing_while_the_api_server_is_down() {
+#[test]
+fn once_there_is_a_root_something_is_served_and_not_issued_again_at_each_look() {
     let mut issuer = issuer(Timing::default(), Some(Stored::new()));
-    issuer.check().await;
-    assert!(issuer.served.borrow().is_some());
-    assert!(
-        !issuer.is_due(&issuer.current.as_ref().unwrap().root.clone()),
-        "the new one isn't due"
-    );
+    issuer.check();
+    let first = issuer.served.borrow().clone().unwrap();
+    issuer.check();
+    assert!(Arc::ptr_eq(&first, issuer.served.borrow().as_ref().unwrap()));
+}
+
+/// No timer is part of that: the next look would be in an hour.
+#[tokio::test]
+async fn a_root_that_is_told_is_served_under_at_once() {
+    let timing = Timing {
+        retry: Duration::from_secs(3600),
+        ..Timing::default()
+    };
+    let mut issuer = issuer(timing, None);
+    let (tell, authority) = watch::channel(None);
+    issuer.authority = authority;
+    let mut served = issuer.served.subscribe();
+    let running = tokio::spawn(issuer.run());
+    tokio::task::yield_now().await;
+    tell.send_replace(Some(Arc::new(Stored::new())));
+    tokio::time::timeout(PATIENCE, served.changed()).await.unwrap().unwrap();
+    assert!(served.borrow().is_some());
+    running.abort();
 }
 
 /// Renews three times under clients that connect anew and one that stays.
@@ -51,7 +66,7 @@ async fn renewals_cost_no_request() {
     };
     let mut issuer = issuer(timing, Some(Stored::new()));
     issuer.served = rig.serve.clone();
-    issuer.check().await;
+    issuer.check();
     let trusted = issuer.current.as_ref().unwrap().root.clone();
     let renewing = tokio::spawn(issuer.run());
     let request = || {
@@ -85,10 +100,10 @@ fn replicas_renew_at_about_half_life_and_not_at_once() {
     );
 }
 
-#[tokio::test]
-async fn a_process_that_was_paused_renews_at_its_next_look() {
+#[test]
+fn a_process_that_was_paused_renews_at_its_next_look() {
     let mut issuer = issuer(Timing::default(), Some(Stored::new()));
-    issuer.check().await;
+    issuer.check();
     let current = issuer.current.as_mut().unwrap();
     current.renew_at = SystemTime::now() - Duration::from_secs(1);
     let root = current.root.clone();
@@ -102,7 +117,7 @@ async fn a_new_root_is_served_under_only_after_api_servers_were_told() {
     let (confirm, confirmed) = watch::channel(Confirmed::default());
     let (confirm_other, confirmed_other) = watch::channel(Confirmed::default());
     issuer.confirmed = vec![confirmed, confirmed_other];
-    issuer.current = Some(issuer.issue(issuer.stored.as_ref().unwrap()).unwrap());
+    issuer.current = Some(issuer.issue(&Stored::new()).unwrap());
     let new = Stored::new();
     let root = new.authority.root().clone();
     assert!(!issuer.is_due(&root), "nobody was told");
@@ -115,11 +130,11 @@ async fn a_new_root_is_served_under_only_after_api_servers_were_told() {
     assert!(issuer.is_due(&root));
 }
 
-#[tokio::test]
-async fn a_new_root_does_not_wait_for_longer_than_the_old_certificate_lives() {
+#[test]
+fn a_new_root_does_not_wait_for_longer_than_the_old_certificate_lives() {
     let mut issuer = issuer(Timing::default(), Some(Stored::new()));
     issuer.confirmed = vec![watch::channel(Confirmed::default()).1];
-    issuer.current = Some(issuer.issue(issuer.stored.as_ref().unwrap()).unwrap());
+    issuer.current = Some(issuer.issue(&Stored::new()).unwrap());
     issuer.current.as_mut().unwrap().not_after = SystemTime::now() - Duration::from_secs(1);
     assert!(issuer.is_due(Stored::new().authority.root()));
 }

@@ -1,5 +1,6 @@
 //! What the operator chose for injected pods. Nothing a pod's author writes gets in here.
 
+use crate::names::EXCLUDED_NAMESPACES;
 use crate::quantity::{Cpu, Memory};
 use sandgate_mesh::identity::{TrustDomain, WorkloadIdentity};
 use sandgate_mesh::sandbox::Namespace;
@@ -24,12 +25,21 @@ pub struct Settings {
     pub log_level: LogLevel,
     /// Whose caller assertions the gate believes.
     pub router_identities: Vec<WorkloadIdentity>,
+    /// Who may give the gate its identity and its policy: this program.
+    pub control_identity: WorkloadIdentity,
     /// The trust domain of gates and routers.
     pub trust_domain: TrustDomain,
     /// Whether a pod may opt out by its label.
     pub allow_opt_out: bool,
     /// Whether the pod's network is closed from within, and where.
     pub lockdown: Option<Lockdown>,
+}
+
+impl Settings {
+    /// Whether nothing is injected in this namespace, whatever it is labelled.
+    pub fn excludes(&self, namespace: &str) -> bool {
+        namespace == self.own_namespace.as_str() || EXCLUDED_NAMESPACES.contains(&namespace)
+    }
 }
 
 /// The pod's network is closed by its own init container, for clusters that enforce no network policies.

@@ -11,6 +11,7 @@ use crate::quantity::Memory;
 use crate::settings::{Image, Resources, Settings};
 use sandgate_mesh::contract::{
     APP_PROBES_VARIABLE, HEALTH_PORT, MESH_PORT, NAMESPACE_VARIABLE, POD_UID_VARIABLE, SANDBOX_VARIABLE,
+    TRUST_ANCHORS_VARIABLE,
 };
 use sandgate_mesh::probe::model::Declaration;
 use serde_json::{Map, Value, json};
@@ -22,10 +23,11 @@ const TOKEN_SECONDS_MIN: u64 = 600;
 /// Mode of projected files, the API server's default: 0644.
 const FILE_MODE: u32 = 0o644;
 
-/// The gate's containers in the order in which they come first in the pod.
+/// The gate's containers in the order in which they come first in the pod. `anchors` are roots in PEM.
 pub(crate) fn containers(
     settings: &Settings,
     image: &Image,
+    anchors: &str,
     overrides: &Overrides,
     app_probes: &[Declaration],
 ) -> Vec<Value> {
@@ -33,16 +35,17 @@ pub(crate) fn containers(
     if settings.lockdown.is_some() {
         containers.push(lockdown(settings, image, overrides));
     }
-    containers.push(gate(settings, image, overrides, app_probes));
+    containers.push(gate(settings, image, anchors, overrides, app_probes));
     containers
 }
 
 /// The gate: a native sidecar, first of all, so that no process of the app can bind its ports before it.
-fn gate(settings: &Settings, image: &Image, overrides: &Overrides, app_probes: &[Declaration]) -> Value {
+fn gate(settings: &Settings, image: &Image, anchors: &str, overrides: &Overrides, app_probes: &[Declaration]) -> Value {
     let mut environment = vec![
         from_field(NAMESPACE_VARIABLE, "metadata.namespace"),
         from_field(SANDBOX_VARIABLE, "metadata.name"),
         from_field(POD_UID_VARIABLE, "metadata.uid"),
+        json!({"name": TRUST_ANCHORS_VARIABLE, "value": anchors}),
     ];
     environment.extend(probes::text(app_probes).map(|text| json!({"name": APP_PROBES_VARIABLE, "value": text})));
     json!({
@@ -83,11 +86,9 @@ fn arguments(settings: &Settings, overrides: &Overrides) -> Vec<String> {
     let routers = settings.router_identities.iter();
     let mut arguments: Vec<_> = routers.map(|router| format!("--router-identity={router}")).collect();
     arguments.extend([
+        format!("--control-identity={}", settings.control_identity),
         format!("--trust-domain={}", settings.trust_domain),
-        format!("--tls-cert-file={STATE_PATH}/tls.crt"),
-        format!("--tls-key-file={STATE_PATH}/tls.key"),
-        format!("--trust-bundle-file={STATE_PATH}/bundle.pem"),
-        format!("--policy-file={STATE_PATH}/policy.json"),
+        format!("--state-folder={STATE_PATH}"),
         // Last, since the admission policy takes the last argument for it.
         format!("--log-level={}", overrides.log_level),
     ]);

@@ -3,11 +3,12 @@
 #[path = "../../tests/admit_settings.rs"]
 mod chosen;
 
+use crate::anchors::Anchors;
 use crate::decide::{Decision, Operation, Request, User, decide};
 use crate::deny::Denial;
 use crate::patch::patch;
 use crate::settings::Settings;
-pub(crate) use chosen::settings;
+pub(crate) use chosen::{anchors, settings};
 use serde_json::{Value, json};
 
 /// Lockdown, and one runtime class that obeys it.
@@ -34,13 +35,18 @@ pub(crate) fn sandbox_with(fields: &Value) -> Value {
 
 /// The decision about creating a pod in an ordinary namespace as an ordinary user.
 pub(crate) fn decided(settings: &Settings, pod: &Value) -> Decision {
+    decided_knowing(&anchors(), settings, pod)
+}
+
+/// The same of a replica that knows other roots.
+pub(crate) fn decided_knowing(anchors: &Anchors, settings: &Settings, pod: &Value) -> Decision {
     let request = Request {
         pod,
         operation: Operation::Create,
         namespace: "team-a",
         user: &User::default(),
     };
-    decide(settings, &request)
+    decide(settings, anchors, &request)
 }
 
 /// Why a pod is refused; nothing if it isn't.

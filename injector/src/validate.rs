@@ -4,12 +4,11 @@
 //! On Kubernetes 1.29, which has no `ValidatingAdmissionPolicy`, nothing else has the last word; elsewhere it stands
 //! beside the policy.
 
+use crate::anchors::Anchors;
 use crate::decide::{Decision, Operation, decide};
 use crate::deny::{self, Denial, Denials, DenyReason};
 use crate::existing;
-use crate::names::{
-    CONTAINERS, EXCLUDED_NAMESPACES, INJECT_LABEL, LOCKDOWN_CONTAINER, OWN_PREFIX, TENANT_ANNOTATIONS, VOLUMES,
-};
+use crate::names::{CONTAINERS, INJECT_LABEL, LOCKDOWN_CONTAINER, OWN_PREFIX, TENANT_ANNOTATIONS, VOLUMES};
 use crate::patch::{NET_RAW, drops_net_raw, patch};
 use crate::pod::{Malformed, Pod, at, items, members, text_at};
 use crate::review::{Review, ReviewError, message};
@@ -42,19 +41,25 @@ impl Verdict {
     }
 }
 
-/// Judges one request. With `restrict_connect`, nobody gets into a pod of an opted-in namespace past its gate.
+/// Judges one request. With `restrict_connect`, nobody gets into a pod of an opted-in namespace past its gate. Without
+/// `anchors`, no new pod can be judged; nothing of a running one depends on them.
 ///
 /// # Errors
-/// A request that the webhook's rules shouldn't send here.
-pub fn validate(settings: &Settings, restrict_connect: bool, review: &Review) -> Result<Verdict, ReviewError> {
+/// A request that the webhook's rules shouldn't send here, or one that can't be judged yet.
+pub fn validate(
+    settings: &Settings,
+    anchors: Option<&Anchors>,
+    restrict_connect: bool,
+    review: &Review,
+) -> Result<Verdict, ReviewError> {
     let namespace = review.namespace.as_str();
-    if namespace == settings.own_namespace.as_str() || EXCLUDED_NAMESPACES.contains(&namespace) {
+    if settings.excludes(namespace) {
         return Ok(Verdict::Allow("excluded_namespace"));
     }
     let core = review.resource.group.is_empty();
     let (resource, sub_resource) = (review.resource.resource.as_str(), review.sub_resource.as_str());
     match (core, resource, sub_resource, review.operation) {
-        (true, "pods", "", Operation::Create) => created(settings, review),
+        (true, "pods", "", Operation::Create) => created(settings, anchors.ok_or(ReviewError::NoRoots)?, review),
         // Through its status a pod's labels and annotations can be changed too.
         (true, "pods", "" | "resize" | "status", Operation::Update) => {
             let (old, new) = pods(review)?;
@@ -76,9 +81,9 @@ pub fn validate(settings: &Settings, restrict_connect: bool, review: &Review) ->
 }
 
 /// A pod at the end of admission, with the API server's defaults and everybody's changes.
-fn created(settings: &Settings, review: &Review) -> Result<Verdict, ReviewError> {
+fn created(settings: &Settings, anchors: &Anchors, review: &Review) -> Result<Verdict, ReviewError> {
     let request = review.pod()?;
-    Ok(match decide(settings, &request) {
+    Ok(match decide(settings, anchors, &request) {
         Decision::Skip(reason) => Verdict::Allow(reason.as_str()),
         Decision::Deny(denials) => Verdict::denials(&denials),
         Decision::Inject(plan) if patch(&plan, request.pod).0.is_empty() => Verdict::Allow("gate_present"),

@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{injected, lockdown, sandbox, sandbox_with, settings};
+use crate::testing::{anchors, injected, lockdown, sandbox, sandbox_with, settings};
 
 /// A request in an ordinary namespace; `sub_resource` may be empty.
 fn review(operation: &str, sub_resource: &str, old: Option<&Value>, new: &Value) -> Review {
@@ -26,7 +26,7 @@ fn review(operation: &str, sub_resource: &str, old: Option<&Value>, new: &Value)
 
 /// The reason, and the message if it is refused.
 fn judged_with(settings: &Settings, restrict_connect: bool, review: &Review) -> (&'static str, Option<String>) {
-    match validate(settings, restrict_connect, review).unwrap() {
+    match validate(settings, Some(&anchors()), restrict_connect, review).unwrap() {
         Verdict::Allow(reason) => (reason, None),
         Verdict::Deny { reason, message } => (reason, Some(message)),
     }
@@ -95,6 +95,27 @@ fn a_tampered_gate_is_refused_by_its_field() {
 }
 
 #[test]
+fn a_gate_whose_roots_somebody_replaced_is_refused_by_its_field() {
+    let root = crate::authority::NewRoot::generate().unwrap().certificate_pem;
+    let known = anchors().as_pem().to_owned();
+    for roots in [root.clone(), format!("{known}{root}")] {
+        let mut pod = injected(&settings(), &sandbox());
+        pod["spec"]["initContainers"][0]["env"][3]["value"] = roots.into();
+        refused(
+            "tampered",
+            "spec.initContainers[0].env[3].value",
+            created(&settings(), &pod),
+        );
+    }
+    let mut pod = injected(&settings(), &sandbox());
+    pod["spec"]["initContainers"][0]["env"]
+        .as_array_mut()
+        .unwrap()
+        .remove(3);
+    refused("tampered", "spec.initContainers[0].env", created(&settings(), &pod));
+}
+
+#[test]
 fn pods_that_need_no_gate_are_created_without() {
     let mut plain = sandbox();
     plain["metadata"]["labels"] = json!({});
@@ -149,8 +170,11 @@ fn adoption_and_every_other_change_of_a_pod_passes() {
 #[test]
 fn a_shape_of_an_earlier_release_and_a_pod_without_a_gate_stay_free_to_change() {
     let mut old = injected(&settings(), &sandbox());
-    old["spec"]["initContainers"][0]["image"] = "sandgate/sidecar:0".into();
-    old["metadata"]["annotations"]["sandgate.dev/shape"] = "0".into();
+    old["metadata"]["annotations"]["sandgate.dev/shape"] = "1".into();
+    let gate = &mut old["spec"]["initContainers"][0];
+    gate["image"] = "sandgate/sidecar:0".into();
+    gate["args"] = json!(["--policy-file=/run/sandgate/policy.json", "--log-level=info"]);
+    gate["env"].as_array_mut().unwrap().remove(3);
     let mut wild = sandbox();
     wild["spec"]["hostNetwork"] = true.into();
     for pod in [old, sandbox(), wild] {
@@ -371,13 +395,13 @@ fn a_request_that_the_rules_should_not_send_is_an_error_and_not_an_answer() {
     let pod = sandbox();
     for (operation, sub_resource) in [("CREATE", "status"), ("DELETE", ""), ("CREATE", "eviction")] {
         let review = review(operation, sub_resource, Some(&pod), &pod);
-        let error = validate(&settings(), false, &review).unwrap_err();
+        let error = validate(&settings(), Some(&anchors()), false, &review).unwrap_err();
         assert!(
             matches!(error, ReviewError::NotAPod(_)),
             "{operation} {sub_resource}: {error}"
         );
     }
-    let error = validate(&settings(), false, &review("UPDATE", "", None, &pod)).unwrap_err();
+    let error = validate(&settings(), Some(&anchors()), false, &review("UPDATE", "", None, &pod)).unwrap_err();
     assert_eq!(error, ReviewError::NoObject);
 }
 

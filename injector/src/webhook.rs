@@ -1,12 +1,13 @@
 //! The way of a review: review -> decide -> plan -> patch -> review, and no call to the API server on it.
 
+use crate::anchors::Anchors;
 use crate::decide::{Decision, SkipReason, decide};
 use crate::decision_log::{DecisionLine, Outcome};
 use crate::inbound::{Bodies, CALL_TIME, CallError, MAX_ANSWER, MAX_ORDINARY};
 use crate::inbound_pool::Body;
 use crate::metrics::Metrics;
 use crate::patch::patch;
-use crate::review::{Answer, Review, message};
+use crate::review::{Answer, Review, ReviewError, message};
 use crate::settings::Settings;
 use crate::validate::{Verdict, validate};
 use bytes::Buf;
@@ -16,6 +17,7 @@ use http::{HeaderValue, Response, StatusCode};
 use sandgate_mesh::telemetry::{LineLog, cut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use warp::{Filter, Rejection, Reply};
 
@@ -41,6 +43,8 @@ impl Endpoint {
 /// What answers reviews.
 pub(crate) struct Webhook {
     pub(crate) settings: Settings,
+    /// What gates are given to know the control plane by; none before the Secret with the root was read.
+    pub(crate) anchors: watch::Receiver<Option<Arc<Anchors>>>,
     /// Whether nobody gets into pods of opted-in namespaces past their gates.
     pub(crate) restrict_connect: bool,
     pub(crate) metrics: Arc<Metrics>,
@@ -144,8 +148,9 @@ impl Webhook {
     fn mutate(&self, review: &Review) -> Result<(Answer, Outcome), CallError> {
         let request = review.pod()?;
 
-        // The decision, from the settings and the request alone.
-        let decision = decide(&self.settings, &request);
+        // The decision, from the settings, the roots and the request alone.
+        let anchors = self.anchors.borrow().clone().ok_or(ReviewError::NoRoots)?;
+        let decision = decide(&self.settings, &anchors, &request);
         let outcome = |operations, message| Outcome {
             decision: decision.as_str(),
             reason: decision.reason(),
@@ -188,7 +193,9 @@ impl Webhook {
             operations: 0,
             message,
         };
-        Ok(match validate(&self.settings, self.restrict_connect, review)? {
+        let anchors = self.anchors.borrow().clone();
+        let verdict = validate(&self.settings, anchors.as_deref(), self.restrict_connect, review)?;
+        Ok(match verdict {
             Verdict::Allow(reason) => (Answer::allow(&review.uid), outcome("allow", reason, None)),
             Verdict::Deny { reason, message } => {
                 let answer = Answer::deny(&review.uid, &message);

@@ -83,6 +83,41 @@ async fn what_mutate_makes_validate_lets_pass_and_what_it_did_not_make_is_refuse
 }
 
 #[tokio::test]
+async fn a_root_that_comes_between_the_two_calls_refuses_nothing_and_one_that_nobody_knows_does() {
+    let rig = Rig::start(settings()).await;
+    let (signing, other) = (rig.stored.roots.clone(), crate::authority_secret::Stored::new().roots);
+    let anchors = |roots: &[crate::authority::Root]| Some(Arc::new(Anchors::of(roots).unwrap()));
+    let pod = patched(&sandbox(), &rig.review("/mutate", &creation(&sandbox())).await);
+    rig.trust.send_replace(anchors(&[signing, other.clone()].concat()));
+    let verdict = rig.review("/validate", &creation(&pod)).await;
+    assert_eq!(verdict["response"]["allowed"], true, "{verdict}");
+    rig.trust.send_replace(anchors(&other));
+    let verdict = rig.review("/validate", &creation(&pod)).await;
+    assert_eq!(verdict["response"]["allowed"], false, "{verdict}");
+    assert_eq!(counted(&rig, "validate", "deny", "tampered"), 1);
+}
+
+#[tokio::test]
+async fn without_a_root_no_pod_is_created_and_running_ones_can_be_changed_and_deleted() {
+    let rig = Rig::start(settings()).await;
+    let pod = patched(&sandbox(), &rig.review("/mutate", &creation(&sandbox())).await);
+    rig.trust.send_replace(None);
+    for path in ["/mutate", "/validate"] {
+        let (status, told) = rig.post(b"h2", path, creation(&pod).to_string()).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{told}");
+        assert!(told.contains("hasn't read the root certificate yet"), "{told}");
+    }
+    assert_eq!(counted(&rig, "mutate", "error", "no_roots"), 1);
+    assert_eq!(counted(&rig, "validate", "error", "no_roots"), 1);
+    let mut update = creation(&pod);
+    update["request"]["operation"] = "UPDATE".into();
+    update["request"]["oldObject"] = pod.clone();
+    update["request"]["object"]["metadata"]["labels"]["adopted"] = "yes".into();
+    let verdict = rig.review("/validate", &update).await;
+    assert_eq!(verdict["response"]["allowed"], true, "{verdict}");
+}
+
+#[tokio::test]
 async fn a_refusal_tells_the_field_and_the_fix_and_counts_by_its_kind() {
     let rig = Rig::start(settings()).await;
     let answer = rig

@@ -54,6 +54,8 @@ enum DialError {
     Connect(io::Error),
     #[error("timed out")]
     TimedOut,
+    #[error("the request's own time was over")]
+    OutOfTime,
     #[error("{0}")]
     Handshake(HandshakeError),
     #[error("the router has no mesh identity that is valid now: {0}")]
@@ -61,13 +63,14 @@ enum DialError {
 }
 
 impl DialError {
-    /// Whether there is no host at that address any more. One that refuses is there.
+    /// Whether there is no host at that address any more. One that refuses is there, and how long a client waits says nothing
+    /// about it.
     fn says_gone(&self) -> bool {
         use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
         match self {
             Self::TimedOut => true,
             Self::Connect(error) => matches!(error.kind(), HostUnreachable | NetworkUnreachable | TimedOut),
-            Self::Handshake(_) | Self::NoIdentity(_) => false,
+            Self::OutOfTime | Self::Handshake(_) | Self::NoIdentity(_) => false,
         }
     }
 }
@@ -205,7 +208,7 @@ impl Forwarder {
             let error = match timeout_at(deadline, self.connect(target)).await {
                 Ok(Ok(lease)) => return Ok(lease),
                 Ok(Err(error)) => error,
-                Err(_) => return Err(DialError::TimedOut),
+                Err(_) => return Err(DialError::OutOfTime),
             };
             let again = matches!(error, DialError::Connect(_) | DialError::TimedOut);
             if !again || left == 0 || Instant::now() + pause >= deadline {
@@ -261,7 +264,7 @@ impl Forwarder {
         let name = sandbox.name.clone();
         let (reason, answer) = match error {
             DialError::Connect(_) => (Reason::Dial, RouterError::Unreachable(name)),
-            DialError::TimedOut | DialError::Handshake(HandshakeError::TimedOut) => {
+            DialError::TimedOut | DialError::OutOfTime | DialError::Handshake(HandshakeError::TimedOut) => {
                 (Reason::Timeout, RouterError::TimedOut(name))
             }
             // Without an identity a gate has nothing to say that could be believed, and closes.
@@ -322,5 +325,9 @@ mod tests {
         assert!(connect(ErrorKind::HostUnreachable) && connect(ErrorKind::NetworkUnreachable));
         assert!(!connect(ErrorKind::ConnectionRefused) && !connect(ErrorKind::ConnectionReset));
         assert!(!DialError::NoIdentity(Unfit::Absent).says_gone());
+        assert!(
+            !DialError::OutOfTime.says_gone(),
+            "a client that won't wait tells nothing"
+        );
     }
 }

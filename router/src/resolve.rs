@@ -34,7 +34,7 @@ pub(crate) enum Unresolved {
     NoPod,
     #[error("looking up its Service's name took too long")]
     TimedOut,
-    #[error("no ready pod of it is known")]
+    #[error("no pod of it is known that may have requests now")]
     Unknown,
     #[error("its pod has no gate, and its namespace has opted in; delete the pod, so that it is born with one")]
     Ungated,
@@ -163,8 +163,10 @@ impl Resolver {
         let hint = match found {
             Found::Pod(pod) => return self.way(route, pod),
             Found::Foreign => return Err(Unresolved::Foreign),
+            Found::Withheld => return Err(Unresolved::Unknown),
             Found::Misled => None,
-            Found::Unknown => route.pod_ip,
+            // Where nobody proves himself, an address is a sandbox's only if the cache says so.
+            Found::Unknown => route.pod_ip.filter(|_| self.pods.is_none() || self.mesh != Mesh::Off),
         };
         if self.mesh == Mesh::Auto {
             return Err(Unresolved::Unknown);

@@ -12,6 +12,7 @@ ENUMS = {
     "router.auth.mode": ["", "token", "allow-all"],
     "router.mesh.mode": ["required", "auto", "off"],
     "router.service.type": ["ClusterIP", "LoadBalancer", "NodePort"],
+    "injector.defaultPolicy": ["deny", "authenticated", "anonymous"],
     "injector.webhook.certificate.source": ["self", "cert-manager", "secret"],
     "injection.lockdown": ["enabled", "disabled"],
     "injection.logLevel": ["error", "warn", "info", "debug", "trace"],
@@ -162,9 +163,9 @@ helm install sandgate charts/sandgate -n agent-sandbox-system \\
   --set router.auth.mode=token --set router.auth.existingSecret=sandbox-router-token
 ```
 
-**Don't label a namespace whose sandboxes are in use.** This release issues no identities to gates and brings them no
-policies. In a namespace labelled `sandgate.dev/inject=enabled` every sandbox pod that is created gets a gate and stays
-NotReady. `helm get notes sandgate -n agent-sandbox-system` prints a command that tells what would be done to a sandbox.
+**Don't label a namespace whose sandboxes are in use.** In a namespace labelled `sandgate.dev/inject=enabled` every sandbox pod
+that is created gets a gate, and every gate has one and the same policy, `injector.defaultPolicy`, which refuses everybody by
+default. `helm get notes sandgate -n agent-sandbox-system` prints a command that tells what would be done to a sandbox.
 
 [docs/install.md](../../docs/install.md) says more: upgrades, certificates, uninstalling, life without Helm.
 `values-ha.yaml` beside this file is a starting point for three of each. A key that doesn't exist is refused, not ignored.

@@ -40,6 +40,8 @@ REFUSED = [
     {"injection.routerIdentities": ["spiffe://cluster.local/ns/a/sa/b-"]},
     {"injection.routerIdentities": ["spiffe://elsewhere/ns/a/sa/b"]},
     {"router.serviceAccount.name": "No Name"},
+    {"injector.serviceAccount.name": "No Name"},
+    {"injector.serviceAccount.name": "sandbox-router"},
     {"injection.acceptedImages": ["a b"]},
     {"injection.acceptedImages": ["-a"]},
     {"injection.acceptedImages": ["a" * 513]},

@@ -53,8 +53,9 @@ def only_a_given_certificate_comes_with_its_root(chart):
         assert len(configurations) == 2 and found == bundles, found
 
 
-def nobody_but_an_injector_that_issues_its_certificate_may_write_ca_bundles_and_a_secret(chart):
-    """Old replicas would put their own root back into the bundles of a release that has another source."""
+def nobody_but_an_injector_that_issues_its_certificate_may_write_ca_bundles(chart):
+    """Old replicas would put their own root back into the bundles of a release that has another source. The root of gates is
+    the injector's own in any case."""
     certificate = "injector.webhook.certificate"
     given = sets(f"{certificate}.source=secret", f"{certificate}.caBundle=Zm9v")
     issued = sets(f"{certificate}.source=cert-manager", f"{certificate}.issuerRef.name=issuer")
@@ -67,7 +68,16 @@ def nobody_but_an_injector_that_issues_its_certificate_may_write_ca_bundles_and_
 
     assert written() == ({"patch"}, {"get", "update"}), written()
     for arguments in (given, issued):
-        assert written(*arguments) == (set(), set()), written(*arguments)
+        assert written(*arguments) == (set(), {"get", "update"}), written(*arguments)
+        secrets = [o["metadata"]["name"] for o in chart.objects(*DECIDED, *arguments) if o["kind"] == "Secret"]
+        assert secrets == ["sandgate-authority"], secrets
+
+
+def routers_and_the_control_plane_have_identities_of_their_own(chart):
+    told = "is a router's identity, too"
+    assert told in chart.refusal(*DECIDED, "--set", "injector.serviceAccount.name=sandbox-router")
+    own = "spiffe://cluster.local/ns/agent-sandbox-system/sa/sandbox-injector"
+    assert told in chart.refusal(*DECIDED, "--set", f"injection.routerIdentities={{{own}}}")
 
 
 def the_webhook_can_be_kept_for_the_networks_of_the_api_servers(chart):
@@ -91,6 +101,7 @@ TESTS = [
     half_a_choice_is_refused_and_everything_that_is_missing_is_named,
     labels_that_selectors_need_are_the_charts_own,
     only_a_given_certificate_comes_with_its_root,
-    nobody_but_an_injector_that_issues_its_certificate_may_write_ca_bundles_and_a_secret,
+    nobody_but_an_injector_that_issues_its_certificate_may_write_ca_bundles,
+    routers_and_the_control_plane_have_identities_of_their_own,
     the_webhook_can_be_kept_for_the_networks_of_the_api_servers,
 ]

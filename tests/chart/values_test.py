@@ -35,6 +35,7 @@ OTHERS = {
     "router.service.type": "LoadBalancer",
     "router.proxyTimeout": "7s",
     "router.shutdownTimeout": "7s",
+    "injector.defaultPolicy": "authenticated",
     "injector.webhook.certificate.source": "self",
     "injector.networkPolicy.apiServerCIDRs": ["10.0.0.0/8"],
     "injection.lockdown": "enabled",

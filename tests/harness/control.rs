@@ -1,11 +1,11 @@
 //! A control plane for tests: it dials gates as the real one does, and says whatever it is told.
 
-use crate::{TRUST_DOMAIN, exchange, status};
+use crate::{exchange, status};
 use sandgate_local::authority::{Authority, Issued, LeafSpec, Usage};
 use sandgate_mesh::contract::ALPN_CONTROL;
 use sandgate_mesh::control::{ENROLMENT_PATH, Enrolment, IDENTITY_PATH, IdentityGrant, POLICY_PATH, PolicyPush};
 use sandgate_mesh::credentials::{MeshCredentials, Role};
-use sandgate_mesh::identity::{ExpectedSandbox, SandboxIdentity};
+use sandgate_mesh::identity::{ExpectedSandbox, SandboxIdentity, WorkloadIdentity};
 use sandgate_mesh::policy::model::{Generation, Snapshot};
 use sandgate_mesh::tls::{self, GateStanding};
 use serde::Serialize;
@@ -34,12 +34,27 @@ pub struct ControlPlane {
 impl ControlPlane {
     /// One with a certificate of `authority`, for the gate of `sandbox`.
     pub fn new(authority: &Authority, gate: SocketAddr, sandbox: SandboxIdentity) -> Self {
+        Self::known_as(&CONTROL.parse().unwrap(), authority, gate, sandbox)
+    }
+
+    /// The same with another identity.
+    pub fn known_as(
+        identity: &WorkloadIdentity,
+        authority: &Authority,
+        gate: SocketAddr,
+        sandbox: SandboxIdentity,
+    ) -> Self {
         let issued = authority
-            .issue(&LeafSpec::new("control", CONTROL, Usage::Client))
+            .issue(&LeafSpec::new("control", identity.to_string(), Usage::Client))
             .unwrap();
-        let (chain, key) = (issued.chain_pem.as_bytes(), issued.key_pem.as_bytes());
-        let (bundle, domain) = (authority.root_pem().as_bytes(), TRUST_DOMAIN.parse().unwrap());
-        let credentials = MeshCredentials::from_pem(Role::ControlPlane, chain, key, bundle, &domain);
+        let (chain, key) = (&issued.chain_pem, &issued.key_pem);
+        Self::with(identity, [chain, key, authority.root_pem()], gate, sandbox)
+    }
+
+    /// The same with a chain, its key and roots that somebody else has made, all in PEM.
+    pub fn with(identity: &WorkloadIdentity, pem: [&str; 3], gate: SocketAddr, sandbox: SandboxIdentity) -> Self {
+        let ([chain, key, bundle], domain) = (pem.map(str::as_bytes), &identity.trust_domain);
+        let credentials = MeshCredentials::from_pem(Role::ControlPlane, chain, key, bundle, domain);
         Self {
             credentials: credentials.unwrap(),
             gate,

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 /// A container's command, where `program` stands for the one in its image: with its arguments and its environment.
 ///
 /// Its volumes are in `volumes`, each in a folder of its name. Of the arguments only the folder of each mount is another:
-/// `--file=/mount/name` becomes `--file=…/volume/name`.
+/// `--file=/mount/name` becomes `--file=…/volume/name`, and `--folder=/mount` becomes `--folder=…/volume`.
 pub fn command(program: &str, pod: &Value, container: &Value, volumes: &Folder) -> Command {
     let mut variables: Vec<(String, String)> = Vec::new();
     for variable in items(&container["env"]) {
@@ -25,7 +25,10 @@ pub fn command(program: &str, pod: &Value, container: &Value, volumes: &Folder) 
         mounts.iter().fold(argument, |argument, mount| {
             let volume = volumes.path(text(&mount["name"]));
             let (there, here) = (text(&mount["mountPath"]), volume.display());
-            argument.replace(&format!("={there}/"), &format!("={here}/"))
+            match argument.strip_suffix(&format!("={there}")) {
+                Some(flag) => format!("{flag}={here}"),
+                None => argument.replace(&format!("={there}/"), &format!("={here}/")),
+            }
         })
     };
     for mount in &mounts {

@@ -12,6 +12,8 @@ from image import ET_DYN, PF_X, PT_DYNAMIC, PT_GNU_RELRO, PT_GNU_STACK, PT_INTER
 from peers import Dns, app, ending, get
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+# The roots of some cluster.
+ROOT = REPOSITORY / "tests" / "golden" / "root.crt"
 CONTENT = {
     "sidecar": ["/sandbox-sidecar"],
     "router": ["/sandbox-router", "/sandbox-sidecar"],
@@ -138,7 +140,9 @@ def a_gate_as_the_injector_makes_it_answers_the_kubelet(world):
         "metadata": {"name": "alpha", "namespace": "default", "labels": {"agents.x-k8s.io/sandbox-name-hash": "8c736521"}},
         "spec": {"containers": [{"name": "app", "image": "app.example/app:1"}]},
     }
-    status, output = world.root("injector").run("inject", "-f", "-", "-o", "json", text=json.dumps(pod))
+    roots = "/etc/roots.pem"
+    root = world.root("injector", {roots: ROOT.read_text()})
+    status, output = root.run("inject", "-f", "-", "-o", "json", f"--trust-anchors-file={roots}", text=json.dumps(pod))
     assert status == 0, output
     pod = json.loads(output)
     pod["metadata"]["uid"] = "6b1e2c1e-0c1f-4d0c-9f38-0b5c1a2d3e4f"
@@ -146,7 +150,7 @@ def a_gate_as_the_injector_makes_it_answers_the_kubelet(world):
     assert container["command"] == world.images["sidecar"].entrypoint, container["command"]
     context = container["securityContext"]
     user = f"{context['runAsUser']}:{context['runAsGroup']}"
-    environment = {variable["name"]: pod_field(pod, variable["valueFrom"]["fieldRef"]["fieldPath"]) for variable in container["env"]}
+    environment = {variable["name"]: value_of(variable, pod) for variable in container["env"]}
     gate = world.root("sidecar").start(*container["args"], user=user, environment=environment)
     with ending(gate):
         # It runs, and it isn't ready without an identity.
@@ -156,9 +160,11 @@ def a_gate_as_the_injector_makes_it_answers_the_kubelet(world):
             assert status == expected, f"{probe}: {status}: {why}"
 
 
-def pod_field(pod, path):
-    """A field of a pod, as the downward API names it."""
-    for name in path.split("."):
+def value_of(variable, pod):
+    """What a kubelet gives a container as this variable: a text, or a field of the pod, as the downward API names it."""
+    if "value" in variable:
+        return variable["value"]
+    for name in variable["valueFrom"]["fieldRef"]["fieldPath"].split("."):
         pod = pod[name]
     return pod
 

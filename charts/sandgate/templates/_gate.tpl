@@ -54,11 +54,11 @@ volumeMounts:
 {{- define "sandgate.gateArgs" -}}
 {{- $args := list -}}
 {{- range fromJsonArray (include "sandgate.routerIdentities" .) }}{{ $args = append $args (printf "--router-identity=%s" .) }}{{ end -}}
-{{- $files := list "--tls-cert-file=/run/sandgate/tls.crt" "--tls-key-file=/run/sandgate/tls.key" "--trust-bundle-file=/run/sandgate/bundle.pem" "--policy-file=/run/sandgate/policy.json" -}}
-{{- concat (append $args (printf "--trust-domain=%s" .Values.trustDomain)) $files | toJson -}}
+{{- $control := printf "--control-identity=%s" (include "sandgate.controlIdentity" .) -}}
+{{- concat $args (list $control (printf "--trust-domain=%s" .Values.trustDomain) "--state-folder=/run/sandgate") | toJson -}}
 {{- end }}
 
-{{/* Its environment. With lockdown a list of the app's probes may follow. */}}
+{{/* Its environment, but for the roots, which nobody knows when this is rendered. With lockdown a list of the app's probes may follow them. */}}
 {{- define "sandgate.gateEnv" -}}
 - {name: SANDGATE_NAMESPACE, valueFrom: {fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}}}
 - {name: SANDGATE_SANDBOX, valueFrom: {fieldRef: {apiVersion: v1, fieldPath: metadata.name}}}
@@ -142,6 +142,9 @@ volumeMounts:
 {{- $env := fromYamlArray (include "sandgate.gateEnv" .) }}
 {{- $variable := list "name" "imagePullPolicy" "resources" "resizePolicy" "terminationMessagePath" "terminationMessagePolicy" }}
 {{- $last := len $args }}
+{{- $value := printf "variables.gate.env[%d].value" (len $env) }}
+{{- $given := printf "%s + [{'name': dyn('SANDGATE_TRUST_ANCHORS'), 'value': dyn(%s)}]" (include "sandgate.cel" $env) $value }}
+{{- $probes := printf "variables.gate.env[%d].value" (add (len $env) 1) }}
 {{- if $lockdown }}
 {{ include "sandgate.fieldRules" (dict "fields" (fromYaml (include "sandgate.lockdown" .)) "images" .Values.injection.acceptedImages "injection" .Values.injection "container" "variables.inits[0]" "guard" "variables.closed" "place" "spec.initContainers[sandgate-lockdown]" "variable" $variable) }}
 {{- end }}
@@ -152,12 +155,16 @@ volumeMounts:
     variables.gate.args[{{ $last }}] in ['--log-level=error', '--log-level=warn', '--log-level=info', '--log-level=debug', '--log-level=trace'])
   message: "spec.initContainers[sandgate].args: they aren't what would be injected; remove all parts of the gate from the pod, they are added when it is created"
 - expression: >-
-    !variables.gated || (has(variables.gate.env) && (variables.gate.env == {{ include "sandgate.cel" $env }}
+    !variables.gated || (has(variables.gate.env) && variables.gate.env.size() > {{ len $env }} && has({{ $value }}) && (variables.gate.env == {{ $given }}
     {{- if $lockdown }} ||
-    variables.gate.env.size() == 4 && has(variables.gate.env[3].value) && variables.gate.env ==
-    {{ include "sandgate.cel" $env }} + [{'name': dyn('SANDGATE_APP_PROBES'), 'value': dyn(variables.gate.env[3].value)}]
+    variables.gate.env.size() == {{ add (len $env) 2 }} && has({{ $probes }}) && variables.gate.env ==
+    {{ $given }} + [{'name': dyn('SANDGATE_APP_PROBES'), 'value': dyn({{ $probes }})}]
     {{- end }}))
   message: "spec.initContainers[sandgate].env: it isn't what would be injected; remove all parts of the gate from the pod, they are added when it is created"
+{{- /* Which roots they are, the webhook judges, which knows them. */}}
+- expression: >-
+    !variables.gated || !has(variables.gate.env) || variables.gate.env.size() <= {{ len $env }} || !has({{ $value }}) || ({{ $value }}.startsWith('-----BEGIN CERTIFICATE-----\n') && {{ $value }}.size() <= 16384)
+  message: "spec.initContainers[sandgate].env[SANDGATE_TRUST_ANCHORS]: it holds no root certificates of 16 KiB at most; remove all parts of the gate from the pod, they are added when it is created"
 - expression: >-
     variables.volumes.exists_one(v, v.name == 'sandgate-token' && v.all(field, field in ['name', 'projected']) && has(v.projected) &&
     v.projected.all(field, field in ['defaultMode', 'sources']) && v.projected.defaultMode == 420 && v.projected.sources != null && v.projected.sources.size() == 1 &&
@@ -170,6 +177,6 @@ volumeMounts:
   message: "spec.volumes[sandgate-state]: it isn't what would be injected; remove all parts of the gate from the pod, they are added when it is created"
 - expression: "'sandgate.dev/injected' in variables.labels && variables.labels['sandgate.dev/injected'] == 'true'"
   message: "metadata.labels[sandgate.dev/injected]: a gated pod has it with the value true; leave it to the injector"
-- expression: "'sandgate.dev/shape' in variables.annotations && variables.annotations['sandgate.dev/shape'] == '1'"
-  message: "metadata.annotations[sandgate.dev/shape]: a gated pod has it with the value 1; leave it to the injector"
+- expression: "'sandgate.dev/shape' in variables.annotations && variables.annotations['sandgate.dev/shape'] == '2'"
+  message: "metadata.annotations[sandgate.dev/shape]: a gated pod has it with the value 2; leave it to the injector"
 {{- end }}

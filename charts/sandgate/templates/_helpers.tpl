@@ -111,6 +111,11 @@ topologySpreadConstraints:
 {{- ternary .Values.injection.routerIdentities $own (not (empty .Values.injection.routerIdentities)) | toJson -}}
 {{- end }}
 
+{{/* SPIFFE ID of the control plane, which is the injector. */}}
+{{- define "sandgate.controlIdentity" -}}
+{{ printf "spiffe://%s/ns/%s/sa/%s" .Values.trustDomain .Release.Namespace .Values.injector.serviceAccount.name }}
+{{- end }}
+
 {{- define "sandgate.injectorName" -}}
 {{ include "sandgate.fullname" . }}-injector
 {{- end }}
@@ -152,6 +157,7 @@ topologySpreadConstraints:
 {{- range fromJsonArray (include "sandgate.routerIdentities" .) }}
 - --router-identity={{ . }}
 {{- end }}
+- --control-identity={{ include "sandgate.controlIdentity" . }}
 - --trust-domain={{ .Values.trustDomain }}
 {{- if $injection.allowOptOut }}
 - --allow-opt-out
@@ -193,11 +199,12 @@ kubectl exec -i -n {{ .Release.Namespace }} deploy/{{ include "sandgate.injector
 {{ include "sandgate.injectionArgs" . }}
 - --restrict-connect={{ $injection.restrictConnect }}
 - --network-policy={{ $injection.networkPolicy }}
+- --default-policy={{ .Values.injector.defaultPolicy }}
+- --authority-secret={{ include "sandgate.authoritySecret" . }}
 - --webhook-configuration={{ include "sandgate.injectorName" . }}
 - --manage-ca-bundle={{ $issued }}
 {{- if $issued }}
 - --webhook-name={{ include "sandgate.injectorName" . }}.{{ .Release.Namespace }}.svc
-- --authority-secret={{ include "sandgate.authoritySecret" . }}
 {{- else }}
 - --webhook-cert-file=/etc/sandgate/webhook/tls.crt
 - --webhook-key-file=/etc/sandgate/webhook/tls.key

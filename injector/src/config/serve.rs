@@ -4,15 +4,24 @@ use super::{InjectionFlags, parse};
 use crate::authority::ServingName;
 use crate::names::{DEFAULT_AUTHORITY_SECRET, DEFAULT_WEBHOOK};
 use crate::settings::Settings;
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, ValueEnum};
 use sandgate_mesh::duration;
 use sandgate_mesh::listener::parse_address;
+use sandgate_mesh::policy::model;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// The longest name of an object.
 const MAX_NAME: usize = 253;
+
+/// Who may call a sandbox that no policy selects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum DefaultPolicy {
+    Deny,
+    Authenticated,
+    Anonymous,
+}
 
 /// How the webhook is served, and what is looked after beside it.
 #[derive(Debug, Args)]
@@ -35,9 +44,13 @@ pub struct ServeFlags {
     /// PEM file with its private key.
     #[arg(long, help_heading = "Webhook")]
     webhook_key_file: Option<PathBuf>,
-    /// Secret in the own namespace with the root certificate. It must be there, and is filled where it is empty.
+    /// Secret in the own namespace with the root certificate of gates, and of the webhook's certificate unless that is in
+    /// files. It must be there, and is filled where it is empty.
     #[arg(long, default_value = DEFAULT_AUTHORITY_SECRET, help_heading = "Webhook")]
     authority_secret: String,
+    /// Who may call a sandbox that no policy selects: nobody, everybody who is somebody, or everybody.
+    #[arg(long, value_enum, default_value_t = DefaultPolicy::Deny, help_heading = "Gates")]
+    default_policy: DefaultPolicy,
     /// Name of the mutating and of the validating webhook configuration that lead here.
     #[arg(long, default_value = DEFAULT_WEBHOOK, help_heading = "Webhook")]
     webhook_configuration: String,
@@ -69,6 +82,8 @@ pub struct Config {
     pub webhook: SocketAddr,
     pub admin: SocketAddr,
     pub certificate: CertificateSource,
+    pub authority_secret: String,
+    pub default_policy: model::DefaultPolicy,
     pub webhook_configuration: String,
     pub restrict_connect: bool,
     pub network_policy: bool,
@@ -84,8 +99,6 @@ pub enum CertificateSource {
     Issued {
         /// What it is issued for.
         names: Vec<ServingName>,
-        /// The Secret with the root.
-        secret: String,
         /// Whether the root is kept in the webhook configurations.
         manage_ca_bundle: bool,
     },
@@ -120,6 +133,7 @@ impl ServeFlags {
         let drain_delay = time("--drain-delay", &self.drain_delay, &mut problems);
         let shutdown_timeout = time("--shutdown-timeout", &self.shutdown_timeout, &mut problems);
         object_name("--webhook-configuration", &self.webhook_configuration, &mut problems);
+        object_name("--authority-secret", &self.authority_secret, &mut problems);
         let certificate = self.certificate(&mut problems);
         let settings = self.injection.settings().map_err(|more| problems.extend(more)).ok();
         let config = || {
@@ -128,6 +142,12 @@ impl ServeFlags {
                 webhook: webhook?,
                 admin: admin?,
                 certificate: certificate?,
+                authority_secret: self.authority_secret,
+                default_policy: match self.default_policy {
+                    DefaultPolicy::Deny => model::DefaultPolicy::Deny,
+                    DefaultPolicy::Authenticated => model::DefaultPolicy::Authenticated,
+                    DefaultPolicy::Anonymous => model::DefaultPolicy::Anonymous,
+                },
                 webhook_configuration: self.webhook_configuration,
                 restrict_connect: self.restrict_connect,
                 network_policy: self.network_policy,
@@ -156,7 +176,6 @@ impl ServeFlags {
                 Some(CertificateSource::Files { chain, key })
             }
             (None, None) => {
-                object_name("--authority-secret", &self.authority_secret, problems);
                 let default = format!("{DEFAULT_WEBHOOK}.{}.svc", self.injection.own_namespace);
                 let given = self.webhook_name.iter();
                 let names: Vec<_> = given
@@ -169,7 +188,6 @@ impl ServeFlags {
                 };
                 Some(CertificateSource::Issued {
                     names,
-                    secret: self.authority_secret.clone(),
                     manage_ca_bundle: self.manage_ca_bundle,
                 })
             }
@@ -214,12 +232,28 @@ mod tests {
         let config = config(&["--own-namespace=here"]).unwrap();
         let issued = CertificateSource::Issued {
             names: vec![ServingName::Dns("sandgate-injector.here.svc".into())],
-            secret: "sandgate-authority".into(),
             manage_ca_bundle: true,
         };
         assert_eq!(config.certificate, issued);
+        assert_eq!(config.authority_secret, "sandgate-authority");
+        assert_eq!(config.default_policy, model::DefaultPolicy::Deny);
         assert_eq!((config.webhook.port(), config.admin.port()), (8443, 8081));
         assert!(config.network_policy && !config.restrict_connect);
+    }
+
+    #[test]
+    fn who_may_call_without_a_policy_is_one_of_three_words() {
+        for (word, policy) in [
+            ("deny", model::DefaultPolicy::Deny),
+            ("authenticated", model::DefaultPolicy::Authenticated),
+            ("anonymous", model::DefaultPolicy::Anonymous),
+        ] {
+            assert_eq!(
+                config(&[&format!("--default-policy={word}")]).unwrap().default_policy,
+                policy
+            );
+        }
+        assert!(Flags::try_parse_from(["--default-policy=allow"]).is_err());
     }
 
     #[test]

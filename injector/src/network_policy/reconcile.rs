@@ -7,7 +7,7 @@ use super::expected;
 use super::report::Report;
 use crate::kubernetes::{RequestError, bounded};
 use crate::metrics::Metrics;
-use crate::names::{ENABLED, EXCLUDED_NAMESPACES, FIELD_MANAGER, INJECT_LABEL, MANAGED_BY_LABEL, NETWORK_POLICY};
+use crate::names::{ENABLED, FIELD_MANAGER, INJECT_LABEL, MANAGED_BY_LABEL, NETWORK_POLICY};
 use crate::settings::Settings;
 use futures_util::{Stream, StreamExt, future, stream};
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
@@ -156,8 +156,7 @@ impl Reconciler {
     }
 
     fn wanted(&self, namespace: &str) -> Wanted {
-        let excluded =
-            EXCLUDED_NAMESPACES.contains(&namespace) || namespace == self.context.settings.own_namespace.as_str();
+        let excluded = self.context.settings.excludes(namespace);
         match self.namespaces.get(&ObjectRef::new(namespace)) {
             Some(found) if found.meta().deletion_timestamp.is_some() => Wanted::Anything,
             Some(_) if self.context.enabled && !excluded => Wanted::Policy,

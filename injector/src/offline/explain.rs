@@ -1,9 +1,13 @@
 //! `explain`: what the webhook would decide about each pod of a file, why, and what to change.
 
 use super::{Outcome, documents, find, judge};
+use crate::anchors::Anchors;
+use crate::authority::NewRoot;
 use crate::decide::Decision;
+use crate::existing;
 use crate::names::{ENABLED, INJECT_LABEL};
 use crate::patch::patch;
+use crate::pod::Pod;
 use crate::settings::Settings;
 use serde::Serialize;
 use std::fmt::Write;
@@ -45,17 +49,32 @@ struct Answer<'a> {
     pods: &'a [Explained],
 }
 
-/// Explains every pod in a text.
+/// Explains every pod in a text. Without the cluster's roots, those of a gate that is there aren't compared with any.
 ///
 /// # Errors
 /// The text can't be read.
-pub fn explain(settings: &Settings, namespace: &str, text: &str, format: Format) -> Result<Outcome, String> {
+pub fn explain(
+    settings: &Settings,
+    anchors: Option<&Anchors>,
+    namespace: &str,
+    text: &str,
+    format: Format,
+) -> Result<Outcome, String> {
     let mut outcome = Outcome::default();
-    let mut pods = Vec::new();
+    let (mut pods, mut uncompared) = (Vec::new(), false);
+    let any = some_root()?;
     for document in documents::parse(text)? {
         for found in find::pods(&document, &mut outcome.notes) {
-            pods.push(explained(settings, namespace, &found));
+            let own = Pod::read(&found.pod).ok().and_then(existing::anchors);
+            let own = own.and_then(|text| Anchors::from_pem(text.as_bytes()).ok());
+            uncompared |= anchors.is_none() && own.is_some();
+            let anchors = anchors.or(own.as_ref()).unwrap_or(&any);
+            pods.push(explained(settings, anchors, namespace, &found));
         }
+    }
+    if uncompared {
+        let note = "the roots of gates that are there already were compared with none: give --trust-anchors-file";
+        outcome.notes.push(note.to_owned());
     }
     outcome.notes.push(match pods.as_slice() {
         [] => "no pod was found: nothing was checked".to_owned(),
@@ -72,8 +91,14 @@ pub fn explain(settings: &Settings, namespace: &str, text: &str, format: Format)
     Ok(outcome)
 }
 
-fn explained(settings: &Settings, namespace: &str, found: &find::Found) -> Explained {
-    let decision = judge(settings, namespace, found);
+/// A root that stands for the cluster's where a gate would be added: what it says is shown to nobody.
+fn some_root() -> Result<Anchors, String> {
+    let root = NewRoot::generate().map_err(|error| error.to_string())?;
+    Anchors::from_pem(root.certificate_pem.as_bytes()).map_err(|error| error.to_string())
+}
+
+fn explained(settings: &Settings, anchors: &Anchors, namespace: &str, found: &find::Found) -> Explained {
+    let decision = judge(settings, anchors, namespace, found);
     let mut explained = Explained {
         kind: found.kind.clone(),
         namespace: found.namespace.as_deref().unwrap_or(namespace).to_owned(),

@@ -1,15 +1,22 @@
 //! `inject`: a file's objects with a gate in every pod and pod template that the webhook would put one into.
 
 use super::{Outcome, documents, find, judge};
+use crate::anchors::Anchors;
 use crate::decide::Decision;
 use crate::patch::patch;
 use crate::settings::Settings;
 
-/// Injects every pod in a text. If one would be refused, nothing is put out: half a file is worse than none.
+/// Injects every pod in a text, with these roots. If one would be refused, nothing is put out: half a file is worse than none.
 ///
 /// # Errors
 /// The text can't be read, or the result not be written.
-pub fn inject(settings: &Settings, namespace: &str, text: &str, format: documents::Format) -> Result<Outcome, String> {
+pub fn inject(
+    settings: &Settings,
+    anchors: &Anchors,
+    namespace: &str,
+    text: &str,
+    format: documents::Format,
+) -> Result<Outcome, String> {
     let mut outcome = Outcome {
         admitted: true,
         ..Outcome::default()
@@ -18,7 +25,7 @@ pub fn inject(settings: &Settings, namespace: &str, text: &str, format: document
     for document in &mut documents {
         for found in find::pods(document, &mut outcome.notes) {
             let title = format!("{} {}", found.kind, found.name);
-            match judge(settings, namespace, &found) {
+            match judge(settings, anchors, namespace, &found) {
                 Decision::Inject(plan) => {
                     let place = found
                         .place(document)

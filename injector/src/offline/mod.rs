@@ -7,6 +7,7 @@ pub mod explain;
 pub mod find;
 pub mod inject;
 
+use crate::anchors::Anchors;
 use crate::decide::{Decision, Operation, Request, User, decide};
 use crate::settings::Settings;
 use find::Found;
@@ -23,14 +24,14 @@ pub struct Outcome {
 }
 
 /// The webhook's decision about a pod that was found in a file.
-fn judge(settings: &Settings, default_namespace: &str, found: &Found) -> Decision {
+fn judge(settings: &Settings, anchors: &Anchors, default_namespace: &str, found: &Found) -> Decision {
     let request = Request {
         pod: &found.pod,
         operation: Operation::Create,
         namespace: found.namespace.as_deref().unwrap_or(default_namespace),
         user: &User::default(),
     };
-    match decide(settings, &request) {
+    match decide(settings, anchors, &request) {
         Decision::Deny(denials) => Decision::Deny(denials.with_fields(|field| found.field(field))),
         decision => decision,
     }

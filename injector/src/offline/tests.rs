@@ -1,6 +1,7 @@
 use super::documents::Format;
 use super::*;
-use crate::testing::{lockdown, settings};
+use crate::authority::NewRoot;
+use crate::testing::{anchors, lockdown, settings};
 use serde_json::{Value, json};
 
 const POD: &str = "
@@ -11,12 +12,12 @@ spec: {containers: [{name: app, image: python}]}
 ";
 
 fn explained(text: &str) -> (Value, Outcome) {
-    let outcome = explain::explain(&settings(), "default", text, explain::Format::Json).unwrap();
+    let outcome = explain::explain(&settings(), Some(&anchors()), "default", text, explain::Format::Json).unwrap();
     (serde_json::from_str(&outcome.output).unwrap(), outcome)
 }
 
 fn injected(text: &str) -> (Vec<Value>, Outcome) {
-    let outcome = inject::inject(&settings(), "default", text, Format::Yaml).unwrap();
+    let outcome = inject::inject(&settings(), &anchors(), "default", text, Format::Yaml).unwrap();
     (documents::parse(&outcome.output).unwrap(), outcome)
 }
 
@@ -179,7 +180,14 @@ fn a_pod_that_is_let_through_is_put_out_as_it_was_with_the_reason() {
     let (answer, _) = explained(&POD.replace("team-a", "kube-system"));
     assert_eq!(answer["pods"][0]["reason"], "excluded_namespace");
     let without = POD.replace("namespace: team-a, ", "");
-    let outcome = explain::explain(&settings(), "kube-system", &without, explain::Format::Table).unwrap();
+    let outcome = explain::explain(
+        &settings(),
+        Some(&anchors()),
+        "kube-system",
+        &without,
+        explain::Format::Table,
+    )
+    .unwrap();
     assert!(outcome.output.contains("excluded_namespace"), "{}", outcome.output);
 }
 
@@ -187,17 +195,48 @@ fn a_pod_that_is_let_through_is_put_out_as_it_was_with_the_reason() {
 fn injecting_what_was_injected_changes_nothing() {
     for settings in [settings(), lockdown()] {
         for format in [Format::Yaml, Format::Json] {
-            let once = inject::inject(&settings, "default", POD, format).unwrap().output;
-            let twice = inject::inject(&settings, "default", &once, format).unwrap().output;
+            let once = inject::inject(&settings, &anchors(), "default", POD, format)
+                .unwrap()
+                .output;
+            let twice = inject::inject(&settings, &anchors(), "default", &once, format)
+                .unwrap()
+                .output;
             assert_eq!(once, twice);
         }
     }
 }
 
+/// Whoever explains a file may have no cluster; then nothing is said about the roots in it.
+#[test]
+fn without_the_clusters_roots_those_of_a_gate_are_compared_with_none_and_a_note_says_so() {
+    let explain = |anchors: Option<&Anchors>, text: &str| {
+        let outcome = explain::explain(&settings(), anchors, "default", text, explain::Format::Json).unwrap();
+        let answer: Value = serde_json::from_str(&outcome.output).unwrap();
+        (answer["pods"][0]["message"].as_str().unwrap().to_owned(), outcome)
+    };
+    let uncompared = |outcome: &Outcome| outcome.notes.iter().any(|note| note.contains("--trust-anchors-file"));
+    let (message, outcome) = explain(None, POD);
+    assert!(
+        message.ends_with("a gate is added") && !uncompared(&outcome),
+        "{outcome:?}"
+    );
+    let gated = injected(POD).1.output;
+    let (message, outcome) = explain(None, &gated);
+    assert!(message.ends_with("its gate is there already"), "{outcome:?}");
+    assert!(outcome.admitted && uncompared(&outcome), "{outcome:?}");
+    let other = NewRoot::generate().unwrap().certificate_pem;
+    let other = Anchors::from_pem(other.as_bytes()).unwrap();
+    let (_, outcome) = explain(Some(&other), &gated);
+    assert!(!outcome.admitted && !uncompared(&outcome), "{outcome:?}");
+    // What are no roots at all is refused in any case.
+    let (_, outcome) = explain(None, &gated.replace("BEGIN CERTIFICATE", "BEGIN NOTHING"));
+    assert!(!outcome.admitted, "{outcome:?}");
+}
+
 #[test]
 fn the_table_is_for_people() {
     let text = format!("{POD}---\n{}", POD.replace("spec: {", "spec: {hostPID: true, "));
-    let outcome = explain::explain(&settings(), "default", &text, explain::Format::Table).unwrap();
+    let outcome = explain::explain(&settings(), Some(&anchors()), "default", &text, explain::Format::Table).unwrap();
     let expected = "\
 POD             DECISION  REASON
 Pod team-a/box  inject    sandbox_label
@@ -220,7 +259,7 @@ Pod team-a/box  deny      host_namespace
 #[test]
 fn a_file_cannot_write_to_the_terminal() {
     let text = POD.replace("name: box", "name: \"box\\e[31m\"");
-    let outcome = explain::explain(&settings(), "default", &text, explain::Format::Table).unwrap();
+    let outcome = explain::explain(&settings(), Some(&anchors()), "default", &text, explain::Format::Table).unwrap();
     assert!(outcome.output.contains("box?[31m"), "{}", outcome.output);
 }
 
@@ -229,7 +268,7 @@ fn text_that_yaml_would_take_for_something_else_stays_text() {
     let labels = json!({"a": "yes", "b": "0644", "c": "1e3", "d": "null", "e": "on", "f": "", "g": "2001-01-01", "h": "a: b\n#c"});
     let mut pod = documents::parse(POD).unwrap().remove(0);
     json_patch::merge(&mut pod["metadata"]["annotations"], &labels);
-    let once = inject::inject(&settings(), "default", &pod.to_string(), Format::Yaml).unwrap();
+    let once = inject::inject(&settings(), &anchors(), "default", &pod.to_string(), Format::Yaml).unwrap();
     let back = &documents::parse(&once.output).unwrap()[0];
     for (name, value) in labels.as_object().unwrap() {
         assert_eq!(&back["metadata"]["annotations"][name], value, "{}", once.output);
@@ -247,7 +286,8 @@ fn json_documents_may_follow_each_other_and_file_modes_are_octal() {
 #[test]
 fn a_text_that_cannot_be_read_says_where() {
     for bad in ["a: [", "{\"a\": ", "a: 1\na: 2", "- a\n b: c"] {
-        let error = explain::explain(&settings(), "default", bad, explain::Format::Table).unwrap_err();
+        let error =
+            explain::explain(&settings(), Some(&anchors()), "default", bad, explain::Format::Table).unwrap_err();
         assert!(error.contains("line"), "{bad:?}: {error}");
     }
 }
@@ -262,7 +302,7 @@ fn a_file_without_any_pod_fails_the_check_that_it_was_given_to() {
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}",
     ] {
         for format in [explain::Format::Table, explain::Format::Json] {
-            let outcome = explain::explain(&settings(), "default", text, format).unwrap();
+            let outcome = explain::explain(&settings(), Some(&anchors()), "default", text, format).unwrap();
             assert!(!outcome.admitted, "{text:?}");
             assert_eq!(
                 outcome.notes.last().unwrap(),

@@ -11,7 +11,6 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use prometheus::{Encoder, Registry, TextEncoder};
 use std::borrow::Cow;
-use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,7 +39,7 @@ pub enum ProbeAnswer {
     NoAnswer,
 }
 
-/// Connections whose request hasn't come whole. The oldest makes room for one more.
+/// Connections whose request hasn't come whole. One of them makes room for one more.
 const WAITING: usize = 768;
 /// Requests that are answered at once.
 const ANSWERED: usize = 256;
@@ -86,7 +85,7 @@ impl Admin {
         let newcomers = Newcomers::new(caps.waiting);
         let answered = Arc::new(Semaphore::new(caps.answered));
         while let Some((stream, peer)) = listener::accept(&listener, &mut draining).await {
-            let Ok(slot) = count.enter(one_if_loopback(peer.ip())) else {
+            let Ok(slot) = count.enter(listener::one_if_loopback(peer.ip())) else {
                 continue;
             };
             let connection = Connection {
@@ -94,7 +93,7 @@ impl Admin {
                 limits: Arc::clone(&limits),
                 draining: draining.clone(),
                 answered: Arc::clone(&answered),
-                newcomer: newcomers.enter(),
+                newcomer: newcomers.enter(peer.ip()),
             };
             tokio::spawn(async move {
                 connection.serve(stream).await;
@@ -210,15 +209,6 @@ impl Connection {
             () = hang_up.notified() => {}
             () = overdue => {}
         }
-    }
-}
-
-/// All loopback addresses are one peer: whoever has one of them has them all.
-fn one_if_loopback(peer: IpAddr) -> IpAddr {
-    if peer.is_loopback() {
-        Ipv4Addr::LOCALHOST.into()
-    } else {
-        peer
     }
 }
 

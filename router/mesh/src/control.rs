@@ -7,17 +7,18 @@
 //! | `PUT` [`IDENTITY_PATH`] | [`IdentityGrant`] | 204 |
 //! | `PUT` [`POLICY_PATH`] | [`PolicyPush`] | 204 |
 //!
-//! Errors are `{"detail":"<text>"}`: 400 what can't be read or used, 403 a control plane whose certificate has ended, 409 a
+//! Errors are `{"detail":"<text>"}`: 400 what can't be read or used, 403 a control plane whose certificate counts no more, 409 a
 //! [`Generation`] below the gate's floor, 500 and 503 what is for the gate to mend; 404, 405, 408 and 413 as everywhere.
 //! Who is no control plane of the gate gets none of them: its handshake fails. Each PUT may be repeated.
 //!
 //! The floor is the highest generation of what is in force, identity and policy. An identity for the leaf in force and with
 //! another bundle changes what the gate believes, and no more.
 
+use crate::credentials::{Part, certificates};
 use crate::policy::model::{Generation, Snapshot};
 use crate::sandbox::PodUid;
 use data_encoding::HEXLOWER;
-use ring::digest::{SHA256, digest};
+use ring::digest::{Context, SHA256, digest};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
 
@@ -45,6 +46,9 @@ pub struct Enrolment {
     /// The [`policy_digest`] of the policy in force, if there is one.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub policy_digest: Option<String>,
+    /// The [`bundle_digest`] of the roots in force, if there is an identity.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub bundle_digest: Option<String>,
 }
 
 /// Reads an optional text without serde's habit of taking `null` for an absent one.
@@ -56,6 +60,19 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>,
 pub fn policy_digest(snapshot: &Snapshot) -> String {
     let written = serde_json::to_vec(snapshot).unwrap_or_default();
     HEXLOWER.encode(digest(&SHA256, &written).as_ref())
+}
+
+/// Names the roots of a bundle by what they are: SHA-256, in hexadecimal, of the DER of its certificates, each once and sorted
+/// by their bytes. So neither their order nor how they are written matters. None for what isn't PEM of certificates.
+pub fn bundle_digest(pem: &str) -> Option<String> {
+    let mut roots = certificates(Part::Bundle, pem.as_bytes()).ok()?;
+    roots.sort_unstable_by(|a, b| a.as_ref().cmp(b.as_ref()));
+    roots.dedup();
+    let mut hash = Context::new(&SHA256);
+    for root in &roots {
+        hash.update(root);
+    }
+    Some(HEXLOWER.encode(hash.finish().as_ref()))
 }
 
 impl fmt::Debug for Enrolment {
@@ -95,6 +112,7 @@ pub struct PolicyPush {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::authority::Authority;
 
     const ENROLMENT: &str = r#"{"podUid":"u1","csr":"c","token":"secret","floor":{"epoch":1,"counter":2}}"#;
 
@@ -108,6 +126,7 @@ mod tests {
             ("\"u1\"", "\"\""),
             ("\"counter\":2", "\"counter\":-2"),
             ("}}", "},\"policyDigest\":null}"),
+            ("}}", "},\"bundleDigest\":null}"),
             ("}}", "},\"also\":1}"),
             ("\"csr\":\"c\",", ""),
             ("\"csr\":\"c\"", "\"csr\":\"c\",\"csr\":\"d\""),
@@ -130,6 +149,25 @@ mod tests {
         assert_eq!(of(text), of(&text.replace(',', ", ")));
         for (from, to) in [("\"counter\":1", "\"counter\":2"), ("deny", "anonymous"), ("80", "81")] {
             assert_ne!(of(text), of(&text.replace(from, to)), "{to}");
+        }
+    }
+
+    #[test]
+    fn a_digest_of_a_bundle_follows_its_roots_and_not_how_they_are_written() {
+        let [a, b] = ["a", "b"].map(|name| Authority::new(name).unwrap().root_pem().to_owned());
+        let both = bundle_digest(&format!("{a}{b}")).unwrap();
+        assert_eq!(both.len(), 64);
+        for same in [
+            format!("{b}{a}"),
+            format!("{a}{b}{a}"),
+            format!("# roots\n{a}\n\n{}", b.replace('\n', "\r\n")),
+        ] {
+            assert_eq!(bundle_digest(&same).as_ref(), Some(&both), "{same}");
+        }
+        assert_ne!(bundle_digest(&a).unwrap(), both);
+        assert_ne!(bundle_digest(&a), bundle_digest(&b));
+        for bad in ["", "a", &a[..a.len() / 2], &a.replace("CERTIFICATE", "PUBLIC KEY")] {
+            assert_eq!(bundle_digest(bad), None, "{bad}");
         }
     }
 }

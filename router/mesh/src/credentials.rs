@@ -341,7 +341,7 @@ pub fn roots_from_pem(bundle: &[u8]) -> Result<Arc<RootCertStore>, CredentialsEr
     Ok(Arc::new(roots))
 }
 
-fn certificates(part: Part, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, CredentialsError> {
+pub(crate) fn certificates(part: Part, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, CredentialsError> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let found = found.map_err(|_| CredentialsError::Pem(part))?;
     if found.is_empty() {

@@ -1,15 +1,17 @@
 //! Accepting connections: addresses as Go writes them, caps per process and per peer, and parking, so that a connection
 //! which never says anything costs a socket and little more.
 
+mod newcomers;
+
 use crate::drain::Draining;
+pub use newcomers::{Newcomer, Newcomers};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
 
 /// How long to wait after an accept that failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -133,66 +135,12 @@ pub async fn first_byte(stream: &TcpStream, wait: Duration) -> bool {
     matches!(tokio::time::timeout(wait, stream.peek(&mut [0])).await, Ok(Ok(1)))
 }
 
-/// Connections whose peers have not proven anything yet. When there are too many, the oldest makes room: a peer that
-/// stalls can't keep out one that doesn't.
-#[derive(Debug, Clone)]
-pub struct Newcomers {
-    most: usize,
-    waiting: Arc<Mutex<Waiting>>,
-}
-
-#[derive(Debug, Default)]
-struct Waiting {
-    next: u64,
-    by_age: BTreeMap<u64, oneshot::Sender<()>>,
-}
-
-/// A place among the newcomers, free again when dropped.
-#[derive(Debug)]
-pub struct Newcomer {
-    number: u64,
-    waiting: Arc<Mutex<Waiting>>,
-    displaced: oneshot::Receiver<()>,
-}
-
-impl Newcomers {
-    /// Room for so many.
-    pub fn new(most: usize) -> Self {
-        Self {
-            most,
-            waiting: Arc::default(),
-        }
-    }
-
-    /// A place for one more. The oldest loses its own if need be.
-    pub fn enter(&self) -> Newcomer {
-        let (keep, displaced) = oneshot::channel();
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = waiting.next;
-        waiting.next += 1;
-        waiting.by_age.insert(number, keep);
-        if waiting.by_age.len() > self.most {
-            waiting.by_age.pop_first();
-        }
-        Newcomer {
-            number,
-            waiting: Arc::clone(&self.waiting),
-            displaced,
-        }
-    }
-}
-
-impl Newcomer {
-    /// Completes when a newer connection needs the place.
-    pub async fn displaced(&mut self) {
-        let _ = (&mut self.displaced).await;
-    }
-}
-
-impl Drop for Newcomer {
-    fn drop(&mut self) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.by_age.remove(&self.number);
+/// All loopback addresses are one peer: whoever has one of them has them all.
+pub(crate) fn one_if_loopback(peer: IpAddr) -> IpAddr {
+    if peer.is_loopback() {
+        Ipv4Addr::LOCALHOST.into()
+    } else {
+        peer
     }
 }
 
@@ -306,22 +254,6 @@ mod tests {
         for bad in ["", "8080", ":", ":x", ":65536", "localhost:1", "1.2.3.4"] {
             assert!(parse_address(bad).is_err(), "{bad:?}");
         }
-    }
-
-    #[tokio::test]
-    async fn the_oldest_newcomer_makes_room_for_the_newest() {
-        let newcomers = Newcomers::new(2);
-        let (mut first, mut second) = (newcomers.enter(), newcomers.enter());
-        drop(newcomers.enter());
-        tokio::time::timeout(Duration::from_secs(5), first.displaced())
-            .await
-            .unwrap();
-        let _third = newcomers.enter();
-        assert!(
-            tokio::time::timeout(Duration::from_millis(1), second.displaced())
-                .await
-                .is_err()
-        );
     }
 
     #[test]

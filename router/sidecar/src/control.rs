@@ -4,6 +4,7 @@
 use crate::Gate;
 use crate::enrolment::{Enroller, EnrolmentError, Taken};
 use crate::metrics::Pushed;
+use crate::server_tls::ServerTls;
 use crate::state::State;
 use anyhow::Context;
 use bytes::Bytes;
@@ -26,12 +27,13 @@ use sandgate_mesh::telemetry::chain;
 use sandgate_mesh::tls::{self, ControlTrust, MeshPeer, TlsError};
 use serde::de::DeserializeOwned;
 use std::error::Error;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::server::TlsStream;
@@ -49,7 +51,7 @@ const IDLE_TIME: Duration = Duration::from_secs(60);
 pub struct ControlSettings {
     /// Who may bring them.
     pub control_planes: Vec<WorkloadIdentity>,
-    /// Under which roots, beside those of the identity in force.
+    /// Under which roots, while no identity is in force that is valid.
     pub anchors: Arc<RootCertStore>,
     /// Where they are kept.
     pub state_folder: PathBuf,
@@ -61,6 +63,7 @@ pub struct ControlSettings {
 #[derive(Debug)]
 pub struct Control {
     trust: ControlTrust,
+    tls: ServerTls,
     enroller: Enroller,
     connections: Newcomers,
     limits: Arc<Limits>,
@@ -80,6 +83,7 @@ impl Control {
                 trust_domain: own.trust_domain.clone(),
                 stand_in: stand_in().context("the gate can't make a key")?,
             },
+            tls: ServerTls::default(),
             enroller: Enroller::new(own, settings.token_file, state),
             connections: Newcomers::new(MOST_CONNECTIONS),
             limits: Arc::new(Limits {
@@ -102,8 +106,14 @@ impl Control {
         matches!(peer, PeerId::Workload(id) if self.trust.control_planes.contains(id))
     }
 
-    pub(crate) fn server_tls(&self, identity: Option<&MeshCredentials>) -> Result<Arc<ServerConfig>, TlsError> {
-        tls::gate_control_config(&self.trust, identity)
+    /// What a connection is served with while this is the identity in force.
+    pub(crate) fn server_tls(
+        &self,
+        identity: Option<&Arc<MeshCredentials>>,
+        now: SystemTime,
+    ) -> Result<Arc<ServerConfig>, TlsError> {
+        let make = || tls::gate_control_config(&self.trust, identity.map(Arc::as_ref), now);
+        self.tls.get(identity, now, make)
     }
 
     /// Serves a control plane, which the handshake has proven the peer to be.
@@ -112,10 +122,12 @@ impl Control {
         gate: Arc<Gate>,
         stream: TlsStream<TcpStream>,
         peer: MeshPeer,
+        address: SocketAddr,
         draining: Draining,
     ) {
-        let mut place = self.connections.enter();
-        let (peer, counted) = (Arc::new(peer), Arc::clone(&gate));
+        let mut place = self.connections.enter(address.ip());
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+        let (peer, counted) = (Arc::new(Caller { id: peer.id, chain }), Arc::clone(&gate));
         let (control, limits) = (Arc::clone(&self), Arc::clone(&self.limits));
         let served = serve::http1(stream, &limits, draining, move |request, _| {
             let (control, gate, peer) = (Arc::clone(&control), Arc::clone(&gate), Arc::clone(&peer));
@@ -129,7 +141,7 @@ impl Control {
 
     /// Answers one request. Never sheds: what this takes is bounded, and who fills a gate's memory must not keep out the
     /// policy that stops them.
-    async fn answer(&self, gate: &Gate, peer: &MeshPeer, mut request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(&self, gate: &Gate, peer: &Caller, mut request: Request<Incoming>) -> Response<Full<Bytes>> {
         if let Some(violation) = refusal(&request) {
             return detail(violation.status(), violation.detail());
         }
@@ -141,10 +153,9 @@ impl Control {
         answer
     }
 
-    async fn dispatch(&self, gate: &Gate, peer: &MeshPeer, request: &mut Request<Incoming>) -> Response<Full<Bytes>> {
-        // Connections outlive certificates.
-        if peer.until < SystemTime::now() {
-            return detail(StatusCode::FORBIDDEN, "The certificate of this connection has expired.");
+    async fn dispatch(&self, gate: &Gate, peer: &Caller, request: &mut Request<Incoming>) -> Response<Full<Bytes>> {
+        if let Err(Unheard { status, text }) = self.check(peer) {
+            return detail(status, &text);
         }
         let allowed = match request.uri().path() {
             ENROLMENT_PATH => Method::GET,
@@ -160,8 +171,8 @@ impl Control {
             return answer;
         }
         match request.uri().path() {
-            IDENTITY_PATH => self.identity(gate, &peer.id, request.body_mut()).await,
-            POLICY_PATH => self.policy_push(gate, &peer.id, request.body_mut()).await,
+            IDENTITY_PATH => self.identity(gate, peer, request.body_mut()).await,
+            POLICY_PATH => self.policy_push(gate, peer, request.body_mut()).await,
             _ => self.enrolment(&peer.id),
         }
     }
@@ -185,45 +196,71 @@ impl Control {
         }
     }
 
-    async fn identity(&self, gate: &Gate, peer: &PeerId, body: &mut Incoming) -> Response<Full<Bytes>> {
-        let taken = read(body).await.map(|grant: IdentityGrant| {
+    /// Connections outlive certificates, and the roots that they are under.
+    fn check(&self, peer: &Caller) -> Result<(), Unheard> {
+        let identity = self.enroller.credentials().borrow().clone();
+        let counts = tls::is_still_control_plane(&self.trust, identity.as_deref(), &peer.chain, SystemTime::now());
+        counts.then_some(()).ok_or_else(|| Unheard {
+            status: StatusCode::FORBIDDEN,
+            text: "The certificate of this connection does not count any more; open another.".into(),
+        })
+    }
+
+    /// Reads a body of somebody who is still a control plane when it has come.
+    async fn hear<T: DeserializeOwned>(&self, peer: &Caller, body: &mut Incoming) -> Result<T, Unheard> {
+        let heard = read(body).await?;
+        self.check(peer)?;
+        Ok(heard)
+    }
+
+    async fn identity(&self, gate: &Gate, peer: &Caller, body: &mut Incoming) -> Response<Full<Bytes>> {
+        let taken = self.hear(peer, body).await.map(|grant: IdentityGrant| {
             let generation = grant.generation;
             (generation, self.enroller.take_identity(grant))
         });
-        finish("identity", peer, taken, |outcome| {
+        finish("identity", &peer.id, taken, |outcome| {
             gate.metrics.identities.count(outcome);
         })
     }
 
-    async fn policy_push(&self, gate: &Gate, peer: &PeerId, body: &mut Incoming) -> Response<Full<Bytes>> {
-        let taken = read(body)
+    async fn policy_push(&self, gate: &Gate, peer: &Caller, body: &mut Incoming) -> Response<Full<Bytes>> {
+        let taken = self
+            .hear(peer, body)
             .await
             .map(|push: PolicyPush| (push.snapshot.generation, self.enroller.take_policy(&push)));
-        finish("policy", peer, taken, |outcome| gate.metrics.policies.count(outcome))
+        finish("policy", &peer.id, taken, |outcome| {
+            gate.metrics.policies.count(outcome);
+        })
     }
 }
 
-/// Why a body can't be read.
-struct Unread {
+/// Who is at the other end of a connection, and what it has proven that with.
+struct Caller {
+    id: PeerId,
+    chain: Vec<CertificateDer<'static>>,
+}
+
+/// Why a body isn't heard.
+struct Unheard {
     status: StatusCode,
     text: String,
 }
 
 /// Reads a body of JSON.
-async fn read<T: DeserializeOwned>(body: &mut Incoming) -> Result<T, Unread> {
-    let unread = |error: BodyError| Unread {
+async fn read<T: DeserializeOwned>(body: &mut Incoming) -> Result<T, Unheard> {
+    let unheard = |error: BodyError| Unheard {
         status: error.status(),
         text: error.detail().into(),
     };
     if body.size_hint().lower() > MAX_BODY_BYTES as u64 {
-        return Err(unread(BodyError::TooLarge));
+        return Err(unheard(BodyError::TooLarge));
     }
     let whole = Limited::new(body, MAX_BODY_BYTES).collect();
     let whole = tokio::time::timeout(BODY_TIME, whole).await;
-    let whole = whole.map_err(|_| unread(BodyError::Silent))?;
-    let whole = whole.map_err(|error| unread(body_error(error)))?.to_bytes();
+    let whole = whole.map_err(|_| unheard(BodyError::Silent))?;
+    let whole = whole.map_err(|error| unheard(body_error(error)))?.to_bytes();
     // Its place only: a text that isn't understood may be anything.
-    serde_json::from_slice(&whole).map_err(|error| Unread {
+    serde_json::from_slice(&whole).map_err(|error| Unheard {
         status: StatusCode::BAD_REQUEST,
         text: format!(
             "The body is not what is put here: line {}, column {}.",
@@ -245,7 +282,7 @@ fn body_error(error: Box<dyn Error + Send + Sync>) -> BodyError {
 fn finish(
     what: &'static str,
     peer: &PeerId,
-    taken: Result<(Generation, Result<Taken, EnrolmentError>), Unread>,
+    taken: Result<(Generation, Result<Taken, EnrolmentError>), Unheard>,
     count: impl Fn(Pushed),
 ) -> Response<Full<Bytes>> {
     let (status, reason, text) = match taken {
@@ -262,7 +299,7 @@ fn finish(
             return answer;
         }
         Ok((_, Err(error))) => (error.status(), chain(&error), error.to_string()),
-        Err(Unread { status, text }) => (status, text.clone(), text),
+        Err(Unheard { status, text }) => (status, text.clone(), text),
     };
     count(if status.is_server_error() {
         Pushed::Failed
@@ -280,4 +317,52 @@ fn stand_in() -> anyhow::Result<Arc<CertifiedKey>> {
     let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(anyhow::Error::msg)?;
     let key = tls::provider().key_provider.load_private_key(key)?;
     Ok(Arc::new(CertifiedKey::new(vec![certificate.der().clone()], key)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authority::{Authority, LeafSpec, Usage};
+    use sandgate_mesh::credentials::{Role, roots_from_pem};
+
+    const OWN: &str = "spiffe://cluster.local/ns/team-a/sandbox/alpha/pod/u1";
+
+    fn identity(authority: &Authority) -> Arc<MeshCredentials> {
+        let issued = authority.issue(&LeafSpec::new("gate", OWN, Usage::Server)).unwrap();
+        let (chain, key) = (issued.chain_pem.as_bytes(), issued.key_pem.as_bytes());
+        let (bundle, domain) = (authority.root_pem().as_bytes(), "cluster.local".parse().unwrap());
+        Arc::new(MeshCredentials::from_pem(Role::Sidecar, chain, key, bundle, &domain).unwrap())
+    }
+
+    #[test]
+    fn a_tls_configuration_is_made_once_for_each_identity_and_anew_when_that_has_ended() {
+        let authority = Authority::new("mesh").unwrap();
+        let PeerId::Sandbox(own) = OWN.parse().unwrap() else {
+            panic!()
+        };
+        let settings = ControlSettings {
+            control_planes: vec!["spiffe://cluster.local/ns/system/sa/injector".parse().unwrap()],
+            anchors: roots_from_pem(authority.root_pem().as_bytes()).unwrap(),
+            state_folder: std::env::temp_dir(),
+            token_file: PathBuf::new(),
+        };
+        let control = Control::open(settings, own).unwrap();
+        let (first, second) = (identity(&authority), identity(&authority));
+        let now = SystemTime::now();
+        let end = first.validity().not_after + Duration::from_secs(1);
+        let mut last: Option<Arc<ServerConfig>> = None;
+        for (name, identity, at) in [
+            ("born", None, now),
+            ("enrolled", Some(&first), now),
+            ("renewed", Some(&second), now),
+            ("ended", Some(&second), end),
+            ("valid again", Some(&second), now),
+        ] {
+            let [made, again] = [(); 2].map(|()| control.server_tls(identity, at).unwrap());
+            assert!(Arc::ptr_eq(&made, &again), "{name}: made twice");
+            let is_old = last.is_some_and(|last| Arc::ptr_eq(&last, &made));
+            assert!(!is_old, "{name}: still the one before");
+            last = Some(made);
+        }
+    }
 }

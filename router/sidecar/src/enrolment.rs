@@ -4,12 +4,13 @@
 use crate::state::{KeptIdentity, State};
 use http::StatusCode;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
-use sandgate_mesh::control::{Enrolment, IdentityGrant, PolicyPush, policy_digest};
+use sandgate_mesh::control::{Enrolment, IdentityGrant, PolicyPush, bundle_digest, policy_digest};
 use sandgate_mesh::credentials::{Credentials, CredentialsError, MeshCredentials, Unfit};
 use sandgate_mesh::identity::SandboxIdentity;
 use sandgate_mesh::policy::model::{Generation, Snapshot};
 use sandgate_mesh::policy::{PolicySnapshot, SnapshotError};
 use sandgate_mesh::sandbox::PodUid;
+use sandgate_mesh::telemetry::seconds_since_1970;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
@@ -20,6 +21,9 @@ use tokio::sync::watch;
 
 /// The longest token that is read, in bytes.
 const MAX_TOKEN: u64 = 16 * 1024;
+/// How far an epoch may be ahead of this clock, which control planes make epochs of: in seconds, more than eleven days. One that
+/// is as far ahead as can be would leave no higher one to those who come later.
+const MOST_AHEAD: u64 = 1_000_000;
 
 /// Why nothing was taken, or given.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +34,11 @@ pub(crate) enum EnrolmentError {
     /// An old control plane, or an old message.
     #[error("generation {}.{} is below this gate's floor, {}.{}", .found.epoch, .found.counter, .floor.epoch, .floor.counter)]
     Stale { found: Generation, floor: Generation },
+    /// One that would lock out all who come later.
+    #[error(
+        "epoch {epoch} is too high: this gate takes none above {highest}, its clock's seconds and {MOST_AHEAD} more"
+    )]
+    FarAhead { epoch: u64, highest: u64 },
     /// The leaf has nothing to do with this gate's keys.
     #[error("the chain's leaf is not for the key of this gate's enrolment; ask for that again")]
     ForeignKey,
@@ -58,9 +67,12 @@ impl EnrolmentError {
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::Stale { .. } => StatusCode::CONFLICT,
-            Self::OtherPod { .. } | Self::ForeignKey | Self::Credentials(_) | Self::Unfit(_) | Self::Snapshot(_) => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::OtherPod { .. }
+            | Self::FarAhead { .. }
+            | Self::ForeignKey
+            | Self::Credentials(_)
+            | Self::Unfit(_)
+            | Self::Snapshot(_) => StatusCode::BAD_REQUEST,
             Self::NoToken(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::NoKey(_) | Self::NotKept(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -175,6 +187,10 @@ impl Enroller {
             token,
             floor: held.floor(),
             policy_digest: held.policy.as_ref().map(|(_, digest)| digest.clone()),
+            bundle_digest: held
+                .identity
+                .as_ref()
+                .and_then(|kept| bundle_digest(&kept.grant.bundle)),
         })
     }
 
@@ -234,6 +250,12 @@ impl Enroller {
         }
         if found < floor {
             return Err(EnrolmentError::Stale { found, floor });
+        }
+        let highest = seconds_since_1970(SystemTime::now()).saturating_add(MOST_AHEAD);
+        // What is in force may be repeated whatever the clock says now.
+        if found.epoch > highest.max(floor.epoch) {
+            let epoch = found.epoch;
+            return Err(EnrolmentError::FarAhead { epoch, highest });
         }
         Ok(())
     }

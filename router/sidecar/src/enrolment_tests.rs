@@ -114,6 +114,7 @@ fn the_request_is_the_same_until_it_is_granted_and_then_another() {
     let scene = Scene::new();
     let first = scene.enroller.enrolment().unwrap();
     assert_eq!((first.token.as_str(), first.floor.counter), ("first", 0));
+    assert_eq!(first.bundle_digest, None);
     std::fs::write(scene.folder.join("token"), "second").unwrap();
     let again = scene.enroller.enrolment().unwrap();
     assert_eq!((again.token.as_str(), &again.csr), ("second", &first.csr));
@@ -266,8 +267,15 @@ fn another_bundle_comes_for_the_leaf_in_force() {
         bundle: format!("{}{}", grant.bundle, next.root_pem()),
         ..grant.clone()
     };
+    assert_eq!(
+        scene.enroller.enrolment().unwrap().bundle_digest,
+        bundle_digest(&grant.bundle)
+    );
+    let digest = bundle_digest(&both.bundle);
     assert_eq!(scene.enroller.take_identity(both).unwrap(), Taken::Changed);
+    assert_eq!(scene.enroller.enrolment().unwrap().bundle_digest, digest);
     scene.restart();
+    assert_eq!(scene.enroller.enrolment().unwrap().bundle_digest, digest);
     // One that the leaf doesn't verify under is refused.
     let foreign = IdentityGrant {
         bundle: next.root_pem().into(),
@@ -379,5 +387,38 @@ fn a_policy_must_be_this_pods_and_one_that_can_be_enforced() {
             &in_force,
             scene.enroller.policy().borrow().as_ref().unwrap()
         ));
+    }
+}
+
+#[test]
+fn an_epoch_that_would_lock_out_all_who_come_later_is_refused() {
+    let scene = Scene::new();
+    let now = seconds_since_1970(SystemTime::now());
+    for enrolled in [false, true] {
+        if enrolled {
+            scene.enrol(1);
+            scene.enroller.take_policy(&push(1, DefaultPolicy::Deny)).unwrap();
+        }
+        let floor = scene.enroller.enrolment().unwrap().floor;
+        for epoch in [u64::MAX, u64::MAX / 2, now + 2 * MOST_AHEAD] {
+            let generation = Generation { epoch, counter: 0 };
+            let mut policy = push(1, DefaultPolicy::Anonymous);
+            policy.snapshot.generation = generation;
+            let mut grant = scene.grant(1, &scene.csr(), |_| {});
+            grant.generation = generation;
+            for error in [scene.refused(grant), scene.enroller.take_policy(&policy).unwrap_err()] {
+                assert_eq!(error.status(), StatusCode::BAD_REQUEST, "{error}");
+                let text = format!("epoch {epoch} is too high: this gate takes none above ");
+                assert!(error.to_string().starts_with(&text), "{error}");
+            }
+            assert_eq!(scene.enroller.enrolment().unwrap().floor, floor);
+        }
+    }
+    // As control planes make them: of the time, also by a clock that is a little ahead, and however long the last one is ago.
+    for epoch in [now, now + 3600, now + MOST_AHEAD / 2] {
+        let mut policy = push(1, DefaultPolicy::Deny);
+        policy.snapshot.generation.epoch = epoch;
+        assert_eq!(scene.enroller.take_policy(&policy).unwrap(), Taken::Changed);
+        assert_eq!(scene.enroller.enrolment().unwrap().floor.epoch, epoch);
     }
 }

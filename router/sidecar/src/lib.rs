@@ -11,6 +11,8 @@ pub mod control;
 pub mod dial;
 mod enrolment;
 mod error;
+#[cfg(test)]
+mod flood_tests;
 mod grpc;
 pub mod lockdown;
 mod metrics;
@@ -19,6 +21,7 @@ mod peer;
 pub mod probe;
 mod relay;
 mod request;
+mod server_tls;
 mod state;
 mod strangers;
 
@@ -33,6 +36,7 @@ use crate::dial::Door;
 use crate::error::too_many_connections;
 use crate::metrics::{File, Metrics};
 use crate::peer::Peer;
+use crate::server_tls::ServerTls;
 use crate::strangers::Strangers;
 use sandgate_mesh::admin::Readiness;
 use sandgate_mesh::credentials::{Credentials, MeshCredentials, Unfit};
@@ -53,8 +57,8 @@ use sandgate_mesh::tunnel::TunnelLimits;
 use sandgate_mesh::{serve, tls};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -64,7 +68,7 @@ use tokio_rustls::server::TlsStream;
 /// How much peers may make the gate hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Caps {
-    /// Connections in the handshake; one more ends the oldest.
+    /// Connections in the handshake; one more ends the oldest of the address that has the most.
     pub handshakes: usize,
     /// Open mesh connections behind the handshake, in all and from one address. Routers may have them all.
     pub connections: ConnectionLimits,
@@ -124,7 +128,7 @@ pub struct Gate {
     overflow: Overflow,
     too_many: Refusal,
     connections: ConnectionCount,
-    tls: Mutex<Option<ServerTls>>,
+    tls: ServerTls,
     pub(crate) strangers: Strangers,
     /// Whether the log was told that connections are refused for want of an identity, since that last changed.
     told_of_refusals: AtomicBool,
@@ -132,13 +136,6 @@ pub struct Gate {
 
 /// A peer being served, to its end.
 type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// The TLS configuration made from one set of credentials.
-#[derive(Debug, Clone)]
-struct ServerTls {
-    from: Arc<MeshCredentials>,
-    config: Arc<ServerConfig>,
-}
 
 impl Gate {
     /// A gate that takes its identity and its policy from whatever feeds the two receivers.
@@ -179,7 +176,7 @@ impl Gate {
             overflow: Overflow::default(),
             too_many: too_many_connections(),
             connections: ConnectionCount::new(settings.caps.connections),
-            tls: Mutex::new(None),
+            tls: ServerTls::default(),
             strangers: Strangers::default(),
             told_of_refusals: AtomicBool::new(false),
             settings,
@@ -253,7 +250,7 @@ impl Gate {
             return self.server_tls();
         };
         let identity = self.credentials.borrow().clone();
-        let config = control.server_tls(identity.as_deref());
+        let config = control.server_tls(identity.as_ref(), SystemTime::now());
         config
             .inspect_err(|error| tracing::error!(%error, "the control API can't be served"))
             .ok()
@@ -262,23 +259,11 @@ impl Gate {
     fn server_tls(&self) -> Option<Arc<ServerConfig>> {
         let credentials = self.valid_credentials().inspect_err(|unfit| self.refuse_for(*unfit));
         let credentials = credentials.ok()?;
-        let mut cached = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(cached) = cached.as_ref().filter(|cached| Arc::ptr_eq(&cached.from, &credentials)) {
-            return Some(Arc::clone(&cached.config));
-        }
-        match tls::sidecar_server_config(&credentials) {
-            Ok(config) => {
-                *cached = Some(ServerTls {
-                    from: credentials,
-                    config: Arc::clone(&config),
-                });
-                Some(config)
-            }
-            Err(error) => {
-                tracing::error!(%error, "identity can't be used");
-                None
-            }
-        }
+        let make = || tls::sidecar_server_config(&credentials);
+        let config = self.tls.get(Some(&credentials), SystemTime::now(), make);
+        config
+            .inspect_err(|error| tracing::error!(%error, "identity can't be used"))
+            .ok()
     }
 
     /// Serves the mesh port until the drain starts.
@@ -288,17 +273,22 @@ impl Gate {
         let gate = Arc::clone(&self);
         let watcher = tokio::spawn(identity.run(move || gate.told_of_refusals.store(false, Ordering::Relaxed)));
         while let Some((stream, address)) = listener::accept(&listener, &mut draining).await {
-            let (gate, draining, newcomer) = (Arc::clone(&self), draining.clone(), self.newcomers.enter());
-            tokio::spawn(async move {
-                // Each in a box of its own: what a handshake needs is gone when serving begins.
-                let serving = Box::pin(gate.greet(stream, address, newcomer, draining)).await;
-                if let Some(serving) = serving {
-                    serving.await;
-                }
-            });
+            self.meet(stream, address, &draining);
         }
         sweeper.abort();
         watcher.abort();
+    }
+
+    /// Gives a connection its place, and lets it go on by itself.
+    fn meet(self: &Arc<Self>, stream: TcpStream, address: SocketAddr, draining: &Draining) {
+        let (gate, draining, newcomer) = (Arc::clone(self), draining.clone(), self.newcomers.enter(address.ip()));
+        tokio::spawn(async move {
+            // Each in a box of its own: what a handshake needs is gone when serving begins.
+            let serving = Box::pin(gate.greet(stream, address, newcomer, draining)).await;
+            if let Some(serving) = serving {
+                serving.await;
+            }
+        });
     }
 
     async fn sweep(self: Arc<Self>) {
@@ -345,7 +335,7 @@ impl Gate {
         drop(newcomer);
         let control = self.control.clone();
         match (control, purpose) {
-            (Some(control), Purpose::Control) => Some(Box::pin(control.serve(self, stream, peer, draining))),
+            (Some(control), Purpose::Control) => Some(Box::pin(control.serve(self, stream, peer, address, draining))),
             (Some(control), Purpose::Requests) if control.is_control_plane(&peer.id) => {
                 self.metrics.refused.control.inc();
                 tracing::warn!(peer = %peer.id, %address, "a control plane asked for the app, and was refused");

@@ -55,7 +55,7 @@ impl PodCache {
             invalidations: metrics::counter(
                 registry,
                 "sandbox_router_cache_invalidations_total",
-                "Pods dropped from the cache because nothing answered there, or somebody else.",
+                "Pods that got no requests for a moment because nothing answered there, or somebody else.",
             )?,
             failures: metrics::counter(
                 registry,
@@ -93,13 +93,13 @@ impl PodCache {
         self.read().find(route)
     }
 
-    /// Forgets the pod of a sandbox until the API server speaks of it again, if it is still the one at `ip`.
+    /// Lets a sandbox's pod rest for a moment, if it is still the one at `ip`: nobody answers there, or somebody else.
     pub(crate) fn evict(&self, sandbox: &SandboxKey, ip: IpAddr) {
         let mut evicted = false;
         self.change(|table| evicted = table.evict(sandbox, ip));
         if evicted {
             self.0.metrics.invalidations.inc();
-            tracing::info!(%sandbox, %ip, "the pod was dropped from the cache until the API server speaks of it again");
+            tracing::info!(%sandbox, %ip, "the pod gets no requests for a moment");
         }
     }
 

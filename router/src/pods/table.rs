@@ -9,12 +9,16 @@ use sandgate_mesh::identity::{ExpectedSandbox, TrustDomain};
 use sandgate_mesh::sandbox::{Namespace, SandboxKey};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// What is known of where a route leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Found {
     /// The sandbox's pod.
     Pod(Known),
+    /// Its pod waits in a warm pool, and whoever asks doesn't know its UID; or nobody answered there a moment ago.
+    Withheld,
     /// No pod of that sandbox, and the address that the client named is a pod's of another namespace.
     Foreign,
     /// No pod of that sandbox, and the address that the client named is another sandbox's pod.
@@ -37,7 +41,12 @@ pub(crate) struct Known {
 struct Entry {
     pod: Pod,
     gate: Option<Arc<Target>>,
+    /// When somebody found nobody there.
+    evicted: Option<Instant>,
 }
+
+/// How long a pod where nobody answered gets no requests, unless the API server speaks of it. It may have been the network.
+const EVICTED: Duration = Duration::from_secs(5);
 
 /// Pods by what they are looked up by.
 #[derive(Debug, Default)]
@@ -56,6 +65,12 @@ pub(super) struct Table {
     /// Whether all of them have been heard of once.
     heard_of_pods: bool,
     heard_of_namespaces: bool,
+}
+
+impl Entry {
+    fn is_evicted(&self, now: Instant) -> bool {
+        self.evicted.is_some_and(|since| now.duration_since(since) < EVICTED)
+    }
 }
 
 impl Pods {
@@ -120,7 +135,8 @@ impl Table {
                 }),
             })
         });
-        self.pods.insert(Entry { pod, gate });
+        let evicted = None;
+        self.pods.insert(Entry { pod, gate, evicted });
     }
 
     /// A pod that may get none.
@@ -130,11 +146,13 @@ impl Table {
 
     /// Whether there was one at that address.
     pub(super) fn evict(&mut self, key: &SandboxKey, ip: IpAddr) -> bool {
-        let is_there = self.pods.by_key.get(key).is_some_and(|entry| entry.pod.ip == ip);
-        if is_there {
-            self.remove(key);
-        }
-        is_there
+        let now = Instant::now();
+        let entry = self.pods.by_key.get_mut(key);
+        let Some(entry) = entry.filter(|entry| entry.pod.ip == ip && !entry.is_evicted(now)) else {
+            return false;
+        };
+        entry.evicted = Some(now);
+        true
     }
 
     /// All namespaces that have opted in.
@@ -154,11 +172,13 @@ impl Table {
 
     /// The order of CONTRACT section 2. What is known of the sandbox itself comes first, so a hint can't lead away from it.
     pub(super) fn find(&self, route: &Route) -> Found {
-        let named = self.pods.by_key.get(&route.sandbox).filter(|entry| {
+        if let Some(entry) = self.pods.by_key.get(&route.sandbox) {
+            let Entry { pod, gate, .. } = entry;
             // A pod that nobody has claimed is found by who knows its Sandbox's UID.
-            !entry.pod.pooled || route.uid.as_deref() == Some(&*entry.pod.sandbox_uid)
-        });
-        if let Some(Entry { pod, gate }) = named {
+            let unknown = pod.pooled && route.uid.as_deref() != Some(&*pod.sandbox_uid);
+            if unknown || entry.is_evicted(Instant::now()) {
+                return Found::Withheld;
+            }
             return Found::Pod(Known {
                 ip: pod.ip,
                 gate: gate.clone(),
@@ -258,11 +278,14 @@ mod tests {
     #[test]
     fn an_unclaimed_pod_is_found_by_its_uid_only() {
         let table = table([pooled("warm", "10.0.0.1")]);
-        assert_eq!(table.find(&route("team-a", "warm", None, None)), Found::Unknown);
-        assert_eq!(
-            table.find(&route("team-a", "warm", Some("other"), None)),
-            Found::Unknown
-        );
+        // Nor by a hint, or by DNS where there is a Service.
+        for hint in [None, Some("10.0.0.1"), Some("10.9.9.9")] {
+            assert_eq!(table.find(&route("team-a", "warm", None, hint)), Found::Withheld);
+            assert_eq!(
+                table.find(&route("team-a", "warm", Some("other"), hint)),
+                Found::Withheld
+            );
+        }
         let found = table.find(&route("team-a", "warm", Some("warm-sandbox"), None));
         assert_eq!(ip(&found).as_deref(), Some("10.0.0.1"));
         assert_eq!(
@@ -305,19 +328,30 @@ mod tests {
         assert!(!opted_in(&table));
     }
 
-    #[test]
-    fn an_evicted_pod_stays_away_only_if_it_is_still_there() {
+    #[tokio::test(start_paused = true)]
+    async fn an_evicted_pod_stays_away_for_a_while_and_only_if_it_is_still_there() {
         let mut table = table([plain("alpha", "10.0.0.1")]);
         let key = route("team-a", "alpha", None, None).sandbox;
         assert!(!table.evict(&key, [10, 0, 0, 9].into()));
         assert!(table.evict(&key, [10, 0, 0, 1].into()));
-        assert!(!table.evict(&key, [10, 0, 0, 1].into()));
+        assert!(!table.evict(&key, [10, 0, 0, 1].into()), "once is enough");
         assert_eq!(
             table.find(&route("team-a", "alpha", None, Some("10.0.0.1"))),
-            Found::Unknown
+            Found::Withheld
         );
-        table.insert(plain("alpha", "10.0.0.1"));
+        // Nobody else gets it meanwhile.
+        assert_eq!(
+            table.find(&route("team-b", "x", None, Some("10.0.0.1"))),
+            Found::Foreign
+        );
+        tokio::time::advance(EVICTED).await;
         assert!(ip(&table.find(&route("team-a", "alpha", None, None))).is_some());
+        assert!(table.evict(&key, [10, 0, 0, 1].into()));
+        table.insert(plain("alpha", "10.0.0.1"));
+        assert!(
+            ip(&table.find(&route("team-a", "alpha", None, None))).is_some(),
+            "the API server spoke of it"
+        );
     }
 
     /// The next pod may have the address before it is known that the last one is gone.

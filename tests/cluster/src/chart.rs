@@ -2,6 +2,8 @@
 
 use crate::{Namespace, documents, until};
 use clap::Parser;
+use sandbox_injector::anchors::Anchors;
+use sandbox_injector::authority::NewRoot;
 use sandbox_injector::config::serve::{Config, ServeFlags};
 use sandbox_injector::decide::{Decision, Operation, Request, User, decide};
 use sandbox_injector::patch::patch;
@@ -34,6 +36,8 @@ pub fn helm(arguments: &[&str]) -> Output {
 pub struct Chart {
     objects: Vec<Value>,
     config: Config,
+    /// A root for gates, as if an injector had made it.
+    anchors: Anchors,
 }
 
 impl Chart {
@@ -47,7 +51,11 @@ impl Chart {
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         let objects = documents(&String::from_utf8(done.stdout).unwrap());
         let config = config(&objects);
-        Self { objects, config }
+        Self {
+            objects,
+            config,
+            anchors: new_anchors(),
+        }
     }
 
     /// The objects of these kinds.
@@ -89,7 +97,7 @@ impl Chart {
             namespace,
             user: &User::default(),
         };
-        decide(&self.config.settings, &request)
+        decide(&self.config.settings, &self.anchors, &request)
     }
 
     /// A pod as it comes out of the injector.
@@ -174,6 +182,11 @@ impl Namespace {
             Ok(answer) => panic!("connected: {answer}"),
         }
     }
+}
+
+/// A root that nobody has seen before.
+pub fn new_anchors() -> Anchors {
+    Anchors::from_pem(NewRoot::generate().unwrap().certificate_pem.as_bytes()).unwrap()
 }
 
 /// A sandbox pod of any sandbox system.

@@ -92,6 +92,7 @@ impl System {
                 .parse()
                 .unwrap(),
         ];
+        config.settings.control_identity = format!("spiffe://cluster.local/ns/{own}/sa/{ACCOUNT}").parse().unwrap();
         if let CertificateSource::Issued { names, .. } = &mut config.certificate {
             *names = vec![format!("{NAME}.{own}.svc").parse().unwrap()];
         }

@@ -17,6 +17,7 @@ mod identity;
 pub mod injector;
 pub mod inventory;
 mod namespace;
+pub mod node;
 pub mod process;
 pub mod router;
 pub mod runner;

@@ -9,8 +9,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// The router's ServiceAccount.
@@ -158,16 +160,17 @@ pub struct Identity(PathBuf);
 impl Identity {
     /// The identity of the router of a namespace, under a root of its own.
     pub fn new(namespace: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("sandgate-router-identity-{namespace}"));
-        std::fs::create_dir_all(&folder).unwrap();
         let authority = Authority::new("sandgate-tests").unwrap();
         let identity = format!("spiffe://cluster.local/ns/{namespace}/sa/{ACCOUNT}");
         let issued = authority.router(&identity.parse().unwrap()).unwrap();
-        for (name, text) in [
-            ("tls.crt", issued.chain_pem.as_str()),
-            ("tls.key", &issued.key_pem),
-            ("ca.crt", authority.root_pem()),
-        ] {
+        Self::with(namespace, &issued.chain_pem, &issued.key_pem, authority.root_pem())
+    }
+
+    /// An identity that somebody has given to the router of a namespace: chain, key and roots, all PEM.
+    pub fn with(namespace: &str, chain: &str, key: &str, roots: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("sandgate-router-identity-{namespace}"));
+        std::fs::create_dir_all(&folder).unwrap();
+        for (name, text) in [("tls.crt", chain), ("tls.key", key), ("ca.crt", roots)] {
             std::fs::write(folder.join(name), text).unwrap();
         }
         Self(folder)
@@ -200,31 +203,43 @@ pub struct PodApp {
 impl PodApp {
     /// Starts an app at a loopback address.
     pub async fn start(ip: &str, name: &'static str) -> Self {
-        let listener = TcpListener::bind((ip, 0)).await.unwrap();
+        Self::serving(TcpListener::bind((ip, 0)).await.unwrap(), name)
+    }
+
+    /// Starts one to which nobody can connect before it is told to begin: whoever tries waits. Connections that were accepted
+    /// before any others keep it so.
+    pub async fn start_full(ip: &str, name: &'static str) -> (Self, oneshot::Sender<()>) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::new(ip.parse().unwrap(), 0)).unwrap();
+        let listener = socket.listen(1).unwrap();
         let address = listener.local_addr().unwrap();
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let heads = Arc::clone(&seen);
+        let mut waiting = Vec::new();
+        while let Ok(Ok(stream)) = tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(address)).await {
+            waiting.push(stream);
+        }
+        let (begin, told) = oneshot::channel();
+        let seen = Arc::default();
+        let app = Self {
+            address,
+            seen: Arc::clone(&seen),
+        };
         tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let heads = Arc::clone(&heads);
-                tokio::spawn(async move {
-                    let mut head = Vec::new();
-                    while !head.ends_with(b"\r\n\r\n") {
-                        match stream.read_buf(&mut head).await {
-                            Ok(0) | Err(_) => break,
-                            Ok(_) => {}
-                        }
-                    }
-                    heads.lock().unwrap().push(String::from_utf8_lossy(&head).into_owned());
-                    let answer = format!(
-                        "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{name}",
-                        name.len()
-                    );
-                    let _ = stream.write_all(answer.as_bytes()).await;
-                });
-            }
+            let _ = told.await;
+            drop(waiting);
+            accept(listener, name, seen).await;
         });
-        Self { address, seen }
+        (app, begin)
+    }
+
+    fn serving(listener: TcpListener, name: &'static str) -> Self {
+        let address = listener.local_addr().unwrap();
+        let seen = Arc::default();
+        let app = Self {
+            address,
+            seen: Arc::clone(&seen),
+        };
+        tokio::spawn(accept(listener, name, seen));
+        app
     }
 
     /// The heads that came, since it was last asked.
@@ -238,12 +253,33 @@ impl PodApp {
     }
 }
 
+async fn accept(listener: TcpListener, name: &'static str, heads: Arc<Mutex<Vec<String>>>) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        let heads = Arc::clone(&heads);
+        tokio::spawn(async move {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                match stream.read_buf(&mut head).await {
+                    Ok(0) | Err(_) => return,
+                    Ok(_) => {}
+                }
+            }
+            heads.lock().unwrap().push(String::from_utf8_lossy(&head).into_owned());
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{name}",
+                name.len()
+            );
+            let _ = stream.write_all(answer.as_bytes()).await;
+        });
+    }
+}
+
 impl Namespace {
     /// Says what a kubelet would say of a pod that runs at `ip`.
     pub async fn run_pod(&self, pod: &Value, ip: &str, ready: bool) {
         let ready = if ready { "True" } else { "False" };
         let status = json!({"status": {
-            "phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
+            "phase": "Running", "podIP": ip, "podIPs": [{"$patch": "replace"}, {"ip": ip}],
             "conditions": [{"type": "Ready", "status": ready}],
         }});
         let answer = self.change_part(pod, "status", &status).await;

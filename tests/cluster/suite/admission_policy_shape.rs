@@ -127,7 +127,11 @@ async fn a_pod_with_its_gate_passes_whatever_the_operator_chose(cluster: Cluster
         gate["args"][1],
         "--router-identity=spiffe://sandboxes.example/ns/b/sa/c"
     );
-    assert_eq!(gate["args"][7], "--log-level=warn");
+    assert_eq!(
+        gate["args"][2],
+        "--control-identity=spiffe://sandboxes.example/ns/agent-sandbox-system/sa/sandbox-injector"
+    );
+    assert_eq!(gate["args"][5], "--log-level=warn");
     assert_eq!(gate["resources"]["limits"], json!({"cpu": "2", "memory": "64Mi"}));
     // The same pod as another installation would make it.
     let other = Chart::render(&[]).injected(&sandbox_pod("other"));

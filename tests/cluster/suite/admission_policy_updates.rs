@@ -13,6 +13,7 @@ pub(crate) const TESTS: &[Test] = tests![
     nobody_changes_it_by_way_of_the_status_or_of_a_binding,
     nobody_passes_an_ungated_pod_off_as_gated,
     pods_of_an_earlier_chart_go_on,
+    pods_of_an_earlier_shape_go_on,
     pods_from_before_the_label_go_on,
     a_pod_that_is_going_away_keeps_its_gate,
     a_gate_keeps_its_resources,
@@ -120,7 +121,7 @@ async fn nobody_changes_the_gate_of_a_running_pod(cluster: Cluster) {
             "metadata.annotations[sandgate.dev/*]: ",
         ),
         (
-            json!({"annotations": {"sandgate.dev/shape": "2"}}),
+            json!({"annotations": {"sandgate.dev/shape": "1"}}),
             "metadata.annotations[sandgate.dev/*]: ",
         ),
         (
@@ -241,6 +242,44 @@ async fn pods_of_an_earlier_chart_go_on(cluster: Cluster) {
     let mut new = earlier.injected(&warm());
     new["metadata"]["name"] = json!("new");
     assert!(namespace.refused(&new).await.contains("sandgate-pod-create"));
+}
+
+/// What releases injected whose gates found identity and policy in files.
+async fn pods_of_an_earlier_shape_go_on(cluster: Cluster) {
+    let chart = Chart::render(&[]);
+    let namespace = cluster.namespace(OPTED_IN).await;
+    let mut earlier = chart.injected(&warm());
+    earlier["metadata"]["annotations"]["sandgate.dev/shape"] = json!("1");
+    let gate = &mut earlier["spec"]["initContainers"][0];
+    gate["args"] = json!([
+        "--router-identity=spiffe://cluster.local/ns/agent-sandbox-system/sa/sandbox-router",
+        "--trust-domain=cluster.local",
+        "--tls-cert-file=/run/sandgate/tls.crt",
+        "--tls-key-file=/run/sandgate/tls.key",
+        "--trust-bundle-file=/run/sandgate/bundle.pem",
+        "--policy-file=/run/sandgate/policy.json",
+        "--log-level=info",
+    ]);
+    gate["env"].as_array_mut().unwrap().remove(3);
+    let pod = namespace.admitted(&earlier).await;
+    namespace.judged_by(&chart).await;
+    let claimed =
+        json!({"metadata": {"labels": {"agents.x-k8s.io/warm-pool-sandbox": null}, "finalizers": ["example.dev/a"]}});
+    changed(&namespace, &pod, claimed).await;
+    changed(&namespace, &pod, json!({"metadata": {"finalizers": null}})).await;
+    changed(&namespace, &pod, with_image(&pod, "containers", 0, "app.example/app:2")).await;
+    let status = json!({"metadata": {"annotations": {"example.dev/seen": "x"}}, "status": {"phase": "Running"}});
+    namespace.change_part(&pod, "status", &status).await.unwrap();
+    let debugger = json!({"name": "debug", "image": "x", "securityContext": {"runAsUser": 1000}});
+    namespace.debug(&pod, &debugger).await.unwrap();
+    // It still guards its gate, and new ones have the new shape.
+    let image = with_image(&pod, "initContainers", 0, "evil.example/x:1");
+    not_changed(&namespace, &pod, image, "spec.initContainers[sandgate]: ").await;
+    let shape = json!({"metadata": {"annotations": {"sandgate.dev/shape": "2"}}});
+    not_changed(&namespace, &pod, shape, "metadata.annotations[sandgate.dev/*]: ").await;
+    earlier["metadata"]["name"] = json!("new");
+    assert!(namespace.refused(&earlier).await.contains("sandgate-pod-create"));
+    cluster.delete(&pod).await.unwrap();
 }
 
 async fn pods_from_before_the_label_go_on(cluster: Cluster) {

@@ -310,7 +310,7 @@ async fn the_test_of_a_release_asks_the_injector_what_it_can_answer(_: Cluster) 
     let settings = flags.injection.settings().unwrap();
     assert_eq!(settings, chart.config().settings);
     let text = config_map["data"][file].as_str().unwrap();
-    let explained = explain(&settings, "default", text, Format::Table).unwrap();
+    let explained = explain(&settings, None, "default", text, Format::Table).unwrap();
     assert!(
         explained.admitted && explained.output.contains("inject"),
         "{}",

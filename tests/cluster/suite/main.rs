@@ -16,6 +16,9 @@ mod api_server;
 mod bursts;
 mod chart_release;
 mod chart_release_changes;
+mod end_to_end;
+mod enrolment;
+mod enrolment_refusals;
 mod harness;
 mod helm_test;
 mod injector;
@@ -24,6 +27,7 @@ mod injector_trust;
 mod network_policy;
 mod rollout;
 mod router_cache;
+mod trust_anchors;
 mod upstream;
 mod upstream_examples;
 
@@ -44,6 +48,9 @@ fn main() -> ExitCode {
         bursts::TESTS,
         chart_release::TESTS,
         chart_release_changes::TESTS,
+        end_to_end::TESTS,
+        enrolment::TESTS,
+        enrolment_refusals::TESTS,
         harness::TESTS,
         helm_test::TESTS,
         injector::TESTS,
@@ -51,6 +58,7 @@ fn main() -> ExitCode {
         injector_trust::TESTS,
         network_policy::TESTS,
         rollout::TESTS,
+        trust_anchors::TESTS,
         router_cache::TESTS,
         upstream::TESTS,
         upstream_examples::TESTS,

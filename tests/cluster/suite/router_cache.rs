@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 pub(crate) const TESTS: &[Test] = tests![
     a_sandbox_is_found_by_its_name_while_its_pod_is_ready,
+    a_client_that_will_not_wait_costs_nobody_else_the_sandbox,
     a_clients_hint_leads_to_nobody_elses_pod,
     a_pod_of_a_warm_pool_is_found_by_its_uid_until_it_is_adopted,
     a_forged_label_steals_nobodys_name,
@@ -68,6 +69,29 @@ async fn a_sandbox_is_found_by_its_name_while_its_pod_is_ready(cluster: Cluster)
         .await;
     assert_eq!(stale, (200, "second".to_owned()));
     assert_eq!(first.seen(), Vec::<String>::new());
+}
+
+async fn a_client_that_will_not_wait_costs_nobody_else_the_sandbox(cluster: Cluster) {
+    cluster.install_upstream_crds().await;
+    let (system, team) = (cluster.router_system().await, cluster.namespace(&[]).await);
+    let router = RunningRouter::start(&system, &["--mesh=off"]);
+    let (app, begin) = PodApp::start_full("127.0.27.1", "app").await;
+    let pod = stored(&team, "alpha").await;
+    team.run_pod(&pod, "127.0.27.1", true).await;
+    router.until_ready().await;
+    let hasty = "X-Sandbox-Timeout: 0.05\r\n";
+    until("the pod is known", async || {
+        match router.ask(team.name(), "alpha", app.port(), hasty).await.0 {
+            504 => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    begin.send(()).unwrap();
+    assert_eq!(
+        router.ask(team.name(), "alpha", app.port(), "").await,
+        (200, "app".to_owned())
+    );
 }
 
 async fn a_clients_hint_leads_to_nobody_elses_pod(cluster: Cluster) {

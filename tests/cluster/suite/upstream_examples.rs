@@ -63,7 +63,7 @@ fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
 fn explained(chart: &Chart, file: &str, text: &str) -> String {
     let mut lines = String::new();
     let settings = &chart.config().settings;
-    let Ok(outcome) = explain::explain(settings, "default", text, explain::Format::Json) else {
+    let Ok(outcome) = explain::explain(settings, None, "default", text, explain::Format::Json) else {
         return format!("{file}: not YAML as it stands, but a template for another tool\n");
     };
     let answer: Value = serde_json::from_str(&outcome.output).unwrap();

@@ -13,6 +13,7 @@ use crate::identity::{ExpectedSandbox, TrustDomain, WorkloadIdentity};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::server::Acceptor;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, Error, RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
@@ -43,7 +44,7 @@ impl Purpose {
 /// Whom a gate takes for its control plane, and what it says to one while it has no identity.
 #[derive(Debug, Clone)]
 pub struct ControlTrust {
-    /// Roots that count from the start, and for good.
+    /// Roots that count while there is no identity that is valid.
     pub anchors: Arc<RootCertStore>,
     /// The control planes. Nobody else gets through the handshake.
     pub control_planes: Vec<WorkloadIdentity>,
@@ -53,26 +54,59 @@ pub struct ControlTrust {
     pub stand_in: Arc<CertifiedKey>,
 }
 
-/// The gate's end of the control API. It demands a control plane's certificate, under the anchors or the bundle of `identity`,
-/// and presents `identity`, or what stands in for one that is absent or not valid now.
+/// The gate's end of the control API at `now`. It demands a control plane's certificate, and presents `identity`.
+///
+/// While that is valid, nothing counts but its bundle: a root that has left it is nobody's any more. One that isn't can't be
+/// renewed by whoever is under the bundle alone, if the roots have moved on meanwhile. So the anchors count beside it then, as
+/// they do for a gate without any, and what stands in for it is presented.
 ///
 /// # Errors
 /// `identity` isn't a sidecar's, there are no roots, or rustls refuses the key.
 pub fn gate_control_config(
     trust: &ControlTrust,
     identity: Option<&MeshCredentials>,
+    now: SystemTime,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    let mut roots = RootCertStore::clone(&trust.anchors);
-    let mut key = &trust.stand_in;
+    let (verifier, key) = believing(trust, identity, now)?;
+    server_config(Arc::new(verifier), key, &[ALPN_CONTROL])
+}
+
+/// Whether the gate would still believe at `now` whoever it accepted with this chain, leaf first. Connections outlive
+/// certificates, and roots that leave.
+pub fn is_still_control_plane(
+    trust: &ControlTrust,
+    identity: Option<&MeshCredentials>,
+    chain: &[CertificateDer<'_>],
+    now: SystemTime,
+) -> bool {
+    let (Some((leaf, intermediates)), Ok((verifier, _))) = (chain.split_first(), believing(trust, identity, now))
+    else {
+        return false;
+    };
+    let now = UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+    verifier.verify_client_cert(leaf, intermediates, now).is_ok()
+}
+
+/// Whom the gate believes at `now`, and what it proves itself with.
+fn believing<'a>(
+    trust: &'a ControlTrust,
+    identity: Option<&'a MeshCredentials>,
+    now: SystemTime,
+) -> Result<(MeshCallerVerifier, &'a Arc<CertifiedKey>), TlsError> {
     if let Some(identity) = identity {
         check_role(identity, Role::Sidecar)?;
-        roots.extend(identity.roots().roots.iter().cloned());
-        if identity.valid_at(SystemTime::now()) {
-            key = identity.certified_key();
-        }
     }
-    let verifier = MeshCallerVerifier::new(&Arc::new(roots), &trust.trust_domain)?.only(&trust.control_planes);
-    server_config(Arc::new(verifier), key, &[ALPN_CONTROL])
+    let (roots, key) = match identity {
+        None => (Arc::clone(&trust.anchors), &trust.stand_in),
+        Some(identity) if identity.valid_at(now) => (Arc::clone(identity.roots()), identity.certified_key()),
+        Some(identity) => {
+            let mut roots = RootCertStore::clone(&trust.anchors);
+            roots.extend(identity.roots().roots.iter().cloned());
+            (Arc::new(roots), &trust.stand_in)
+        }
+    };
+    let verifier = MeshCallerVerifier::new(&roots, &trust.trust_domain)?.only(&trust.control_planes);
+    Ok((verifier, key))
 }
 
 /// The gate's half of a handshake on the mesh port, for whichever purpose the peer names. `choose` gives the configuration

@@ -26,7 +26,7 @@ mod tests;
 
 pub use control::{
     ControlDialError, ControlTrust, GateStanding, NotEnrolled, Purpose, accept_gate, connect_control,
-    gate_control_config,
+    gate_control_config, is_still_control_plane,
 };
 pub use verify::{FrontPeer, FrontPeerError, PeerRejected};
 

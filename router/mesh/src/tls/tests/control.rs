@@ -66,7 +66,7 @@ type Met = (
 /// A control plane dials a gate that holds this identity.
 async fn dial(scene: &Scene, identity: Option<&MeshCredentials>, control_plane: &MeshCredentials) -> Met {
     let (near, far) = sockets().await;
-    let config = gate_control_config(&scene.trust, identity).unwrap();
+    let config = gate_control_config(&scene.trust, identity, SystemTime::now()).unwrap();
     let accepted = async {
         let (_, peer, purpose) = accept_gate(far, |_| Some(config)).await?;
         Ok((peer.id.to_string(), purpose))
@@ -83,7 +83,7 @@ async fn accept(
 ) -> Result<(String, Purpose), HandshakeError> {
     let (near, far) = sockets().await;
     let choose = |purpose| match (purpose, identity) {
-        (Purpose::Control, _) => Some(gate_control_config(&scene.trust, identity).unwrap()),
+        (Purpose::Control, _) => Some(gate_control_config(&scene.trust, identity, SystemTime::now()).unwrap()),
         (Purpose::Requests, None) => None,
         (Purpose::Requests, Some(identity)) => Some(sidecar_server_config(identity).unwrap()),
     };
@@ -112,7 +112,8 @@ async fn a_gate_has_proven_to_be_enrolled_by_the_expected_leaf_only() {
     let good = scene.identity(|_| {});
     let another_pod = scene.identity(|spec| spec.uris = vec![SANDBOX.replace("u1", "u2")]);
     let ended = scene.identity(|spec| (spec.not_before, spec.not_after) = (now - 2 * hour, now - hour));
-    let foreign = stranger.identity(|_| {});
+    let issued = stranger.authority.issue(&LeafSpec::new("gate", SANDBOX, Usage::Server));
+    let foreign = with_bundle(&issued.unwrap(), &[&stranger.authority, &scene.authority]);
     for (name, identity, is_enrolled, other_identity) in [
         ("its own", Some(&good), true, false),
         ("none: what it made itself", None, false, false),
@@ -142,7 +143,8 @@ async fn the_expected_leaf_without_its_key_proves_nothing() {
     let identity = scene.identity(|_| {});
     let leaf = identity.certified_key().cert.clone();
     let stolen = CertifiedKey::new(leaf, Arc::clone(&scene.trust.stand_in.key));
-    let mut config = ServerConfig::clone(&gate_control_config(&scene.trust, Some(&identity)).unwrap());
+    let mut config =
+        ServerConfig::clone(&gate_control_config(&scene.trust, Some(&identity), SystemTime::now()).unwrap());
     config.cert_resolver = Arc::new(SingleCertAndKey::from(stolen));
     let (near, far) = sockets().await;
     let (control_plane, sandbox) = (scene.control_plane(), expected(SANDBOX));
@@ -263,32 +265,53 @@ async fn a_router_is_no_control_plane_even_if_it_names_both_purposes() {
 }
 
 #[tokio::test]
-async fn the_roots_of_the_identity_in_force_count_beside_the_anchors() {
-    let (mut scene, next) = (Scene::new(), Authority::new("next").unwrap());
-    let issued = next.issue(&LeafSpec::new("control", CONTROL, Usage::Client)).unwrap();
-    let both = format!("{}{}", scene.authority.root_pem(), next.root_pem());
-    let gate = scene
-        .authority
-        .issue(&LeafSpec::new("gate", SANDBOX, Usage::Server))
-        .unwrap();
-    let identity = MeshCredentials::of_gate(
-        gate.chain_pem.as_bytes(),
-        gate.key_pem.as_bytes(),
-        both.as_bytes(),
-        &match SANDBOX.parse().unwrap() {
-            PeerId::Sandbox(own) => own,
-            other => panic!("{other}"),
-        },
+async fn a_root_that_has_left_the_bundle_counts_only_without_a_valid_identity() {
+    let mut scene = Scene::new();
+    let (old, next) = (Authority::new("old").unwrap(), Authority::new("next").unwrap());
+    scene.trust.anchors = roots_from_pem(old.root_pem().as_bytes()).unwrap();
+    let client = |authority: &Authority| {
+        let issued = authority.issue(&LeafSpec::new("control", CONTROL, Usage::Client));
+        scene.client(&issued.unwrap())
+    };
+    let now = SystemTime::now();
+    let hour = Duration::from_secs(3600);
+    let identity = |signer: &Authority, roots: &[&Authority], has_ended: bool| {
+        let mut spec = LeafSpec::new("gate", SANDBOX, Usage::Server);
+        if has_ended {
+            (spec.not_before, spec.not_after) = (now - 2 * hour, now - hour);
+        }
+        with_bundle(&signer.issue(&spec).unwrap(), roots)
+    };
+    let (first, both, left) = (
+        identity(&old, &[&old], false),
+        identity(&old, &[&old, &next], false),
+        identity(&next, &[&next], false),
     );
-    let identity = identity.unwrap();
-    let client = scene.client(&issued);
-    let refusal = accept(&scene, None, client.clone()).await.unwrap_err();
-    assert!(matches!(refusal, HandshakeError::PeerCertificate(_)), "{refusal}");
-    assert!(accept(&scene, Some(&identity), client).await.is_ok());
-    // Anchors that the bundle has left behind count on.
-    scene.trust.anchors = roots_from_pem(next.root_pem().as_bytes()).unwrap();
-    let identity = scene.identity(|_| {});
-    assert!(accept(&scene, Some(&identity), scene.client(&issued)).await.is_ok());
+    let (ended, ended_with_both) = (identity(&next, &[&next], true), identity(&old, &[&old, &next], true));
+    for (name, identity, old_counts, next_counts) in [
+        ("born", None, true, false),
+        ("enrolled", Some(&first), true, false),
+        ("with both roots", Some(&both), true, true),
+        ("after the old one left", Some(&left), false, true),
+        ("ended", Some(&ended), true, true),
+        ("ended with both roots", Some(&ended_with_both), true, true),
+    ] {
+        for (root, authority, counts) in [("old", &old, old_counts), ("next", &next, next_counts)] {
+            match accept(&scene, identity, client(authority)).await {
+                Ok(_) => assert!(counts, "{name}: the {root} root counts"),
+                Err(HandshakeError::PeerCertificate(_)) => assert!(!counts, "{name}: the {root} root doesn't count"),
+                Err(other) => panic!("{name}, {root}: {other}"),
+            }
+        }
+    }
+}
+
+/// A gate's identity that believes these.
+fn with_bundle(issued: &Issued, roots: &[&Authority]) -> MeshCredentials {
+    let bundle: String = roots.iter().map(|root| root.root_pem()).collect();
+    let (chain, key) = (issued.chain_pem.as_bytes(), issued.key_pem.as_bytes());
+    let domain = "cluster.local".parse().unwrap();
+    MeshCredentials::from_pem(Role::Sidecar, chain, key, bundle.as_bytes(), &domain).unwrap()
 }
 
 #[tokio::test]
@@ -302,7 +325,7 @@ async fn only_a_control_plane_dials_as_one() {
         refusal,
         Some(ControlDialError::Tls(TlsError::WrongRole { .. }))
     ));
-    let router = gate_control_config(&scene.trust, Some(&router));
+    let router = gate_control_config(&scene.trust, Some(&router), SystemTime::now());
     assert!(matches!(router, Err(TlsError::WrongRole { .. })));
 }
 
@@ -310,6 +333,6 @@ async fn only_a_control_plane_dials_as_one() {
 pub(super) fn configurations() -> (Arc<ServerConfig>, ClientConfig) {
     let scene = Scene::new();
     let identity = scene.identity(|_| {});
-    let server = gate_control_config(&scene.trust, Some(&identity)).unwrap();
+    let server = gate_control_config(&scene.trust, Some(&identity), SystemTime::now()).unwrap();
     (server, scene.client(&scene.issue(|_| {})))
 }

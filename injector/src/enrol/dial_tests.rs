@@ -1,0 +1,295 @@
+//! What answers here is a stranger: it has the address, and nothing else of a gate.
+
+use super::*;
+use crate::authority::{Issued, Signed};
+use crate::authority_secret::Stored;
+use crate::enrol::own::{OwnIdentity, bundle};
+use crate::rig::PATIENCE;
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rustls::ServerConfig;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use sandgate_mesh::contract::ALPN_CONTROL;
+use sandgate_mesh::identity::SandboxIdentity;
+use sandgate_mesh::policy::model::{DefaultPolicy, Generation, Snapshot, VERSION};
+use sandgate_mesh::tls::provider;
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+const LIFETIME: Duration = Duration::from_secs(3600);
+const ENROLMENT: &str = r#"{"podUid":"pod-1","csr":"c","token":"t","floor":{"epoch":1,"counter":2}}"#;
+
+fn target() -> Target {
+    Target {
+        namespace: "team-a".parse().unwrap(),
+        name: "box".parse().unwrap(),
+        uid: "pod-1".parse().unwrap(),
+        ip: [127, 0, 0, 1].into(),
+    }
+}
+
+fn identity() -> SandboxIdentity {
+    let Target {
+        namespace, name, uid, ..
+    } = target();
+    SandboxIdentity {
+        trust_domain: "cluster.local".parse().unwrap(),
+        sandbox: SandboxKey { namespace, name },
+        pod_uid: uid,
+    }
+}
+
+/// Whoever answers: what it presents and what it does with a connection.
+struct Stranger {
+    address: SocketAddr,
+    stored: Stored,
+    _serving: JoinSet<()>,
+}
+
+impl Stranger {
+    async fn new<F: Future<Output = ()> + Send>(
+        certificate: impl FnOnce(&Stored) -> (String, String),
+        serve: impl Fn(TlsStream<TcpStream>) -> F + Send + 'static,
+    ) -> Self {
+        let stored = Stored::new();
+        let (chain, key) = certificate(&stored);
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain.as_bytes()).collect();
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+        let mut tls = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain.unwrap(), key)
+            .unwrap();
+        tls.alpn_protocols = vec![ALPN_CONTROL.to_vec()];
+        let acceptor = TlsAcceptor::from(Arc::new(tls));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut serving = JoinSet::new();
+        serving.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                if let Ok(stream) = acceptor.accept(stream).await {
+                    serve(stream).await;
+                }
+            }
+        });
+        Self {
+            address,
+            stored,
+            _serving: serving,
+        }
+    }
+
+    /// One that sends this again and again, once it was asked.
+    async fn sending(first: impl Into<String>, again: &'static str) -> Self {
+        let first = first.into();
+        Self::new(own_making, move |mut stream| {
+            let first = first.clone();
+            async move {
+                let _ = stream.read(&mut [0; 4096]).await;
+                let mut sent = stream.write_all(first.as_bytes()).await;
+                while sent.is_ok() && !again.is_empty() {
+                    sent = stream.write_all(again.as_bytes()).await;
+                }
+                let _ = stream.flush().await;
+                // Until the other side goes.
+                let _ = stream.read(&mut [0; 4096]).await;
+            }
+        })
+        .await
+    }
+
+    async fn dial(&self) -> Result<Connection, DialError> {
+        let workload = "spiffe://cluster.local/ns/here/sa/sandbox-injector".parse().unwrap();
+        let own = OwnIdentity::new(workload, LIFETIME).credentials(&self.stored).unwrap();
+        dial_at(self.address, &target(), &own).await
+    }
+
+    async fn asked(&self) -> Result<Enrolment, DialError> {
+        let mut connection = self.dial().await.unwrap();
+        tokio::time::timeout(PATIENCE, connection.enrolment()).await.unwrap()
+    }
+}
+
+/// A certificate that nobody vouches for.
+fn own_making(_: &Stored) -> (String, String) {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    let certificate = CertificateParams::default().self_signed(&key).unwrap();
+    (certificate.pem(), key.serialize_pem())
+}
+
+/// The leaf of this sandbox.
+fn leaf_of(identity: &SandboxIdentity, stored: &Stored) -> (String, String) {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    let csr = CertificateParams::default()
+        .serialize_request(&key)
+        .unwrap()
+        .pem()
+        .unwrap();
+    let Signed { chain_pem, .. } = stored.authority.sign_gate(&csr, identity, LIFETIME).unwrap();
+    (chain_pem, key.serialize_pem())
+}
+
+fn answer(status: &str, body: &str) -> String {
+    format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+}
+
+#[tokio::test]
+async fn a_gate_says_what_enrols_it() {
+    let gate = Stranger::sending(answer("200 OK", ENROLMENT), "").await;
+    assert_eq!(gate.asked().await.unwrap().pod_uid.as_str(), "pod-1");
+}
+
+#[tokio::test]
+async fn what_is_no_answer_of_a_gate_is_refused_by_its_name() {
+    let padded = |bytes: usize| format!("{ENROLMENT}{}", " ".repeat(bytes));
+    for (sent, again, word) in [
+        (answer("200 OK", "{}"), "", "unreadable"),
+        (answer("200 OK", &ENROLMENT.replace("pod-1", "../x")), "", "unreadable"),
+        (
+            answer("200 OK", &ENROLMENT.replace("\"csr\"", "\"also\":1,\"csr\"")),
+            "",
+            "unreadable",
+        ),
+        (answer("200 OK", &padded(MAX_ANSWER)), "", "too_large"),
+        (
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".into(),
+            "400\r\n",
+            "broken",
+        ),
+        (
+            "HTTP/1.1 200 OK\r\n".into(),
+            "x-a: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n",
+            "too_large",
+        ),
+        (String::new(), "HTTP/1.1 103 Early Hints\r\n\r\n", "too_large"),
+        (answer("409 Conflict", r#"{"detail":"below the floor"}"#), "", "stale"),
+        (answer("503 Service Unavailable", "x"), "", "gate_refused"),
+        ("SSH-2.0-x\r\n".into(), "", "broken"),
+    ] {
+        let begun = sent.chars().take(60).collect::<String>();
+        let stranger = Stranger::sending(sent, again).await;
+        let error = stranger.asked().await.unwrap_err();
+        assert_eq!(error.as_str(), word, "{begun:?} {again:?}: {error}");
+    }
+}
+
+/// A body that never ends is never held whole.
+#[tokio::test]
+async fn who_sends_without_end_is_cut_off() {
+    let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+    let stranger = Stranger::sending(head, "8\r\naaaaaaaa\r\n").await;
+    let error = stranger.asked().await.unwrap_err();
+    assert_eq!(error.as_str(), "too_large", "{error}");
+}
+
+#[tokio::test]
+async fn who_says_nothing_is_not_waited_for() {
+    for begun in ["", "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{"] {
+        let stranger = Stranger::sending(begun, "").await;
+        let error = stranger.asked().await.unwrap_err();
+        assert!(matches!(error, DialError::Silent), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_gate_that_repeats_what_a_stranger_wrote_repeats_little_of_it() {
+    let long = format!(r#"{{"detail":"{}"}}"#, "x".repeat(9000));
+    let stranger = Stranger::sending(answer("400 Bad Request", &long), "").await;
+    let error = stranger.asked().await.unwrap_err().to_string();
+    assert!(error.len() < 2 * LONGEST_TEXT, "{error}");
+}
+
+#[tokio::test]
+async fn a_policy_goes_to_the_gate_that_was_dialed_and_to_nobody_else() {
+    let other = |change: &dyn Fn(&mut SandboxIdentity)| {
+        let mut other = identity();
+        change(&mut other);
+        other
+    };
+    let others = [
+        other(&|id| id.pod_uid = "pod-2".parse().unwrap()),
+        other(&|id| id.sandbox.name = "other".parse().unwrap()),
+        other(&|id| id.sandbox.namespace = "team-b".parse().unwrap()),
+    ];
+    let done = |_| async {};
+    for other in others {
+        let stranger = Stranger::new(|stored| leaf_of(&other, stored), done).await;
+        assert!(
+            stranger.dial().await.unwrap().proven(SystemTime::now()).is_err(),
+            "{other}"
+        );
+    }
+    let stranger = Stranger::new(own_making, done).await;
+    let connection = stranger.dial().await.unwrap();
+    assert!(matches!(
+        connection.proven(SystemTime::now()),
+        Err(Some(NotEnrolled::Unverified(_)))
+    ));
+    // Another authority's leaf of that very sandbox.
+    let stranger = Stranger::new(|_| leaf_of(&identity(), &Stored::new()), done).await;
+    assert!(stranger.dial().await.unwrap().proven(SystemTime::now()).is_err());
+    // The control plane's own leaf, replayed.
+    let stranger = Stranger::new(
+        |stored| {
+            let workload = "spiffe://cluster.local/ns/here/sa/sandbox-injector".parse().unwrap();
+            let Issued { chain_pem, key_pem, .. } = stored.authority.client_leaf(&workload, LIFETIME).unwrap();
+            (chain_pem, key_pem)
+        },
+        done,
+    )
+    .await;
+    assert!(stranger.dial().await.unwrap().proven(SystemTime::now()).is_err());
+    // An older leaf than the one that was just given out.
+    let gate = Stranger::new(|stored| leaf_of(&identity(), stored), done).await;
+    let least = SystemTime::now() + 2 * LIFETIME;
+    assert!(matches!(gate.dial().await.unwrap().proven(least), Err(None)));
+}
+
+#[tokio::test]
+async fn a_policy_is_put_on_a_proven_connection() {
+    let gate = Stranger::new(
+        |stored| leaf_of(&identity(), stored),
+        |mut stream| async move {
+            let mut request = vec![0; 4096];
+            let read = stream.read(&mut request).await.unwrap();
+            let request = String::from_utf8_lossy(&request[..read]).into_owned();
+            assert!(request.starts_with("PUT /control/v1/policy HTTP/1.1\r\n"), "{request}");
+            stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+            let _ = stream.read(&mut [0]).await;
+        },
+    )
+    .await;
+    let connection = gate.dial().await.unwrap();
+    assert!(matches!(connection.standing(), GateStanding::Enrolled { .. }));
+    let push = PolicyPush {
+        pod_uid: target().uid,
+        snapshot: Snapshot {
+            version: VERSION,
+            generation: Generation { epoch: 1, counter: 1 },
+            default_policy: DefaultPolicy::Deny,
+            ports: vec![8888],
+            policies: Vec::new(),
+        },
+    };
+    let mut proven = connection.proven(SystemTime::now()).unwrap();
+    proven.put_policy(&push).await.unwrap();
+    assert_eq!(bundle(&gate.stored.roots).matches("BEGIN CERTIFICATE").count(), 1);
+}
+
+#[tokio::test]
+async fn nobody_there_is_told_from_who_does_not_speak_the_protocol() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut stranger = Stranger::sending("", "").await;
+    stranger.address = listener.local_addr().unwrap();
+    let closing = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+    });
+    assert_eq!(stranger.dial().await.unwrap_err().as_str(), "handshake");
+    closing.await.unwrap();
+    assert_eq!(stranger.dial().await.unwrap_err().as_str(), "unreachable");
+}

@@ -1,0 +1,142 @@
+//! The control plane's side of enrolment: gives each gate its identity and its policy. One replica does, and dials the
+//! gates: nothing in a sandbox has to reach the control plane, which upstream's network policies rule out.
+//!
+//! | module | hides |
+//! |---|---|
+//! | [`pods`] | the watch that says which gates there are and where |
+//! | [`namespaces`] | the watch that says which namespaces have opted in |
+//! | [`queue`] | which of them is visited when |
+//! | [`work`] | that visits are made side by side, and how many |
+//! | [`visit`] | what is said to a gate, and in which order |
+//! | [`dial`] | the connection, and that a stranger may be at its other end |
+//! | [`evidence`] | requests to the API server about a gate |
+//! | [`verify`] | what proves that a gate is the gate of its pod |
+//! | [`policy`] | what a gate's policy consists of |
+//! | [`own`] | the control plane's own certificate |
+//! | [`leader`] | which replica does all this |
+//! | [`epoch`] | that what a former leader says doesn't count |
+//! | [`report`] | metrics and log |
+
+mod dial;
+mod epoch;
+mod evidence;
+mod leader;
+mod namespaces;
+mod own;
+mod pods;
+mod policy;
+mod queue;
+pub(crate) mod report;
+mod verify;
+mod visit;
+mod work;
+
+use crate::anchors::Anchors;
+use crate::authority_keeper::Authority;
+use crate::kubernetes::RequestError;
+use crate::metrics::Metrics;
+use crate::settings::Settings;
+use evidence::Evidence;
+use kube::Client;
+use leader::Candidate;
+use namespaces::OptedIn;
+use own::OwnIdentity;
+use report::Report;
+use sandgate_mesh::drain::Draining;
+use sandgate_mesh::policy::model::DefaultPolicy;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+use tokio::sync::watch;
+use visit::Visitor;
+
+/// How long to wait before an epoch is asked for again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What enrolment works with.
+#[derive(Clone)]
+pub(crate) struct Context {
+    pub(crate) client: Client,
+    pub(crate) settings: Settings,
+    pub(crate) default_policy: DefaultPolicy,
+    pub(crate) authority: Authority,
+    /// The roots that gates are given.
+    pub(crate) anchors: watch::Receiver<Option<Arc<Anchors>>>,
+    /// The Secret that holds the authority, and the epoch.
+    pub(crate) secret: String,
+    /// How long identities live.
+    pub(crate) lifetime: Duration,
+    /// How long a leader may be silent before another replica takes over.
+    pub(crate) lease: Duration,
+    pub(crate) report: Report,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// Looks after gates whenever this replica is the leader, until it is told to leave. Then another can take over at once.
+pub(crate) async fn run(context: Context, mut leaving: Draining) {
+    let namespace = context.settings.own_namespace.as_str();
+    let mut candidate = Candidate::new(context.client.clone(), namespace, context.lease);
+    tokio::select! {
+        () = leaving.started() => {}
+        () = lead(&context, &mut candidate) => {}
+    }
+    context.report.leads(false);
+    candidate.release().await;
+}
+
+/// Becomes the leader, works, stops when it isn't any more, for ever.
+async fn lead(context: &Context, candidate: &mut Candidate) {
+    let mut authority = context.authority.clone();
+    let failed = |error: &RequestError| {
+        context.metrics.failed("lease");
+        tracing::warn!(%error, "can't bring the Lease of the replica that looks after gates up to date");
+    };
+    loop {
+        // Without a root there is nothing that it could do.
+        if authority.wait_for(Option::is_some).await.is_err() {
+            return;
+        }
+        candidate.acquire(failed).await;
+        tracing::info!("this replica looks after gates from now on");
+        context.report.leads(true);
+        tokio::select! {
+            () = candidate.keep(failed) => {}
+            () = term(context) => {}
+        }
+        context.report.leads(false);
+        tracing::warn!(
+            "this replica looks after gates no longer: it couldn't renew its Lease, or another has taken it"
+        );
+    }
+}
+
+/// One leader's time: first of all an epoch of its own, in which all that it says is said.
+async fn term(context: &Context) {
+    let epoch = loop {
+        let (client, namespace) = (context.client.clone(), context.settings.own_namespace.as_str());
+        match epoch::raise(client, namespace, &context.secret).await {
+            Ok(epoch) => break epoch,
+            Err(error) => {
+                context.metrics.failed("epoch");
+                let secret = &context.secret;
+                tracing::warn!(%error, namespace, secret, "can't begin an epoch, without which no gate is told anything");
+            }
+        }
+        tokio::time::sleep(RETRY).await;
+    };
+    context.report.epoch(epoch);
+    tracing::info!(epoch, "a new epoch has begun");
+    let visitor = Visitor {
+        evidence: Evidence::new(context.client.clone()),
+        settings: context.settings.clone(),
+        default_policy: context.default_policy,
+        authority: context.authority.clone(),
+        anchors: context.anchors.clone(),
+        opted_in: OptedIn::default(),
+        own: OwnIdentity::new(context.settings.control_identity.clone(), context.lifetime),
+        lifetime: context.lifetime,
+        epoch,
+        counter: AtomicU64::new(1),
+    };
+    work::work(context.client.clone(), visitor, &context.report, &context.metrics).await;
+}

@@ -1,0 +1,171 @@
+//! Which pods have a gate that can be dialed: a watch that keeps a few words of each, and says what changed about it.
+
+use crate::names::{CONTAINER, INJECTED, INJECTED_LABEL};
+use futures_util::{Stream, StreamExt};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, ApiResource};
+use kube::core::{NotUsed, Object, ObjectMeta};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, ResourceExt};
+use sandgate_mesh::sandbox::{Namespace, PodUid, SandboxName};
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+use std::pin::Pin;
+
+/// A pod with a gate, and where to dial it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Target {
+    pub(super) namespace: Namespace,
+    pub(super) name: SandboxName,
+    pub(super) uid: PodUid,
+    pub(super) ip: IpAddr,
+}
+
+/// A pod as it was seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Sighting {
+    pub(super) uid: PodUid,
+    /// None while it can't be dialed, or needn't be any more.
+    pub(super) target: Option<Target>,
+    /// How often its gate was started again.
+    pub(super) restarts: i32,
+    /// Whether the kubelet takes its gate for ready.
+    pub(super) ready: bool,
+}
+
+/// What a watch says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Change {
+    /// The watch starts over: whoever isn't seen before [`Self::Listed`] is gone.
+    Listing,
+    Listed,
+    Seen(Sighting),
+    Gone(PodUid),
+    /// It failed, and goes on by itself.
+    Failed(String),
+}
+
+/// What is read of a pod; the rest of it is skipped.
+type Seen = Object<NotUsed, Status>;
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Status {
+    phase: Option<String>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    init_container_statuses: Vec<ContainerStatus>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+struct ContainerStatus {
+    name: String,
+    ready: bool,
+    restart_count: i32,
+}
+
+/// Follows the pods of the whole cluster that have a gate.
+pub(super) fn changes(client: Client) -> Pin<Box<dyn Stream<Item = Change> + Send>> {
+    let api = Api::<Seen>::all_with(client, &ApiResource::erase::<Pod>(&()));
+    let injected = watcher::Config::default().labels(&format!("{INJECTED_LABEL}={INJECTED}"));
+    let events = watcher(api, injected).default_backoff();
+    events.filter_map(async |event| change(event)).boxed()
+}
+
+fn change(event: watcher::Result<watcher::Event<Seen>>) -> Option<Change> {
+    match event {
+        Ok(watcher::Event::Init) => Some(Change::Listing),
+        Ok(watcher::Event::InitDone) => Some(Change::Listed),
+        Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod)) => sighting(&pod).map(Change::Seen),
+        Ok(watcher::Event::Delete(pod)) => uid(&pod.metadata).map(Change::Gone),
+        Err(error) => Some(Change::Failed(error.to_string())),
+    }
+}
+
+fn uid(metadata: &ObjectMeta) -> Option<PodUid> {
+    metadata.uid.as_deref()?.parse().ok()
+}
+
+/// `None` of a pod whose name no sandbox can have: the webhook lets none such be injected.
+fn sighting(pod: &Seen) -> Option<Sighting> {
+    let uid = uid(&pod.metadata)?;
+    let status = pod.status.clone().unwrap_or_default();
+    let over =
+        matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) || pod.metadata.deletion_timestamp.is_some();
+    let ip = status.pod_ip.as_deref().and_then(|ip| ip.parse().ok());
+    let target = match ip.filter(|_| !over) {
+        Some(ip) => Some(Target {
+            namespace: pod.namespace()?.parse().ok()?,
+            name: pod.name_any().parse().ok()?,
+            uid: uid.clone(),
+            ip,
+        }),
+        None => None,
+    };
+    let gate = status
+        .init_container_statuses
+        .iter()
+        .find(|gate| gate.name == CONTAINER);
+    Some(Sighting {
+        uid,
+        target,
+        restarts: gate.map_or(0, |gate| gate.restart_count),
+        ready: gate.is_some_and(|gate| gate.ready),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn seen(change: &Value) -> Option<Sighting> {
+        let mut pod = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "box", "namespace": "team-a", "uid": "u-1"},
+            "spec": {"containers": [{"name": "app", "image": "a"}]},
+            "status": {
+                "phase": "Running",
+                "podIP": "10.0.0.7",
+                "initContainerStatuses": [
+                    {"name": "other", "ready": false, "restartCount": 9},
+                    {"name": "sandgate", "ready": true, "restartCount": 2},
+                ],
+            },
+        });
+        json_patch::merge(&mut pod, change);
+        sighting(&serde_json::from_value(pod).unwrap())
+    }
+
+    #[test]
+    fn a_pod_with_an_address_can_be_dialed_until_it_ends() {
+        let found = seen(&json!({})).unwrap();
+        assert_eq!((found.restarts, found.ready), (2, true));
+        let target = found.target.unwrap();
+        assert_eq!(target.ip, IpAddr::from([10, 0, 0, 7]));
+        assert_eq!((target.namespace.as_str(), target.name.as_str()), ("team-a", "box"));
+        for over in [
+            json!({"status": {"phase": "Succeeded"}}),
+            json!({"status": {"phase": "Failed"}}),
+            json!({"status": {"podIP": null}}),
+            json!({"status": {"podIP": "10.0.0"}}),
+            json!({"status": null}),
+            json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}),
+        ] {
+            assert_eq!(seen(&over).unwrap().target, None, "{over}");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_can_be_no_sandbox_is_not_seen() {
+        for odd in [
+            json!({"metadata": {"uid": null}}),
+            json!({"metadata": {"uid": "u/1"}}),
+            json!({"metadata": {"name": "a.b"}}),
+        ] {
+            assert_eq!(seen(&odd), None, "{odd}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! What is told about enrolment: metrics with bounded labels, and one line for each identity, policy and refusal.
+
+use super::queue::{Census, Visit};
+use super::visit::{Settled, VisitError};
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use sandgate_mesh::metrics;
+use sandgate_mesh::telemetry::{LONGEST_TEXT, LineLog, cut, timestamp, utc};
+use serde::Serialize;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// Seconds: most visits take some ten milliseconds, and none more than thirty seconds.
+const BUCKETS: [f64; 9] = [0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 10.0, 30.0];
+
+/// Counts and tells.
+#[derive(Clone)]
+pub(crate) struct Report {
+    visits: IntCounterVec,
+    durations: HistogramVec,
+    gates: IntGaugeVec,
+    behind: IntGaugeVec,
+    leader: IntGauge,
+    epoch: IntGauge,
+    log: LineLog,
+}
+
+impl Report {
+    pub(crate) fn new(registry: &Registry, log: LineLog) -> prometheus::Result<Self> {
+        let durations = HistogramOpts::new(
+            "sandgate_injector_enrolment_duration_seconds",
+            "How long visits to gates took, by outcome.",
+        );
+        let durations = HistogramVec::new(durations.buckets(BUCKETS.to_vec()), &["outcome"]);
+        let gates = Opts::new(
+            "sandgate_injector_gates",
+            "Gates that this replica looks after as the leader, by state: waiting for a first visit, enrolled, refused, failing.",
+        );
+        let behind = Opts::new(
+            "sandgate_injector_gates_behind",
+            "Gates that haven't shown to have the roots that are in force, by the same states.",
+        );
+        Ok(Self {
+            visits: metrics::counters(
+                registry,
+                "sandgate_injector_enrolments_total",
+                "Visits to gates, by outcome (ok, refused, failed) and what was done or why not.",
+                &["outcome", "reason"],
+            )?,
+            durations: metrics::registered(registry, durations)?,
+            gates: metrics::registered(registry, IntGaugeVec::new(gates, &["state"]))?,
+            behind: metrics::registered(registry, IntGaugeVec::new(behind, &["state"]))?,
+            leader: metrics::gauge(
+                registry,
+                "sandgate_injector_leader",
+                "Whether this replica is the one that looks after gates: 0 or 1.",
+            )?,
+            epoch: metrics::gauge(
+                registry,
+                "sandgate_injector_epoch",
+                "The epoch in which this replica was the leader last; 0 if it never was.",
+            )?,
+            log,
+        })
+    }
+
+    pub(super) fn leads(&self, leads: bool) {
+        self.leader.set(leads.into());
+        if !leads {
+            self.census(Census::default());
+        }
+    }
+
+    pub(super) fn epoch(&self, epoch: u64) {
+        self.epoch.set(i64::try_from(epoch).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn census(&self, census: Census) {
+        for (gauge, count) in [(&self.gates, census.all), (&self.behind, census.behind)] {
+            for (state, count) in [
+                ("waiting", count.waiting),
+                ("enrolled", count.enrolled),
+                ("refused", count.refused),
+                ("failing", count.failing),
+            ] {
+                let gauge = gauge.with_label_values(&[state]);
+                gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+            }
+        }
+    }
+
+    /// Counts how a visit ended, and has a line for it where that is `news`.
+    pub(super) fn visited(&self, visit: &Visit, ended: &Result<Settled, VisitError>, took: Duration, news: bool) {
+        let (outcome, reason) = match ended {
+            Ok(settled) => ("ok", settled.done.as_str()),
+            Err(error) => (error.outcome(), error.as_str()),
+        };
+        self.visits.with_label_values(&[outcome, reason]).inc();
+        self.durations.with_label_values(&[outcome]).observe(took.as_secs_f64());
+        if news {
+            let target = &visit.target;
+            let message = ended.as_ref().err().map(ToString::to_string);
+            self.log.write(&Line {
+                time: timestamp(),
+                log: "enrolment",
+                outcome,
+                reason,
+                message: message.as_deref().map(|message| cut(message, 2 * LONGEST_TEXT)),
+                namespace: target.namespace.as_str(),
+                pod: target.name.as_str(),
+                pod_uid: target.uid.as_str(),
+                address: target.ip,
+                until: ended.as_ref().ok().map(|settled| utc(settled.until).to_string()),
+                failures: visit.failures + u32::from(ended.is_err()),
+                duration_ms: took.as_millis(),
+            });
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    log: &'static str,
+    outcome: &'static str,
+    reason: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<std::borrow::Cow<'a, str>>,
+    namespace: &'a str,
+    pod: &'a str,
+    pod_uid: &'a str,
+    address: IpAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    until: Option<String>,
+    failures: u32,
+    duration_ms: u128,
+}

@@ -1,0 +1,309 @@
+//! Whether a gate is the gate of the pod that was dialed: decided from what the API server says about the pod, its token
+//! and its Sandbox, and from nothing that the gate says about itself.
+
+use super::namespaces::OptedIn;
+use super::pods::Target;
+use crate::anchors::Anchors;
+use crate::decide::{Decision, Operation, Request, User, decide};
+use crate::existing;
+use crate::names::{
+    CONTAINER, ENABLED, INJECT_LABEL, INJECTED, INJECTED_LABEL, SANDBOX_GROUP, SANDBOX_HASH_LABEL, SANDBOX_KIND,
+    TOKEN_AUDIENCE,
+};
+use crate::patch::patch;
+use crate::pod::{Pod, at, is_true, items, text_at};
+use crate::settings::{LogLevel, Settings};
+use k8s_openapi::api::authentication::v1::TokenReviewStatus;
+use sandgate_mesh::identity::SandboxIdentity;
+use sandgate_mesh::sandbox::{PodUid, SandboxKey};
+use serde_json::Value;
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+/// The extra of a token's user with the name of the pod that the token is bound to.
+const POD_NAME_EXTRA: &str = "authentication.kubernetes.io/pod-name";
+/// The same with the pod's UID.
+const POD_UID_EXTRA: &str = "authentication.kubernetes.io/pod-uid";
+/// Phases of pods in which nothing runs any more.
+const ENDED: [&str; 2] = ["Succeeded", "Failed"];
+/// The flag that says how much a gate logs: the one thing in its arguments that an operator may change while it runs.
+const LOG_LEVEL_FLAG: &str = "--log-level=";
+
+/// Why a gate gets no identity.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error("the pod isn't there any more, or is going away")]
+    PodGone,
+    #[error("another pod has the name by now")]
+    PodReplaced,
+    #[error("the pod has ended")]
+    PodEnded,
+    #[error("the pod's namespace has no label {INJECT_LABEL}={ENABLED}, or is one in which nothing is injected")]
+    NotOptedIn,
+    #[error("the pod has no label {INJECTED_LABEL}={INJECTED}")]
+    NotInjected,
+    #[error("the pod doesn't have the address that was dialed")]
+    OtherAddress,
+    #[error("what answered says that it runs in another pod")]
+    OtherPod,
+    #[error("the pod isn't what would be injected: {0}")]
+    Shape(String),
+    #[error("the API server doesn't take the token: {0}")]
+    Token(String),
+    #[error("the token isn't for the audience {TOKEN_AUDIENCE}")]
+    TokenAudience,
+    #[error("the token is of another ServiceAccount than the pod's")]
+    TokenAccount,
+    #[error("the token is bound to another pod, or to none")]
+    TokenPod,
+    #[error("the pod has label {SANDBOX_HASH_LABEL} without a Sandbox of its name that controls it")]
+    NoOwner,
+    #[error("the Sandbox that should control the pod isn't there, or is going away")]
+    OwnerGone,
+}
+
+impl Refusal {
+    /// The word for it in metrics and logs.
+    pub(super) const fn as_str(&self) -> &'static str {
+        match self {
+            Self::PodGone => "pod_gone",
+            Self::PodReplaced => "pod_replaced",
+            Self::PodEnded => "pod_ended",
+            Self::NotOptedIn => "not_opted_in",
+            Self::NotInjected => "not_injected",
+            Self::OtherAddress => "other_address",
+            Self::OtherPod => "other_pod",
+            Self::Shape(_) => "shape",
+            Self::Token(_) => "token",
+            Self::TokenAudience => "token_audience",
+            Self::TokenAccount => "token_account",
+            Self::TokenPod => "token_pod",
+            Self::NoOwner => "no_owner",
+            Self::OwnerGone => "owner_gone",
+        }
+    }
+}
+
+/// A pod that may be the one that was dialed. What its token and its Sandbox prove is still to be seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Candidate {
+    identity: SandboxIdentity,
+    account: String,
+    owner: Option<Owner>,
+}
+
+/// The Sandbox that a pod names as its controller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Owner {
+    /// The version of the API group in which it is named.
+    pub(super) version: String,
+    uid: String,
+}
+
+/// An identity that was proven. It is made here and nowhere else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Verified(SandboxIdentity);
+
+impl Verified {
+    pub(super) fn identity(&self) -> &SandboxIdentity {
+        &self.0
+    }
+}
+
+/// The pod that was dialed, if it is the one that has its name now and isn't going away.
+///
+/// # Errors
+/// It isn't.
+pub(super) fn dialed<'a>(target: &Target, pod: Option<&'a Value>) -> Result<&'a Value, Refusal> {
+    let pod = pod.ok_or(Refusal::PodGone)?;
+    if text_at(pod, &["metadata", "uid"]) != Some(target.uid.as_str()) {
+        return Err(Refusal::PodReplaced);
+    }
+    if at(pod, &["metadata", "deletionTimestamp"]).is_some() {
+        return Err(Refusal::PodGone);
+    }
+    Ok(pod)
+}
+
+/// The roots that a pod's gate was born with. They count for a gate that has proven the identity that it was once given:
+/// they were looked at then, and can't be changed in a running pod, however old they are by now.
+pub(super) fn born_with(pod: &Value) -> Option<Anchors> {
+    let roots = existing::anchors(Pod::read(pod).ok()?)?;
+    Anchors::from_pem(roots.as_bytes()).ok()
+}
+
+/// Looks at the pod that was dialed, and at what answered there says it is.
+///
+/// # Errors
+/// The first thing that isn't as it must be.
+pub(super) fn candidate(
+    settings: &Settings,
+    anchors: &Anchors,
+    target: &Target,
+    claimed: &PodUid,
+    pod: &Value,
+) -> Result<Candidate, Refusal> {
+    let raw = dialed(target, Some(pod))?;
+    let pod = Pod::read(raw).map_err(|malformed| Refusal::Shape(format!("{} is malformed", malformed.field)))?;
+    if *claimed != target.uid {
+        return Err(Refusal::OtherPod);
+    }
+    if text_at(raw, &["status", "phase"]).is_some_and(|phase| ENDED.contains(&phase)) {
+        return Err(Refusal::PodEnded);
+    }
+    if pod.label(INJECTED_LABEL) != Some(INJECTED) {
+        return Err(Refusal::NotInjected);
+    }
+    if !addresses(raw).any(|address| address == target.ip) {
+        return Err(Refusal::OtherAddress);
+    }
+    shape(settings, anchors, target, pod)?;
+    Ok(Candidate {
+        identity: SandboxIdentity {
+            trust_domain: settings.trust_domain.clone(),
+            sandbox: SandboxKey {
+                namespace: target.namespace.clone(),
+                name: target.name.clone(),
+            },
+            pod_uid: target.uid.clone(),
+        },
+        account: text_at(raw, &["spec", "serviceAccountName"])
+            .unwrap_or("default")
+            .to_owned(),
+        owner: owner(target, pod)?,
+    })
+}
+
+impl Candidate {
+    /// The Sandbox that has to be there; none for a pod that agent-sandbox didn't make.
+    pub(super) fn owner(&self) -> Option<&Owner> {
+        self.owner.as_ref()
+    }
+
+    /// The identity, if the token proves that whoever has it is in this pod, the Sandbox is there, and the namespace wants
+    /// gates.
+    ///
+    /// # Errors
+    /// The first of these that isn't so.
+    pub(super) fn verify(
+        self,
+        token: &TokenReviewStatus,
+        sandbox: Option<&Value>,
+        opted_in: &OptedIn,
+    ) -> Result<Verified, Refusal> {
+        self.check_token(token)?;
+        if let Some(owner) = &self.owner {
+            let live = sandbox.filter(|found| {
+                text_at(found, &["metadata", "uid"]) == Some(owner.uid.as_str())
+                    && at(found, &["metadata", "deletionTimestamp"]).is_none()
+            });
+            live.ok_or(Refusal::OwnerGone)?;
+        }
+        // Last: all that came before took time.
+        if !opted_in.contains(&self.identity.sandbox.namespace) {
+            return Err(Refusal::NotOptedIn);
+        }
+        Ok(Verified(self.identity))
+    }
+
+    /// An API server that knows no audiences takes any token that opens its API, so the audience must come back.
+    fn check_token(&self, token: &TokenReviewStatus) -> Result<(), Refusal> {
+        if token.authenticated != Some(true) {
+            return Err(Refusal::Token(token.error.clone().unwrap_or_default()));
+        }
+        let audiences = token.audiences.as_deref().unwrap_or_default();
+        if !audiences.iter().any(|audience| audience == TOKEN_AUDIENCE) {
+            return Err(Refusal::TokenAudience);
+        }
+        let user = token.user.clone().unwrap_or_default();
+        let SandboxKey { namespace, name } = &self.identity.sandbox;
+        let account = format!("system:serviceaccount:{namespace}:{}", self.account);
+        if user.username.as_deref() != Some(account.as_str()) {
+            return Err(Refusal::TokenAccount);
+        }
+        let extra = user.extra.unwrap_or_default();
+        let is = |key: &str, value: &str| extra.get(key).is_some_and(|values| *values == [value]);
+        if is(POD_NAME_EXTRA, name.as_str()) && is(POD_UID_EXTRA, self.identity.pod_uid.as_str()) {
+            Ok(())
+        } else {
+            Err(Refusal::TokenPod)
+        }
+    }
+}
+
+/// Every address of a pod.
+fn addresses(pod: &Value) -> impl Iterator<Item = IpAddr> {
+    let further = items(at(pod, &["status", "podIPs"])).filter_map(|(_, entry)| text_at(entry, &["ip"]));
+    let all = text_at(pod, &["status", "podIP"]).into_iter().chain(further);
+    all.filter_map(|address| address.parse().ok())
+}
+
+/// The pod must be what would become of it if it were created now without its gate.
+fn shape(settings: &Settings, anchors: &Anchors, target: &Target, pod: Pod<'_>) -> Result<(), Refusal> {
+    let settings = as_it_logs(settings, pod);
+    let request = Request {
+        pod: pod.raw(),
+        operation: Operation::Create,
+        namespace: target.namespace.as_str(),
+        user: &User::default(),
+    };
+    match decide(&settings, anchors, &request) {
+        Decision::Inject(plan) if patch(&plan, pod.raw()).0.is_empty() => Ok(()),
+        Decision::Inject(_) => Err(Refusal::Shape(
+            "the gate isn't whole, or not first among the init containers".into(),
+        )),
+        Decision::Skip(reason) => Err(Refusal::Shape(reason.to_string())),
+        Decision::Deny(denials) => Err(Refusal::Shape(
+            denials.first().map(ToString::to_string).unwrap_or_default(),
+        )),
+    }
+}
+
+/// The settings with the log level that the gate was injected with: an operator who changes it changes nobody's identity.
+fn as_it_logs<'a>(settings: &'a Settings, pod: Pod<'_>) -> Cow<'a, Settings> {
+    let gate = pod.containers().find(|container| container.name() == CONTAINER);
+    let arguments = gate.and_then(|gate| gate.at(&["args"])?.as_array());
+    let last = arguments.and_then(|arguments| arguments.last()?.as_str()?.strip_prefix(LOG_LEVEL_FLAG));
+    match last.and_then(|level| level.parse::<LogLevel>().ok()) {
+        Some(log_level) if log_level != settings.log_level => Cow::Owned(Settings {
+            log_level,
+            ..settings.clone()
+        }),
+        _ => Cow::Borrowed(settings),
+    }
+}
+
+/// The Sandbox of its own name that a pod of agent-sandbox has as its controller. A forged label steals nobody's name.
+fn owner(target: &Target, pod: Pod<'_>) -> Result<Option<Owner>, Refusal> {
+    if pod.label(SANDBOX_HASH_LABEL).is_none() {
+        return Ok(None);
+    }
+    let mut owners = items(pod.at(&["metadata", "ownerReferences"])).map(|(_, owner)| owner);
+    let owner = owners.find(|owner| is_true(owner, &["controller"]));
+    let owner = owner.ok_or(Refusal::NoOwner)?;
+    let text = |name: &str| text_at(owner, &[name]).unwrap_or_default();
+    let version = text("apiVersion")
+        .strip_prefix(SANDBOX_GROUP)
+        .and_then(|rest| rest.strip_prefix('/'));
+    match version {
+        // It becomes part of a path.
+        Some(version)
+            if text("kind") == SANDBOX_KIND
+                && text("name") == target.name.as_str()
+                && (1..=16).contains(&version.len())
+                && version
+                    .bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()) =>
+        {
+            Ok(Some(Owner {
+                version: version.to_owned(),
+                uid: text("uid").to_owned(),
+            }))
+        }
+        _ => Err(Refusal::NoOwner),
+    }
+}
+
+#[cfg(test)]
+#[path = "verify_tests.rs"]
+mod tests;

@@ -1,0 +1,285 @@
+//! One visit to one gate, from the dial to the policy: what it has already is left alone, and what it lacks it gets only
+//! after all that proves who it is.
+
+use super::dial::{DialError, Proven, dial};
+use super::evidence::Evidence;
+use super::namespaces::OptedIn;
+use super::own::{OwnIdentity, bundle};
+use super::pods::Target;
+use super::policy;
+use super::queue::{self, Next, Trouble};
+use super::verify::{self, Refusal, Verified};
+use crate::anchors::Anchors;
+use crate::authority::{SignError, Signed};
+use crate::authority_keeper::Authority;
+use crate::authority_secret::Stored;
+use crate::kubernetes::RequestError;
+use crate::settings::Settings;
+use sandgate_mesh::control::{Enrolment, IdentityGrant, PolicyPush, bundle_digest, policy_digest};
+use sandgate_mesh::policy::model::{DefaultPolicy, Generation, Snapshot};
+use sandgate_mesh::tls::{GateStanding, NotEnrolled};
+use serde_json::Value;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
+
+/// The longest visit. Each step has a limit of its own; this is for a gate that uses them up one after the other.
+const VISIT_TIME: Duration = Duration::from_secs(30);
+/// No identity is renewed more often than in this part of its life, however soon the root ends.
+const SHORTEST: f64 = 0.05;
+
+/// Who makes the visits of one leader.
+pub(super) struct Visitor {
+    pub(super) evidence: Evidence,
+    pub(super) settings: Settings,
+    pub(super) default_policy: DefaultPolicy,
+    pub(super) authority: Authority,
+    pub(super) anchors: watch::Receiver<Option<Arc<Anchors>>>,
+    pub(super) opted_in: OptedIn,
+    pub(super) own: OwnIdentity,
+    /// How long identities live.
+    pub(super) lifetime: Duration,
+    pub(super) epoch: u64,
+    /// What was said last in this epoch.
+    pub(super) counter: AtomicU64,
+}
+
+/// What a visit has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Done {
+    /// The gate has its first identity, and a policy.
+    Enrolled,
+    /// It has a new identity before the end of the old one.
+    Renewed,
+    /// It has a new policy.
+    Policy,
+    /// It had all, but perhaps the generation of this epoch.
+    Nothing,
+}
+
+impl Done {
+    /// The word for it in metrics and logs.
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Enrolled => "enrolled",
+            Self::Renewed => "renewed",
+            Self::Policy => "policy",
+            Self::Nothing => "current",
+        }
+    }
+}
+
+/// A gate that is as it should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Settled {
+    pub(super) done: Done,
+    /// The end of its identity.
+    pub(super) until: SystemTime,
+}
+
+/// Why a gate isn't as it should be.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum VisitError {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    #[error("the API server can't be asked: {0}")]
+    Api(#[from] RequestError),
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    #[error("the gate has taken an identity and doesn't show it: {}", .0.as_ref().map_or("it shows an older one".to_owned(), ToString::to_string))]
+    NotShown(Option<NotEnrolled>),
+    #[error("the control plane has no identity of its own: {0}")]
+    Own(anyhow::Error),
+    #[error("the visit took longer than {} s", VISIT_TIME.as_secs())]
+    TooLong,
+    #[error("a defect of this program")]
+    Panicked,
+}
+
+impl VisitError {
+    /// `refused` or `failed`.
+    pub(super) const fn outcome(&self) -> &'static str {
+        match self.trouble() {
+            Trouble::Refused => "refused",
+            Trouble::Failed => "failed",
+        }
+    }
+
+    /// The word for it in metrics and logs.
+    pub(super) const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Refused(refusal) => refusal.as_str(),
+            Self::Dial(error) => error.as_str(),
+            Self::Api(_) => "api_server",
+            Self::Sign(SignError::Request(_)) => "csr",
+            Self::Sign(_) | Self::Own(_) => "authority",
+            Self::NotShown(_) => "not_shown",
+            Self::TooLong => "too_long",
+            Self::Panicked => "panicked",
+        }
+    }
+
+    pub(super) const fn trouble(&self) -> Trouble {
+        match self {
+            Self::Refused(_) | Self::Sign(SignError::Request(_)) => Trouble::Refused,
+            _ => Trouble::Failed,
+        }
+    }
+}
+
+/// Where a gate stands, as far as it has proven it.
+enum Standing {
+    /// It has an identity that lasts, until then.
+    Lasting(SystemTime),
+    /// It has one that has to be renewed.
+    Ending,
+    /// It has none.
+    Nothing,
+}
+
+impl Visitor {
+    /// Makes a visit within bounded time.
+    ///
+    /// # Errors
+    /// What keeps the gate from being as it should be.
+    pub(super) async fn visit(&self, visit: &queue::Visit) -> Result<Settled, VisitError> {
+        let visit = tokio::time::timeout(VISIT_TIME, self.bring_up_to_date(&visit.target, visit.renew));
+        visit.await.map_err(|_| VisitError::TooLong)?
+    }
+
+    /// When to visit a gate again whose identity ends then: when half of its life or a little more is over, so that gates
+    /// that were enrolled together aren't renewed together.
+    pub(super) fn next(&self, until: SystemTime) -> Next {
+        let left = until.duration_since(SystemTime::now()).unwrap_or_default();
+        let needed = self.lifetime.mul_f64(0.4 + 0.1 * fastrand::f64());
+        Next::After(left.saturating_sub(needed).max(self.lifetime.mul_f64(SHORTEST)))
+    }
+
+    async fn bring_up_to_date(&self, target: &Target, renew: bool) -> Result<Settled, VisitError> {
+        let stored = self.stored()?;
+        let credentials = self.own.credentials(&stored).map_err(VisitError::Own)?;
+
+        let mut connection = dial(target, &credentials).await?;
+        let enrolment = connection.enrolment().await?;
+        let bundle = bundle(&stored.roots);
+        // A former leader may have told it other roots, or may not have come to tell it these.
+        let renew = renew || enrolment.bundle_digest != bundle_digest(&bundle);
+        let standing = self.standing(connection.standing(), renew);
+        // As it is stored, by its name: what was watched may be old, and another pod may have the name by now.
+        let pod = self.evidence.pod(target).await?;
+        let pod = verify::dialed(target, pod.as_ref())?;
+
+        if let Standing::Lasting(until) = standing {
+            // What a gate has is compared under the generation that it has it under.
+            let same = enrolment.policy_digest == Some(policy_digest(&self.snapshot(pod, enrolment.floor)));
+            // In a new epoch it is told all the same: what a former leader has sent and the network still holds back must
+            // find a floor that it is below.
+            if !same || enrolment.floor.epoch < self.epoch {
+                let mut gate = connection.proven(until).map_err(VisitError::NotShown)?;
+                self.push_policy(&mut gate, target, pod).await?;
+            }
+            let done = if same { Done::Nothing } else { Done::Policy };
+            return Ok(Settled { done, until });
+        }
+
+        let anchors = match standing {
+            Standing::Nothing => None,
+            Standing::Ending | Standing::Lasting(_) => verify::born_with(pod),
+        };
+        let verified = self.verify(target, pod, anchors, &enrolment).await?;
+        let signed = self.sign(&stored, &verified, &enrolment)?;
+        let grant = IdentityGrant {
+            pod_uid: target.uid.clone(),
+            generation: self.generation(),
+            chain: signed.chain_pem,
+            bundle,
+        };
+        connection.put_identity(&grant).await?;
+        drop(connection);
+
+        // Whoever took it must show that it holds the key, before it is told anything else.
+        let connection = dial(target, &credentials).await?;
+        let mut gate = connection.proven(signed.not_after).map_err(VisitError::NotShown)?;
+        self.push_policy(&mut gate, target, pod).await?;
+        let done = match standing {
+            Standing::Nothing => Done::Enrolled,
+            Standing::Ending | Standing::Lasting(_) => Done::Renewed,
+        };
+        Ok(Settled {
+            done,
+            until: signed.not_after,
+        })
+    }
+
+    fn stored(&self) -> Result<Arc<Stored>, VisitError> {
+        let stored = self.authority.borrow().clone();
+        stored.ok_or_else(unknown_root)
+    }
+
+    fn standing(&self, proven: &GateStanding, renew: bool) -> Standing {
+        match proven {
+            GateStanding::Unproven(_) => Standing::Nothing,
+            GateStanding::Enrolled { until } => {
+                let left = until.duration_since(SystemTime::now()).unwrap_or_default();
+                if left > self.lifetime / 2 && !renew {
+                    Standing::Lasting(*until)
+                } else {
+                    Standing::Ending
+                }
+            }
+        }
+    }
+
+    /// With `anchors` in place of those that gates are given now.
+    async fn verify(
+        &self,
+        target: &Target,
+        pod: &Value,
+        anchors: Option<Anchors>,
+        enrolment: &Enrolment,
+    ) -> Result<Verified, VisitError> {
+        let anchors = match anchors {
+            Some(anchors) => Arc::new(anchors),
+            None => self.anchors.borrow().clone().ok_or_else(unknown_root)?,
+        };
+        let candidate = verify::candidate(&self.settings, &anchors, target, &enrolment.pod_uid, pod)?;
+        let sandbox = match candidate.owner() {
+            Some(owner) => self.evidence.sandbox(target, owner).await?,
+            None => None,
+        };
+        let token = self.evidence.token(enrolment.token.clone()).await?;
+        Ok(candidate.verify(&token, sandbox.as_ref(), &self.opted_in)?)
+    }
+
+    fn sign(&self, stored: &Stored, verified: &Verified, enrolment: &Enrolment) -> Result<Signed, SignError> {
+        let authority = &stored.authority;
+        authority.sign_gate(&enrolment.csr, verified.identity(), self.lifetime)
+    }
+
+    /// Policy comes last of all that is said to a gate, so its floor is its policy's generation.
+    async fn push_policy(&self, gate: &mut Proven, target: &Target, pod: &Value) -> Result<(), VisitError> {
+        let push = PolicyPush {
+            pod_uid: target.uid.clone(),
+            snapshot: self.snapshot(pod, self.generation()),
+        };
+        Ok(gate.put_policy(&push).await?)
+    }
+
+    fn snapshot(&self, pod: &Value, generation: Generation) -> Snapshot {
+        policy::snapshot(pod, self.default_policy, generation)
+    }
+
+    fn generation(&self) -> Generation {
+        Generation {
+            epoch: self.epoch,
+            counter: self.counter.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+}
+
+fn unknown_root() -> VisitError {
+    VisitError::Own(anyhow::anyhow!("the root isn't known yet"))
+}

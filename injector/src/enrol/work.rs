@@ -1,0 +1,141 @@
+//! A leader's work: follows the pods, and visits their gates, so many at once.
+
+use super::namespaces;
+use super::pods::{self, Change};
+use super::queue::{Limits, Next, Queue, Visit};
+use super::report::Report;
+use super::visit::{Done, Settled, VisitError, Visitor};
+use crate::authority::Root;
+use crate::metrics::Metrics;
+use futures_util::{FutureExt, Stream, StreamExt};
+use kube::Client;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+/// Visits at the same time.
+const VISITS: usize = 64;
+/// Of these, the most to gates of one namespace, for whoever runs it can have gates stall; and to gates that weren't as they
+/// should be the last time, in whatever namespaces.
+const LIMITS: Limits = Limits {
+    per_namespace: VISITS / 4,
+    troubled: VISITS / 2,
+};
+/// In which part of an identity's life every gate is told changed roots: for a day, within some twenty seconds.
+const ROOTS_SPREAD: u32 = 4000;
+/// How often the numbers of gates are told.
+const CENSUS: Duration = Duration::from_secs(2);
+
+/// How a visit ended.
+type Ended = (Visit, Result<Settled, VisitError>, Duration);
+
+/// Works for ever. Dropped, it ends every visit that is under way.
+pub(super) async fn work(client: Client, visitor: Visitor, report: &Report, metrics: &Metrics) {
+    let mut authority = visitor.authority.clone();
+    let mut roots = roots(&visitor);
+    let mut work = Work {
+        changes: pods::changes(client.clone()),
+        namespaces: namespaces::changes(client, &visitor.settings),
+        queue: Queue::new(LIMITS, visitor.opted_in.clone()),
+        visitor: Arc::new(visitor),
+        visits: JoinSet::new(),
+    };
+    let mut census = tokio::time::interval(CENSUS);
+    loop {
+        work.begin();
+        let now = Instant::now();
+        let due = work.queue.next_due(now).filter(|_| work.visits.len() < VISITS);
+        tokio::select! {
+            Some(change) = work.changes.next() => work.note(change, metrics),
+            Some(change) = work.namespaces.next() => work.note_namespaces(change, metrics),
+            Some(Ok((visit, ended, took))) = work.visits.join_next() => {
+                let told = work.is_news(&visit, &ended);
+                report.visited(&visit, &ended, took, told);
+                work.end(&visit, &ended);
+            }
+            () = tokio::time::sleep_until(due.unwrap_or(now)), if due.is_some() => {}
+            Ok(()) = authority.changed() => {
+                let found = self::roots(&work.visitor);
+                if found != roots {
+                    roots = found;
+                    work.queue.renew_all(Instant::now(), work.visitor.lifetime / ROOTS_SPREAD);
+                }
+            }
+            _ = census.tick() => report.census(work.queue.census()),
+        }
+    }
+}
+
+struct Work {
+    visitor: Arc<Visitor>,
+    changes: Pin<Box<dyn Stream<Item = Change> + Send>>,
+    namespaces: Pin<Box<dyn Stream<Item = namespaces::Change> + Send>>,
+    queue: Queue,
+    visits: JoinSet<Ended>,
+}
+
+impl Work {
+    /// Begins as many of the visits that are due as there is room for.
+    fn begin(&mut self) {
+        while self.visits.len() < VISITS
+            && let Some(visit) = self.queue.take(Instant::now())
+        {
+            let visitor = Arc::clone(&self.visitor);
+            self.visits.spawn(async move {
+                let began = Instant::now();
+                let visited = AssertUnwindSafe(visitor.visit(&visit)).catch_unwind().await;
+                let ended = visited.unwrap_or(Err(VisitError::Panicked));
+                (visit, ended, began.elapsed())
+            });
+        }
+    }
+
+    fn is_news(&mut self, visit: &Visit, ended: &Result<Settled, VisitError>) -> bool {
+        match ended {
+            Ok(settled) => settled.done != Done::Nothing,
+            Err(error) => {
+                let now = Instant::now();
+                self.queue.is_news(visit, error.trouble(), error.as_str(), now)
+            }
+        }
+    }
+
+    fn end(&mut self, visit: &Visit, ended: &Result<Settled, VisitError>) {
+        let next = match ended {
+            Ok(settled) => self.visitor.next(settled.until),
+            Err(error) => Next::Again(error.trouble()),
+        };
+        self.queue.done(visit, next, Instant::now());
+    }
+
+    fn note(&mut self, change: Change, metrics: &Metrics) {
+        match change {
+            Change::Listing => self.queue.listing(),
+            Change::Listed => self.queue.listed(),
+            Change::Seen(sighting) => self.queue.seen(sighting, Instant::now()),
+            Change::Gone(uid) => self.queue.gone(&uid),
+            Change::Failed(error) => {
+                metrics.failed("enrolment");
+                tracing::warn!(error, "can't watch the pods that have a gate");
+            }
+        }
+    }
+
+    fn note_namespaces(&mut self, change: namespaces::Change, metrics: &Metrics) {
+        match self.visitor.opted_in.note(change) {
+            Ok(changed) => self.queue.opted(&changed, Instant::now()),
+            Err(error) => {
+                metrics.failed("enrolment");
+                tracing::warn!(error, "can't watch the namespaces that have opted in");
+            }
+        }
+    }
+}
+
+fn roots(visitor: &Visitor) -> Vec<Root> {
+    let stored = visitor.authority.borrow();
+    stored.as_ref().map(|stored| stored.roots.clone()).unwrap_or_default()
+}

@@ -1,0 +1,135 @@
+//! What a change of roots means for gates while replicas learn of it one after the other, and a pod may be between its two
+//! calls: a root that is new is given to no gate until every replica knows it, and one that is gone is still known for as
+//! long.
+
+use crate::anchors::Anchors;
+use crate::authority::Root;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Remembers since when roots are there, and until when they were.
+pub(crate) struct RootChanges {
+    /// How long it takes until every replica has read a change.
+    grace: Duration,
+    roots: Vec<Remembered>,
+}
+
+struct Remembered {
+    root: Root,
+    /// None if it was there when this replica started: the others may know it for as long as you like.
+    since: Option<Instant>,
+    until: Option<Instant>,
+}
+
+impl RootChanges {
+    pub(crate) const fn new(grace: Duration) -> Self {
+        Self {
+            grace,
+            roots: Vec::new(),
+        }
+    }
+
+    /// The anchors of gates now that these roots are there, the one that signs first.
+    pub(crate) fn anchors(&mut self, current: &[Root]) -> Option<Anchors> {
+        let (now, grace) = (Instant::now(), self.grace);
+        let first = self.roots.is_empty();
+        for root in current {
+            match self.roots.iter_mut().find(|known| known.root == *root) {
+                Some(known) => known.until = None,
+                None => self.roots.push(Remembered {
+                    root: root.clone(),
+                    since: (!first).then_some(now),
+                    until: None,
+                }),
+            }
+        }
+        self.roots.retain_mut(|known| {
+            if current.contains(&known.root) {
+                return true;
+            }
+            now.duration_since(*known.until.get_or_insert(now)) < grace
+        });
+        let is_settled = |root: &&Root| {
+            let found = self.roots.iter().find(|known| known.root == **root);
+            found.is_some_and(|known| known.since.is_none_or(|since| now.duration_since(since) >= grace))
+        };
+        // A gate must know the root that signs, or nobody could ever give it an identity.
+        let given: Vec<_> = match current.first() {
+            Some(signing) if is_settled(&signing) => current.iter().filter(is_settled).cloned().collect(),
+            _ => current.to_vec(),
+        };
+        let known: Vec<_> = self.roots.iter().map(|known| known.root.clone()).collect();
+        Anchors::given_and_known(&given, &known).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authority_secret::Stored;
+    use crate::ca_bundle::pem;
+
+    const GRACE: Duration = Duration::from_secs(60);
+
+    fn root() -> Root {
+        Stored::new().authority.root().clone()
+    }
+
+    fn text(roots: &[&Root]) -> String {
+        pem(&roots.iter().map(|root| root.der()).collect::<Vec<_>>())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_next_root_is_known_at_once_and_given_when_every_replica_knows_it() {
+        let (signing, next) = (root(), root());
+        let (before, after) = ([signing.clone()], [signing.clone(), next.clone()]);
+        let mut changes = RootChanges::new(GRACE);
+        assert_eq!(changes.anchors(&[]), None);
+        assert_eq!(changes.anchors(&before).unwrap().as_pem(), text(&[&signing]));
+        let anchors = changes.anchors(&after).unwrap();
+        assert_eq!(anchors.as_pem(), text(&[&signing]));
+        assert!(anchors.hold(&text(&[&signing, &next])));
+        tokio::time::advance(GRACE).await;
+        assert_eq!(changes.anchors(&after).unwrap().as_pem(), text(&[&signing, &next]));
+        // It signs: the old one is given to nobody, and gates that are on their way still have it.
+        let anchors = changes.anchors(std::slice::from_ref(&next)).unwrap();
+        assert_eq!(anchors.as_pem(), text(&[&next]));
+        assert!(anchors.hold(&text(&[&signing, &next])));
+        tokio::time::advance(GRACE).await;
+        let anchors = changes.anchors(std::slice::from_ref(&next)).unwrap();
+        assert!(!anchors.hold(&text(&[&signing])) && anchors.hold(&text(&[&next])));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_replica_finds_at_its_start_is_given_at_once() {
+        let (signing, next) = (root(), root());
+        let anchors = RootChanges::new(GRACE).anchors(&[signing.clone(), next.clone()]);
+        assert_eq!(anchors.unwrap().as_pem(), text(&[&signing, &next]));
+    }
+
+    /// Or gates would know only a root under which nobody comes any more.
+    #[tokio::test(start_paused = true)]
+    async fn a_root_that_signs_is_given_at_once_however_new_it_is() {
+        let (old, new) = (root(), root());
+        let mut changes = RootChanges::new(GRACE);
+        changes.anchors(std::slice::from_ref(&old));
+        let anchors = changes.anchors(std::slice::from_ref(&new)).unwrap();
+        assert_eq!(anchors.as_pem(), text(&[&new]));
+        assert!(anchors.hold(&text(&[&old])));
+        let anchors = changes.anchors(&[new.clone(), old.clone()]).unwrap();
+        assert_eq!(anchors.as_pem(), text(&[&new, &old]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_root_that_comes_back_and_goes_again_is_known_for_as_long_as_before() {
+        let (first, second) = (root(), root());
+        let mut changes = RootChanges::new(GRACE);
+        changes.anchors(std::slice::from_ref(&first));
+        changes.anchors(std::slice::from_ref(&second));
+        tokio::time::advance(GRACE / 2).await;
+        changes.anchors(&[second.clone(), first.clone()]);
+        tokio::time::advance(GRACE).await;
+        let anchors = changes.anchors(&[second]).unwrap();
+        assert!(anchors.hold(&text(&[&first])));
+    }
+}

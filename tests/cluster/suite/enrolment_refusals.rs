@@ -1,0 +1,192 @@
+//! Who is not the gate of the pod that was dialed gets no identity, whatever it shows.
+
+use crate::enrolment::{Scene, visits};
+use sandgate_cluster_tests::chart::sandbox_pod;
+use sandgate_cluster_tests::injector::Replica;
+use sandgate_cluster_tests::node::{RunningGate, new_address};
+use sandgate_cluster_tests::upstream::{pod_of, sandbox};
+use sandgate_cluster_tests::{Cluster, Namespace, runner::Test, tests, until};
+use sandgate_tests::processes::until_ready;
+use serde_json::{Value, json};
+
+// Webhook configurations are for the whole cluster, and so is the watch of pods.
+pub(crate) const TESTS: &[Test] = tests![
+    @alone tokens_that_prove_something_else_get_no_identity,
+    @alone pods_that_are_something_else_get_no_identity,
+    @alone labels_of_sandboxes_that_are_not_there_get_no_identity,
+];
+
+const NO_IDENTITY: (u16, &str) = (503, "no identity");
+
+/// Waits until the injector refuses for this reason, and looks whether the gate has got nothing.
+async fn refused(replica: &Replica, gate: &RunningGate, reason: &str) {
+    replica.until_metric(&visits("refused", reason), 1).await;
+    until_ready(gate.health(), NO_IDENTITY).await;
+    assert_eq!(replica.metric(&visits("ok", "enrolled")).await, 0, "{reason}");
+}
+
+async fn created(namespace: &Namespace, pod: &Value) -> Value {
+    let stored = namespace.admitted(pod).await;
+    namespace.cluster().remove_afterwards(&stored);
+    stored
+}
+
+/// Runs the gate of a stored pod with somebody's token.
+async fn run(namespace: &Namespace, pod: &Value, token: &str) -> RunningGate {
+    let gate = RunningGate::start(pod, token, new_address()).await;
+    namespace.runs_at(pod, gate.address).await;
+    gate
+}
+
+async fn tokens_that_prove_something_else_get_no_identity(cluster: Cluster) {
+    let (scene, replica) = Scene::start(&cluster).await;
+    let sandboxes = &scene.sandboxes;
+    let [thief, victim] = [
+        created(sandboxes, &sandbox_pod("thief")).await,
+        created(sandboxes, &sandbox_pod("victim")).await,
+    ];
+
+    // A stranger at the thief's address hands on the victim's token, and even the token says that it was issued for a gate.
+    let stolen = sandboxes.token_of(&victim, "sandgate").await;
+    let gate = run(sandboxes, &thief, &stolen).await;
+    refused(&replica, &gate, "token_pod").await;
+    drop(gate);
+
+    // It says that it is the victim.
+    let impostor = RunningGate::start(&victim, &stolen, new_address()).await;
+    sandboxes.runs_at(&thief, impostor.address).await;
+    refused(&replica, &impostor, "other_pod").await;
+    drop(impostor);
+
+    // A token that opens the API server's own API, and one for somebody else.
+    for audience in ["https://kubernetes.default.svc.cluster.local", "another"] {
+        let pod = created(sandboxes, &sandbox_pod(&format!("audience-{}", audience.len()))).await;
+        let before = replica.metric(&visits("refused", "token")).await;
+        let gate = run(sandboxes, &pod, &sandboxes.token_of(&pod, audience).await).await;
+        replica.until_metric(&visits("refused", "token"), before + 1).await;
+        refused(&replica, &gate, "token").await;
+    }
+
+    // A token of a pod that is gone, in the pod that has its name now.
+    let gone = created(sandboxes, &sandbox_pod("reborn")).await;
+    let old = sandboxes.token_of(&gone, "sandgate").await;
+    cluster.delete(&gone).await.unwrap();
+    let reborn = created(sandboxes, &sandbox_pod("reborn")).await;
+    assert_ne!(gone["metadata"]["uid"], reborn["metadata"]["uid"]);
+    let before = replica.metric(&visits("refused", "token")).await;
+    let gate = run(sandboxes, &reborn, &old).await;
+    replica.until_metric(&visits("refused", "token"), before + 1).await;
+    refused(&replica, &gate, "token").await;
+
+    // What the refused ones lacked.
+    let token = sandboxes.token_of(&victim, "sandgate").await;
+    let gate = run(sandboxes, &victim, &token).await;
+    until_ready(gate.health(), (200, "ok")).await;
+    replica.stop().await;
+}
+
+async fn pods_that_are_something_else_get_no_identity(cluster: Cluster) {
+    let (scene, replica) = Scene::start(&cluster).await;
+    let injected = created(&scene.sandboxes, &sandbox_pod("injected")).await;
+    // Before a namespace opts in no webhook looks, and anybody can write what it would have refused.
+    let elsewhere = cluster.namespace(&[]).await;
+    let by_hand = |name: &str| {
+        let mut pod = sandbox_pod(name);
+        for part in ["labels", "annotations"] {
+            pod["metadata"][part] = injected["metadata"][part].clone();
+        }
+        pod["spec"] = injected["spec"].clone();
+        pod
+    };
+
+    let mut other_image = by_hand("other-image");
+    other_image["spec"]["initContainers"][0]["image"] = json!("evil.example/gate:1");
+    let mut other_volume = by_hand("other-volume");
+    other_volume["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "sandgate-token", "mountPath": "/stolen"}]);
+    let mut gates = Vec::new();
+    for pod in [other_image, other_volume] {
+        let pod = created(&elsewhere, &pod).await;
+        gates.push(run(&elsewhere, &pod, &elsewhere.token_of(&pod, "sandgate").await).await);
+    }
+
+    // Without the label nobody comes.
+    let mut unlabelled = by_hand("unlabelled");
+    unlabelled["metadata"]["labels"]
+        .as_object_mut()
+        .unwrap()
+        .remove("sandgate.dev/injected");
+    let unlabelled = created(&elsewhere, &unlabelled).await;
+    let unvisited = run(
+        &elsewhere,
+        &unlabelled,
+        &elsewhere.token_of(&unlabelled, "sandgate").await,
+    )
+    .await;
+
+    // What none of them was.
+    let token = scene.sandboxes.token_of(&injected, "sandgate").await;
+    let gate = run(&scene.sandboxes, &injected, &token).await;
+    until_ready(gate.health(), (200, "ok")).await;
+    replica.until_metric(&visits("ok", "enrolled"), 1).await;
+    let handshakes = async |gate: &RunningGate| {
+        until_ready(gate.health(), NO_IDENTITY).await;
+        sandgate_tests::processes::metric(gate.health(), "sandgate_sidecar_handshakes_total").await
+    };
+    for gate in gates.iter().chain([&unvisited]) {
+        assert_eq!(handshakes(gate).await.as_deref(), Some("0"), "nobody has come");
+    }
+
+    // When the namespace opts in they are visited, and are no better.
+    let opt = async |value: Value| {
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": elsewhere.name()}});
+        let label = json!({"metadata": {"labels": {"sandgate.dev/inject": value}}});
+        cluster.merge(&namespace, &label).await.unwrap();
+    };
+    opt(json!("enabled")).await;
+    // Each again and again, so two of one mean nothing.
+    for gate in &gates {
+        until("it is visited", async || match handshakes(gate).await {
+            Some(count) if count != "0" => Ok(()),
+            other => Err(other),
+        })
+        .await;
+    }
+    replica.until_metric(&visits("refused", "shape"), 2).await;
+    for gate in &gates {
+        until_ready(gate.health(), NO_IDENTITY).await;
+    }
+    assert_eq!(handshakes(&unvisited).await.as_deref(), Some("0"), "nobody has come");
+    assert_eq!(replica.metric(&visits("ok", "enrolled")).await, 1);
+    replica.stop().await;
+}
+
+async fn labels_of_sandboxes_that_are_not_there_get_no_identity(cluster: Cluster) {
+    let (scene, replica) = Scene::start(&cluster).await;
+    let sandboxes = &scene.sandboxes;
+    let spec = json!({"containers": [{"name": "app", "image": "app.example/app:1"}]});
+    let owner = sandboxes.admitted(&sandbox("alpha", &spec)).await;
+    cluster.remove_afterwards(&owner);
+
+    // The label alone.
+    let mut orphan = pod_of(&owner);
+    orphan["metadata"].as_object_mut().unwrap().remove("ownerReferences");
+    let orphan = created(sandboxes, &orphan).await;
+    let gate = run(sandboxes, &orphan, &sandboxes.token_of(&orphan, "sandgate").await).await;
+    refused(&replica, &gate, "no_owner").await;
+    drop(gate);
+    cluster.delete(&orphan).await.unwrap();
+
+    // With a Sandbox that is gone, and whose name another has.
+    cluster.delete(&owner).await.unwrap();
+    let next = sandboxes.admitted(&sandbox("alpha", &spec)).await;
+    assert_ne!(owner["metadata"]["uid"], next["metadata"]["uid"]);
+    let former = created(sandboxes, &pod_of(&owner)).await;
+    let gate = run(sandboxes, &former, &sandboxes.token_of(&former, "sandgate").await).await;
+    refused(&replica, &gate, "owner_gone").await;
+    drop(gate);
+    cluster.delete(&former).await.unwrap();
+
+    let (_, gate) = sandboxes.run_gate(&pod_of(&next)).await;
+    until_ready(gate.health(), (200, "ok")).await;
+    replica.stop().await;
+}
