@@ -98,9 +98,9 @@ class Image:
 
 
 class Root:
-    """The root file system of a container: the image, the files a runtime adds, mounted read-only."""
+    """The root file system of a container: the image, the files a runtime adds, mounted read-only, and volumes in memory."""
 
-    def __init__(self, image, folder, added=None):
+    def __init__(self, image, folder, added=None, volumes=()):
         self.image = image
         self.path = Path(folder)
         self.path.mkdir()
@@ -109,8 +109,14 @@ class Root:
             file = self.path / name.lstrip("/")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
+        self._volumes = [self.path / volume.lstrip("/") for volume in volumes]
+        for volume in self._volumes:
+            volume.mkdir(parents=True)
         _mount("--bind", self.path, self.path)
         _mount("-o", "remount,bind,ro,nosuid,nodev", self.path)
+        for volume in self._volumes:
+            # As a kubelet makes one: everybody may write to it.
+            _mount("-t", "tmpfs", "-o", "mode=0777,nosuid,nodev,noexec", "tmpfs", volume)
         try:
             (self.path / "written").touch()
         except OSError:
@@ -118,7 +124,8 @@ class Root:
         raise AssertionError(f"{self.path} isn't read-only")
 
     def unmount(self):
-        subprocess.run(["umount", self.path], check=True, timeout=20)
+        for mounted in (*self._volumes, self.path):
+            subprocess.run(["umount", mounted], check=True, timeout=20)
 
     def start(self, *arguments, user=None, environment=None, **options):
         """Starts the image's entrypoint in it, as the image's user if no other is given."""
