@@ -1,22 +1,18 @@
 //! Handshakes of the control API, and the gate's choice between its two uses of one port.
 
-use super::verify::{
-    MESH_SCHEME, MeshCallerVerifier, PeerRejected, SandboxVerifier, no_tls12, reason, verify_mesh_signature,
-};
+use super::verify::{AnyGate, MeshCallerVerifier, PeerRejected, SandboxVerifier, reason};
 use super::{
     HandshakeError, MeshPeer, TlsError, check_role, client_config, connect, end_of_validity, mesh_peer, peer_leaf,
-    provider, server_config,
+    server_config,
 };
 use crate::contract::{ALPN_CONTROL, ALPN_MESH_HTTP1, HANDSHAKE_TIMEOUT};
 use crate::credentials::{MeshCredentials, Role};
 use crate::identity::{ExpectedSandbox, TrustDomain, WorkloadIdentity};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::server::Acceptor;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
-use rustls::{DigitallySignedStruct, Error, RootCertStore, ServerConfig, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{Error, RootCertStore, ServerConfig};
+use rustls_pki_types::{CertificateDer, UnixTime};
 use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -141,56 +137,6 @@ where
     let (stream, purpose) = accepted.map_err(|_| HandshakeError::TimedOut)??;
     let peer = mesh_peer(stream.get_ref().1, purpose.alpn())?;
     Ok((stream, peer, purpose))
-}
-
-/// The control plane's: lets everybody finish the handshake who holds the key of what it presents. What that proves is
-/// looked at afterwards: a gate that isn't enrolled has nothing to present but a certificate that it made itself.
-#[derive(Debug)]
-pub(super) struct AnyGate {
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl AnyGate {
-    pub(super) fn new() -> Self {
-        Self {
-            algorithms: provider().signature_verification_algorithms,
-        }
-    }
-}
-
-impl ServerCertVerifier for AnyGate {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        no_tls12()
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_mesh_signature(message, certificate, signed, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![MESH_SCHEME]
-    }
 }
 
 /// What a gate has proven to the control plane that dialed it.

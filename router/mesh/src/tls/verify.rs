@@ -22,7 +22,7 @@ use std::sync::Arc;
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
 /// The one signature that mesh peers may make: their keys are ECDSA P-256 (TLS 1.3 binds the curve to the scheme).
-pub(super) const MESH_SCHEME: SignatureScheme = SignatureScheme::ECDSA_NISTP256_SHA256;
+const MESH_SCHEME: SignatureScheme = SignatureScheme::ECDSA_NISTP256_SHA256;
 /// Upper bound of a common name, in characters (X.520 `ub-common-name`).
 const MAX_COMMON_NAME: usize = 64;
 
@@ -71,11 +71,11 @@ impl From<PeerRejected> for Error {
 }
 
 /// Only reached by TLS 1.2, which isn't compiled in.
-pub(super) fn no_tls12() -> Result<HandshakeSignatureValid, Error> {
+fn no_tls12() -> Result<HandshakeSignatureValid, Error> {
     Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into())
 }
 
-pub(super) fn verify_mesh_signature(
+fn verify_mesh_signature(
     message: &[u8],
     certificate: &CertificateDer<'_>,
     signed: &DigitallySignedStruct,
@@ -85,6 +85,33 @@ pub(super) fn verify_mesh_signature(
         return Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into());
     }
     verify_tls13_signature(message, certificate, signed, algorithms)
+}
+
+/// The lower half of each verifier of the mesh: which signatures count. They differ in whom they let in, and in nothing else.
+macro_rules! mesh_signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            _message: &[u8],
+            _certificate: &CertificateDer<'_>,
+            _signed: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            no_tls12()
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signed: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_mesh_signature(message, certificate, signed, &self.algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            vec![MESH_SCHEME]
+        }
+    };
 }
 
 /// The router's: admits exactly the sandbox it dials.
@@ -140,27 +167,37 @@ impl ServerCertVerifier for SandboxVerifier {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
+    mesh_signatures!();
+}
+
+/// The control plane's: lets everybody finish the handshake who holds the key of what it presents. What that proves is
+/// looked at afterwards: a gate that isn't enrolled has nothing to present but a certificate that it made itself.
+#[derive(Debug)]
+pub(super) struct AnyGate {
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl AnyGate {
+    pub(super) fn new() -> Self {
+        Self {
+            algorithms: provider().signature_verification_algorithms,
+        }
+    }
+}
+
+impl ServerCertVerifier for AnyGate {
+    fn verify_server_cert(
         &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        no_tls12()
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_mesh_signature(message, certificate, signed, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![MESH_SCHEME]
-    }
+    mesh_signatures!();
 }
 
 /// The sidecar's: admits callers of its own trust domain. Which of them may do what is the policy's business, but for the
@@ -221,27 +258,7 @@ impl ClientCertVerifier for MeshCallerVerifier {
         }
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        no_tls12()
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_mesh_signature(message, certificate, signed, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![MESH_SCHEME]
-    }
+    mesh_signatures!();
 }
 
 fn mesh_caller(leaf: &CertificateDer<'_>, own: &TrustDomain) -> Result<PeerId, PeerRejected> {

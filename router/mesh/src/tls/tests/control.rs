@@ -1,7 +1,7 @@
 //! Handshakes of the control API: who is a gate's control plane, and what a gate has proven to it.
 
 use super::*;
-use crate::tls::control::AnyGate;
+use crate::tls::verify::AnyGate;
 
 const CONTROL: &str = "spiffe://cluster.local/ns/system/sa/injector";
 
