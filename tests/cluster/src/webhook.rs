@@ -40,7 +40,12 @@ impl StubWebhook {
 
     /// Starts one that allows everything and remembers nothing: the least that a webhook costs.
     pub async fn empty() -> Self {
-        Self::with(Arc::new(|_| json!({"allowed": true})), None).await
+        Self::forgetful(|_| json!({"allowed": true})).await
+    }
+
+    /// Starts one that answers each request with what `answer` makes of it, and remembers none: for long runs.
+    pub async fn forgetful(answer: impl Fn(&Value) -> Value + Send + Sync + 'static) -> Self {
+        Self::with(Arc::new(answer), None).await
     }
 
     async fn with(answer: Arc<Answering>, seen: Seen) -> Self {
@@ -68,7 +73,7 @@ impl StubWebhook {
 
     /// The requests of all reviews so far.
     pub fn seen(&self) -> Vec<Value> {
-        let seen = self.seen.as_ref().expect("an empty webhook remembers nothing");
+        let seen = self.seen.as_ref().expect("a forgetful webhook remembers nothing");
         seen.lock().unwrap().clone()
     }
 
