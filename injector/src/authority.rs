@@ -3,7 +3,7 @@
 mod leafs;
 mod request;
 
-pub use leafs::{GATE_LIFETIME, Issued, SERVING_LIFETIME, ServingName, SignError, Signed};
+pub use leafs::{Issued, SERVING_LIFETIME, ServingName, SignError, Signed};
 pub use request::RequestError;
 
 use rcgen::{

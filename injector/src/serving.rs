@@ -3,7 +3,7 @@
 //! Either the injector's own authority issues it, or it comes from files (cert-manager, a Secret that is mounted).
 //! Connections take whatever is current when they begin, and keep it.
 
-use crate::authority::{GATE_LIFETIME, Root, SERVING_LIFETIME, ServingName};
+use crate::authority::{Root, SERVING_LIFETIME, ServingName};
 use crate::authority_keeper::Authority;
 use crate::authority_secret::Stored;
 use crate::ca_bundle::Confirmed;
@@ -80,8 +80,6 @@ pub struct Timing {
     pub settle: Duration,
     /// How often the webhook configurations are looked at although no event came.
     pub resync: Duration,
-    /// How long the identities of gates and of the control plane live.
-    pub gate_lifetime: Duration,
     /// How long the replica that looks after gates may be silent before another takes over.
     pub lease: Duration,
 }
@@ -94,7 +92,6 @@ impl Default for Timing {
             retry: Duration::from_secs(1),
             settle: Duration::from_secs(10),
             resync: Duration::from_secs(60),
-            gate_lifetime: GATE_LIFETIME,
             lease: Duration::from_secs(15),
         }
     }

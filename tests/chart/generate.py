@@ -28,6 +28,7 @@ DIGEST = "^(sha256:[0-9a-f]{64})?$"
 PATTERNS = {
     "imageRegistry": "^([A-Za-z0-9][A-Za-z0-9._/:-]*)?$",
     "trustDomain": f"^{TRUST_DOMAIN}$",
+    "injector.gateCertificateLifetime": r"^([0-9]+(s|m|h))+$",
     "router.proxyTimeout": r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$",
     # Whole units: the pod's own grace period is computed from it.
     "router.shutdownTimeout": r"^([0-9]+(s|m|h))+$",

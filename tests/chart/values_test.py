@@ -36,6 +36,7 @@ OTHERS = {
     "router.proxyTimeout": "7s",
     "router.shutdownTimeout": "7s",
     "injector.defaultPolicy": "authenticated",
+    "injector.gateCertificateLifetime": "7h",
     "injector.webhook.certificate.source": "self",
     "injector.networkPolicy.apiServerCIDRs": ["10.0.0.0/8"],
     "injection.lockdown": "enabled",

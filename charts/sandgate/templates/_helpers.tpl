@@ -200,6 +200,7 @@ kubectl exec -i -n {{ .Release.Namespace }} deploy/{{ include "sandgate.injector
 - --restrict-connect={{ $injection.restrictConnect }}
 - --network-policy={{ $injection.networkPolicy }}
 - --default-policy={{ .Values.injector.defaultPolicy }}
+- --gate-certificate-lifetime={{ .Values.injector.gateCertificateLifetime }}
 - --authority-secret={{ include "sandgate.authoritySecret" . }}
 - --webhook-configuration={{ include "sandgate.injectorName" . }}
 - --manage-ca-bundle={{ $issued }}

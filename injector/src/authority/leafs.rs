@@ -14,8 +14,6 @@ use std::time::{Duration, SystemTime};
 
 /// How long the webhook's certificate lives.
 pub const SERVING_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
-/// How long the leafs of gates and of the control plane live.
-pub const GATE_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 /// The subject of the injector's own certificates. Not the root's, or verifiers take them for self-signed.
 const INJECTOR_NAME: &str = "sandbox-injector";
 /// The subject of every gate's. It identifies nobody: the SPIFFE ID does.

@@ -193,10 +193,10 @@ fn what_is_no_request_is_refused() {
 #[test]
 fn no_leaf_outlives_its_root() {
     let authority = authority_until(SystemTime::now() + LIFETIME);
-    let signed = authority.sign_gate(&csr(|_| {}), &sandbox(), GATE_LIFETIME).unwrap();
+    let signed = authority.sign_gate(&csr(|_| {}), &sandbox(), SERVING_LIFETIME).unwrap();
     assert_eq!(signed.not_after, authority.root().not_after());
     let identity = "spiffe://cluster.local/ns/here/sa/sandbox-injector".parse().unwrap();
-    let issued = authority.client_leaf(&identity, GATE_LIFETIME).unwrap();
+    let issued = authority.client_leaf(&identity, SERVING_LIFETIME).unwrap();
     assert_eq!(issued.not_after, authority.root().not_after());
 }
 

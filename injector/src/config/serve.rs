@@ -9,11 +9,16 @@ use sandgate_mesh::duration;
 use sandgate_mesh::listener::parse_address;
 use sandgate_mesh::policy::model;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// The longest name of an object.
 const MAX_NAME: usize = 253;
+
+/// The shortest and the longest life of a gate's certificate. Shorter, and clocks that differ would end it; longer, and a
+/// pod that isn't wanted any more keeps its name for too long.
+const GATE_LIFETIMES: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(720 * 3600);
 
 /// Who may call a sandbox that no policy selects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -51,6 +56,10 @@ pub struct ServeFlags {
     /// Who may call a sandbox that no policy selects: nobody, everybody who is somebody, or everybody.
     #[arg(long, value_enum, default_value_t = DefaultPolicy::Deny, help_heading = "Gates")]
     default_policy: DefaultPolicy,
+    /// How long the certificates of gates and of the control plane live; they are renewed when about half of that is over.
+    /// From 1m to 720h.
+    #[arg(long, default_value = "24h", help_heading = "Gates")]
+    gate_certificate_lifetime: String,
     /// Name of the mutating and of the validating webhook configuration that lead here.
     #[arg(long, default_value = DEFAULT_WEBHOOK, help_heading = "Webhook")]
     webhook_configuration: String,
@@ -84,6 +93,7 @@ pub struct Config {
     pub certificate: CertificateSource,
     pub authority_secret: String,
     pub default_policy: model::DefaultPolicy,
+    pub gate_certificate_lifetime: Duration,
     pub webhook_configuration: String,
     pub restrict_connect: bool,
     pub network_policy: bool,
@@ -132,6 +142,14 @@ impl ServeFlags {
         let admin = address("--admin-bind-address", &self.admin_bind_address, &mut problems);
         let drain_delay = time("--drain-delay", &self.drain_delay, &mut problems);
         let shutdown_timeout = time("--shutdown-timeout", &self.shutdown_timeout, &mut problems);
+        let lifetime = time(
+            "--gate-certificate-lifetime",
+            &self.gate_certificate_lifetime,
+            &mut problems,
+        );
+        if lifetime.is_some_and(|lifetime| !GATE_LIFETIMES.contains(&lifetime)) {
+            problems.push("--gate-certificate-lifetime: must be from 1m to 720h".into());
+        }
         object_name("--webhook-configuration", &self.webhook_configuration, &mut problems);
         object_name("--authority-secret", &self.authority_secret, &mut problems);
         let certificate = self.certificate(&mut problems);
@@ -148,6 +166,7 @@ impl ServeFlags {
                     DefaultPolicy::Authenticated => model::DefaultPolicy::Authenticated,
                     DefaultPolicy::Anonymous => model::DefaultPolicy::Anonymous,
                 },
+                gate_certificate_lifetime: lifetime?,
                 webhook_configuration: self.webhook_configuration,
                 restrict_connect: self.restrict_connect,
                 network_policy: self.network_policy,
@@ -254,6 +273,20 @@ mod tests {
             );
         }
         assert!(Flags::try_parse_from(["--default-policy=allow"]).is_err());
+    }
+
+    #[test]
+    fn the_life_of_a_gates_certificate_is_neither_too_short_nor_too_long() {
+        let with = |time: &str| config(&[&format!("--gate-certificate-lifetime={time}")]);
+        let hours = |hours: u64| Duration::from_secs(hours * 3600);
+        assert_eq!(config(&[]).unwrap().gate_certificate_lifetime, hours(24));
+        assert_eq!(with("720h").unwrap().gate_certificate_lifetime, hours(720));
+        assert_eq!(with("1m").unwrap().gate_certificate_lifetime, Duration::from_secs(60));
+        for bad in ["59s", "721h", "0", "day"] {
+            let problems = with(bad).unwrap_err();
+            assert_eq!(problems.len(), 1, "{bad}: {problems:?}");
+            assert!(problems[0].starts_with("--gate-certificate-lifetime: "), "{problems:?}");
+        }
     }
 
     #[test]

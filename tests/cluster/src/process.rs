@@ -25,6 +25,8 @@ pub fn program() -> PathBuf {
 pub struct Process {
     /// Where its webhook listens.
     pub webhook: SocketAddr,
+    /// Where its health and metrics are.
+    pub admin: SocketAddr,
     child: Child,
     log: Log,
     // Removed with the process: it says how to become the injector's ServiceAccount.
@@ -34,16 +36,16 @@ pub struct Process {
 impl Process {
     /// Starts the program as the ServiceAccount that the chart gives it, on ports of this machine.
     pub async fn start(system: &System, chart: &Chart) -> Self {
+        Self::start_with(system, chart, &[]).await
+    }
+
+    /// The same with further flags, which win.
+    pub async fn start_with(system: &System, chart: &Chart, flags: &[&str]) -> Self {
         let namespace = system.namespace.name();
         let kubeconfig = std::env::temp_dir().join(format!("sandgate-injector-{}", std::process::id()));
         std::fs::write(&kubeconfig, as_injector(namespace).to_string()).unwrap();
         let mut child = Command::new(program())
-            .args(
-                chart
-                    .arguments()
-                    .iter()
-                    .map(|flag| flag.replace(OWN_NAMESPACE, namespace)),
-            )
+            .args(arguments(chart, namespace, flags))
             .args(["--webhook-bind-address=127.0.0.1:0", "--admin-bind-address=127.0.0.1:0"])
             .env("POD_NAMESPACE", namespace)
             .env("KUBECONFIG", &kubeconfig)
@@ -60,13 +62,21 @@ impl Process {
         });
         let mut process = Self {
             webhook: ([127, 0, 0, 1], 0).into(),
+            admin: ([127, 0, 0, 1], 0).into(),
             child,
             log,
             kubeconfig,
         };
         let told = tokio::time::timeout(crate::PATIENCE, told.recv()).await;
-        process.webhook = told.expect("the injector says in time where it listens").unwrap();
+        let told = told.expect("the injector says in time where it listens");
+        [process.webhook, process.admin] = told.unwrap();
         process
+    }
+
+    /// All of its metrics.
+    pub async fn metrics(&self) -> String {
+        let answer = crate::injector::get(self.admin, "/metrics").await;
+        answer.expect("the injector's metrics").1
     }
 
     /// The time that it has spent on CPUs so far.
@@ -112,16 +122,16 @@ pub fn cpu_time(process: u32) -> Duration {
 type Log = Arc<Mutex<String>>;
 
 /// Reads the program's log to its end, so that it never waits for its reader, and tells where it listens.
-fn follow(log: ChildStderr, tell: &UnboundedSender<SocketAddr>, kept: &Log) {
+fn follow(log: ChildStderr, tell: &UnboundedSender<[SocketAddr; 2]>, kept: &Log) {
     let mut listens = false;
     for text in BufReader::new(log).lines().map_while(Result::ok) {
         if text.contains("\"log\":\"admission\"") {
             continue;
         }
-        if !listens && let Some(address) = listening(&text) {
+        if !listens && let Some(addresses) = listening(&text) {
             listens = true;
             // Nobody waits any more if that took too long. Without an address it has ended, and whoever waits hears that.
-            let _ = tell.send(address);
+            let _ = tell.send(addresses);
         }
         let mut kept = kept.lock().unwrap();
         kept.push_str(&text);
@@ -129,10 +139,26 @@ fn follow(log: ChildStderr, tell: &UnboundedSender<SocketAddr>, kept: &Log) {
     }
 }
 
-fn listening(line: &str) -> Option<SocketAddr> {
+/// Where the webhook is, and where health and metrics are.
+fn listening(line: &str) -> Option<[SocketAddr; 2]> {
     let line: Value = serde_json::from_str(line).ok()?;
-    let told = [&line["fields"]["webhook"], &line["webhook"]];
-    told.into_iter().find_map(|told| told.as_str()?.parse().ok())
+    let told = |name: &str| {
+        let places = [&line["fields"][name], &line[name]];
+        places.into_iter().find_map(|told| told.as_str()?.parse().ok())
+    };
+    Some([told("webhook")?, told("admin")?])
+}
+
+/// The chart's flags, but for those that are given.
+fn arguments(chart: &Chart, namespace: &str, flags: &[&str]) -> Vec<String> {
+    let name = |flag: &str| flag.split('=').next().unwrap_or_default().to_owned();
+    let given: Vec<_> = flags.iter().map(|flag| name(flag)).collect();
+    let of_chart = chart
+        .arguments()
+        .into_iter()
+        .map(|flag| flag.replace(OWN_NAMESPACE, namespace));
+    let kept = of_chart.filter(|flag| !given.contains(&name(flag)));
+    kept.chain(flags.iter().map(|flag| (*flag).to_owned())).collect()
 }
 
 /// A kubeconfig for the injector's ServiceAccount, from the administrator's.

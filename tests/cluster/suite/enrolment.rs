@@ -72,8 +72,8 @@ impl Scene {
     }
 
     fn replica(&self, lifetime: Duration) -> Replica {
-        self.system.start(&self.chart, |_, timing| {
-            timing.gate_lifetime = lifetime;
+        self.system.start(&self.chart, |config, timing| {
+            config.gate_certificate_lifetime = lifetime;
             timing.lease = Duration::from_secs(4);
         })
     }
