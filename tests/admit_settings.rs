@@ -22,6 +22,7 @@ pub(crate) fn settings() -> Settings {
                 .parse()
                 .unwrap(),
         ],
+        accepted_router_identities: Vec::new(),
         control_identity: "spiffe://cluster.local/ns/agent-sandbox-system/sa/sandbox-injector"
             .parse()
             .unwrap(),

@@ -56,6 +56,10 @@ pub struct InjectionFlags {
     /// the own namespace.
     #[arg(long)]
     router_identity: Vec<String>,
+    /// SPIFFE ID of a router that gates were given before; repeatable. Gates that run already keep their identity with it; no
+    /// new one is given it.
+    #[arg(long, value_name = "ROUTER_IDENTITY")]
+    accepted_router_identity: Vec<String>,
     /// SPIFFE ID of the control plane, which may give gates their identity and policy. By default that of the
     /// `ServiceAccount` sandbox-injector in the own namespace.
     #[arg(long)]
@@ -98,6 +102,10 @@ impl InjectionFlags {
         let memory_request = parse("--sidecar-memory-request", &self.sidecar_memory_request, problems);
         let memory_limit = parse("--sidecar-memory-limit", &self.sidecar_memory_limit, problems);
         let router_identities = self.routers(problems);
+        let accepted = self.accepted_router_identity.iter();
+        let accepted_router_identities = accepted
+            .filter_map(|text| workload("--accepted-router-identity", text, &self.trust_domain, problems))
+            .collect();
         let control_identity = self.control_plane(&router_identities, problems);
         let lockdown = (self.lockdown == LockdownMode::Enabled).then_some(Lockdown {
             runtime_classes: self.lockdown_runtime_class.clone(),
@@ -119,6 +127,7 @@ impl InjectionFlags {
                 },
                 log_level: log_level?,
                 router_identities,
+                accepted_router_identities,
                 control_identity: control_identity?,
                 trust_domain: trust_domain?,
                 allow_opt_out: self.allow_opt_out,
@@ -250,9 +259,10 @@ mod tests {
             "--sidecar-log-level=info,hyper=trace",
             "--router-identity=spiffe://other/ns/a/sa/b",
             "--router-identity=nobody",
+            "--accepted-router-identity=spiffe://other/ns/a/sa/b",
         ])
         .unwrap_err();
-        assert_eq!(problems.len(), 8, "{problems:#?}");
+        assert_eq!(problems.len(), 9, "{problems:#?}");
         let problems = settings(&["--sidecar-memory-request=1Gi"]).unwrap_err();
         assert_eq!(problems.len(), 1, "{problems:#?}");
     }

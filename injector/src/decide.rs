@@ -3,6 +3,7 @@
 use crate::anchors::Anchors;
 use crate::deny::own::reserved;
 use crate::deny::{self, Denials};
+use crate::existing;
 use crate::names::{
     DISABLED, ENABLED, INJECT_LABEL, INJECTED_LABEL, MIRROR_ANNOTATION, NODES_GROUP, SANDBOX_HASH_LABEL,
     SHAPE_ANNOTATION,
@@ -11,7 +12,7 @@ use crate::overrides::Overrides;
 use crate::pod::Pod;
 use crate::probes;
 use crate::settings::Settings;
-use crate::{existing, shape};
+use crate::shape::{SHAPES, Shape};
 use sandgate_mesh::probe::model::Declaration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -172,6 +173,8 @@ impl fmt::Display for Trigger {
 pub struct Plan {
     /// Why it gets a gate.
     pub trigger: Trigger,
+    /// The version of what the gate consists of.
+    pub shape: &'static str,
     /// The gate's containers, in the order in which they come first.
     pub containers: Vec<Value>,
     /// The gate's volumes.
@@ -184,6 +187,11 @@ pub struct Plan {
 
 /// Decides about one pod. A gate is given these roots.
 pub fn decide(settings: &Settings, anchors: &Anchors, request: &Request<'_>) -> Decision {
+    decide_as(SHAPES.current(), settings, anchors, request)
+}
+
+/// The same of a release whose gates have that shape.
+pub(crate) fn decide_as(shape: &Shape, settings: &Settings, anchors: &Anchors, request: &Request<'_>) -> Decision {
     if request.operation != Operation::Create {
         return Decision::Skip(SkipReason::NotCreated);
     }
@@ -215,7 +223,7 @@ pub fn decide(settings: &Settings, anchors: &Anchors, request: &Request<'_>) -> 
             "label {INJECT_LABEL}={DISABLED} has no effect here: the operator doesn't allow opting out"
         ));
     }
-    plan(settings, anchors, pod, trigger, warnings).map_or_else(Decision::Deny, Decision::Inject)
+    plan(shape, settings, anchors, pod, trigger, warnings).map_or_else(Decision::Deny, Decision::Inject)
 }
 
 /// A pod that gets no gate. It still can't say that it has one: that is believed of running pods.
@@ -229,7 +237,9 @@ fn ungated(pod: Pod<'_>, reason: SkipReason) -> Decision {
     Denials::of(denials.collect()).map_or(Decision::Skip(reason), Decision::Deny)
 }
 
-fn plan(
+/// What a pod consists of in the end, if there is nothing that it couldn't be admitted with.
+pub(crate) fn plan(
+    shape: &Shape,
     settings: &Settings,
     anchors: &Anchors,
     pod: Pod<'_>,
@@ -251,18 +261,17 @@ fn plan(
     };
     let image = existing::accepted_image(settings, pod).unwrap_or(&settings.image);
     let anchors = existing::accepted_anchors(anchors, pod).unwrap_or(anchors.as_pem());
-    let containers = shape::containers(settings, image, anchors, &overrides, &app_probes);
-    let volumes = shape::volumes();
-    if holds_parts {
-        denials.extend(existing::denials(settings, pod, &containers, &volumes));
-    }
     let plan = Plan {
         trigger,
-        containers,
-        volumes,
+        shape: shape.version,
+        containers: (shape.containers)(settings, image, anchors, &overrides, &app_probes),
+        volumes: (shape.volumes)(),
         lockdown: settings.lockdown.is_some(),
         warnings,
     };
+    if holds_parts {
+        denials.extend(existing::denials(pod, &plan));
+    }
     Denials::of(denials).map_or(Ok(plan), Err)
 }
 

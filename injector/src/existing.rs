@@ -1,9 +1,10 @@
 //! Parts of a gate that a pod already holds: the gate of an earlier call of this webhook, or somebody's imitation.
 
 use crate::anchors::Anchors;
+use crate::decide::Plan;
 use crate::deny::own::reserved;
 use crate::deny::{Denial, DenyReason};
-use crate::names::{CONTAINER, CONTAINERS, INJECTED, INJECTED_LABEL, SHAPE, SHAPE_ANNOTATION, VOLUMES};
+use crate::names::{CONTAINER, CONTAINERS, INJECTED, INJECTED_LABEL, SHAPE_ANNOTATION, VOLUMES};
 use crate::pod::{Container, ContainerList, Pod, text_at, variable};
 use crate::probes;
 use crate::settings::{Image, Settings};
@@ -34,9 +35,14 @@ fn gates(pod: Pod<'_>) -> impl Iterator<Item = Container<'_>> {
         .filter(|container| is_named_ours(*container) && container.name() == CONTAINER)
 }
 
+/// The gate that is there; of several the first.
+pub(crate) fn gate(pod: Pod<'_>) -> Option<Container<'_>> {
+    gates(pod).next()
+}
+
 /// The roots in the gate that is there.
 pub(crate) fn anchors(pod: Pod<'_>) -> Option<&str> {
-    let (_, text) = variable(gates(pod).next()?.fields(), TRUST_ANCHORS_VARIABLE)?;
+    let (_, text) = variable(gate(pod)?.fields(), TRUST_ANCHORS_VARIABLE)?;
     Some(text)
 }
 
@@ -47,7 +53,7 @@ pub(crate) fn accepted_anchors<'a>(known: &Anchors, pod: Pod<'a>) -> Option<&'a 
 
 /// The image of the gate that is there, if it is none that would be injected and the operator accepts it as well.
 pub(crate) fn accepted_image<'a>(settings: &'a Settings, pod: Pod<'_>) -> Option<&'a Image> {
-    let image = text_at(gates(pod).next()?.fields(), &["image"])?;
+    let image = text_at(gate(pod)?.fields(), &["image"])?;
     settings
         .accepted_images
         .iter()
@@ -85,9 +91,8 @@ pub(crate) fn without(pod: Pod<'_>) -> Value {
 }
 
 /// What is wrong with the parts that are there: all of them must be, and be what would be injected.
-pub(crate) fn denials(settings: &Settings, pod: Pod<'_>, containers: &[Value], volumes: &[Value]) -> Vec<Denial> {
-    let lockdown = settings.lockdown.is_some();
-    let parts = parts(lockdown, pod, containers, volumes);
+pub(crate) fn denials(pod: Pod<'_>, plan: &Plan) -> Vec<Denial> {
+    let parts = parts(pod, plan);
     if parts.iter().any(|part| part.found == Found::Nowhere) {
         let there = parts.into_iter().filter(|part| part.found != Found::Nowhere);
         return there.map(|part| reserved(part.field, part.name)).collect();
@@ -123,18 +128,23 @@ enum Found {
 }
 
 /// Every part that is expected, and every further one with a name of the gate's.
-fn parts<'a>(lockdown: bool, pod: Pod<'a>, containers: &'a [Value], volumes: &'a [Value]) -> Vec<Part<'a>> {
+fn parts<'a>(pod: Pod<'a>, plan: &'a Plan) -> Vec<Part<'a>> {
     let actual = pod.containers().filter(|container| is_named_ours(*container));
     let actual: Vec<_> = actual.map(|found| (found.field(""), found.fields())).collect();
-    let mut parts = matched(lockdown, containers, &actual);
+    let mut parts = matched(plan.lockdown, &plan.containers, &actual);
     let actual = pod.volumes().filter(|(_, volume)| is_our_volume(volume));
     let actual: Vec<_> = actual
         .map(|(index, volume)| (format!("spec.volumes[{index}]"), volume))
         .collect();
-    parts.extend(matched(lockdown, volumes, &actual));
+    parts.extend(matched(plan.lockdown, &plan.volumes, &actual));
     for (map, name, expected, actual) in [
         ("labels", INJECTED_LABEL, INJECTED, pod.label(INJECTED_LABEL)),
-        ("annotations", SHAPE_ANNOTATION, SHAPE, pod.annotation(SHAPE_ANNOTATION)),
+        (
+            "annotations",
+            SHAPE_ANNOTATION,
+            plan.shape,
+            pod.annotation(SHAPE_ANNOTATION),
+        ),
     ] {
         parts.push(Part {
             name,

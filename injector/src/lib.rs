@@ -5,6 +5,7 @@ pub mod anchors;
 pub mod authority;
 mod authority_keeper;
 mod authority_secret;
+mod born;
 mod ca_bundle;
 #[cfg(test)]
 mod captured;

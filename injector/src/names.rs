@@ -16,8 +16,6 @@ pub const SANDBOX_KIND: &str = "Sandbox";
 pub const SANDBOX_PLURAL: &str = "sandboxes";
 /// The annotation that says which shape a pod's gate has.
 pub const SHAPE_ANNOTATION: &str = "sandgate.dev/shape";
-/// The shape that this release injects. Gates of shape 1 were to find identity and policy in files.
-pub const SHAPE: &str = "2";
 /// Every label and annotation of ours starts so.
 pub const OWN_PREFIX: &str = "sandgate.dev/";
 
@@ -72,6 +70,8 @@ pub const TENANT_ANNOTATIONS: [&str; 5] = [
 pub const EXCLUDED_NAMESPACES: [&str; 2] = ["kube-system", "kube-node-lease"];
 /// The annotation of a mirror pod, which a kubelet makes of a file on its node. Anybody can write it.
 pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+/// How the users begin that kubelets are.
+pub const NODE_USER_PREFIX: &str = "system:node:";
 /// The group of kubelets.
 pub const NODES_GROUP: &str = "system:nodes";
 /// The namespace of our own programs, unless configured.

@@ -2,7 +2,7 @@
 
 use crate::decide::Plan;
 use crate::existing::is_named_ours;
-use crate::names::{CONTAINER, INJECTED, INJECTED_LABEL, SHAPE, SHAPE_ANNOTATION};
+use crate::names::{CONTAINER, INJECTED, INJECTED_LABEL, SHAPE_ANNOTATION};
 use crate::pod::{Container, Pod, items, text_at};
 use crate::probes;
 use json_patch::jsonptr::PointerBuf;
@@ -19,7 +19,7 @@ pub fn patch(plan: &Plan, raw: &Value) -> Patch {
     let Ok(pod) = Pod::read(raw) else {
         return Patch(operations);
     };
-    metadata(pod, &mut operations);
+    metadata(plan, pod, &mut operations);
     volumes(plan, pod, &mut operations);
     // Places in lists change with the init containers, so these come last.
     if plan.lockdown {
@@ -39,10 +39,10 @@ fn add(path: PointerBuf, value: Value) -> PatchOperation {
     PatchOperation::Add(AddOperation { path, value })
 }
 
-fn metadata(pod: Pod<'_>, operations: &mut Vec<PatchOperation>) {
+fn metadata(plan: &Plan, pod: Pod<'_>, operations: &mut Vec<PatchOperation>) {
     let texts = [
         ("labels", INJECTED_LABEL, INJECTED),
-        ("annotations", SHAPE_ANNOTATION, SHAPE),
+        ("annotations", SHAPE_ANNOTATION, plan.shape),
     ];
     if pod.at(&["metadata"]).is_none() {
         let maps = texts.map(|(map, name, value)| (map.to_owned(), json!({name: value})));

@@ -25,6 +25,8 @@ pub struct Settings {
     pub log_level: LogLevel,
     /// Whose caller assertions the gate believes.
     pub router_identities: Vec<WorkloadIdentity>,
+    /// Routers that gates were given before, and may go on with: no new gate is given them, and none is let in with them.
+    pub accepted_router_identities: Vec<WorkloadIdentity>,
     /// Who may give the gate its identity and its policy: this program.
     pub control_identity: WorkloadIdentity,
     /// The trust domain of gates and routers.

@@ -1,4 +1,7 @@
 //! The gate's parts in a pod: containers, volumes, label, annotation; and whether parts that are there already are they.
+//!
+//! What a gate consists of has a version. Pods outlive the release that they were born under, so a shape that was released
+//! stays here as it was, beside the one that new pods get.
 
 use crate::names::{
     CONTAINER, HEALTH_PORT_NAME, LOCKDOWN_ARGUMENT, LOCKDOWN_CONTAINER, MESH_PORT_NAME, PROGRAM, STATE_PATH,
@@ -23,8 +26,61 @@ const TOKEN_SECONDS_MIN: u64 = 600;
 /// Mode of projected files, the API server's default: 0644.
 const FILE_MODE: u32 = 0o644;
 
-/// The gate's containers in the order in which they come first in the pod. `anchors` are roots in PEM.
-pub(crate) fn containers(
+/// How the containers of a shape are made.
+type Containers = fn(&Settings, &Image, &str, &Overrides, &[Declaration]) -> Vec<Value>;
+
+/// One version of what a gate consists of.
+#[derive(Debug)]
+pub(crate) struct Shape {
+    /// What [`SHAPE_ANNOTATION`](crate::names::SHAPE_ANNOTATION) says of it.
+    pub(crate) version: &'static str,
+    /// Its containers in the order in which they come first in the pod, from the roots in PEM, among others.
+    pub(crate) containers: Containers,
+    /// Its volumes.
+    pub(crate) volumes: fn() -> Vec<Value>,
+}
+
+/// The shapes that a release knows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shapes {
+    current: &'static Shape,
+    former: &'static [&'static Shape],
+}
+
+/// Those that this release knows: when the current one changes, the one before becomes a former one, and the last two at least
+/// stay. Gates of shape 1 were to find identity and policy in files; none of them was ever enrolled.
+pub(crate) const SHAPES: Shapes = Shapes {
+    current: &SHAPE_2,
+    former: &[],
+};
+
+/// The gate gets its identity and its policy from the control plane.
+pub(crate) const SHAPE_2: Shape = Shape {
+    version: "2",
+    containers,
+    volumes,
+};
+
+impl Shapes {
+    /// The one that new pods get.
+    pub(crate) const fn current(self) -> &'static Shape {
+        self.current
+    }
+
+    /// The one that a running pod says it was born with, if it is known.
+    pub(crate) fn find(self, version: &str) -> Option<&'static Shape> {
+        let mut known = std::iter::once(self.current).chain(self.former.iter().copied());
+        known.find(|shape| shape.version == version)
+    }
+
+    /// Those of another release.
+    #[cfg(test)]
+    pub(crate) const fn of(current: &'static Shape, former: &'static [&'static Shape]) -> Self {
+        Self { current, former }
+    }
+}
+
+fn containers(
     settings: &Settings,
     image: &Image,
     anchors: &str,
@@ -149,8 +205,7 @@ fn resources(resources: &Resources) -> Value {
     json!({"requests": {"cpu": cpu, "memory": memory}, "limits": limits})
 }
 
-/// The gate's volumes.
-pub(crate) fn volumes() -> Vec<Value> {
+fn volumes() -> Vec<Value> {
     let token = json!({"audience": TOKEN_AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": "token"});
     vec![
         json!({

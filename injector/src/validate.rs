@@ -5,12 +5,16 @@
 //! beside the policy.
 
 use crate::anchors::Anchors;
-use crate::decide::{Decision, Operation, decide};
+use crate::born::may_change;
+use crate::decide::{Decision, Operation, User, decide};
 use crate::deny::{self, Denial, Denials, DenyReason};
 use crate::existing;
-use crate::names::{CONTAINERS, INJECT_LABEL, LOCKDOWN_CONTAINER, OWN_PREFIX, TENANT_ANNOTATIONS, VOLUMES};
+use crate::names::{
+    CONTAINERS, LOCKDOWN_CONTAINER, NODE_USER_PREFIX, NODES_GROUP, OWN_PREFIX, SANDBOX_HASH_LABEL, TOKEN_AUDIENCE,
+    VOLUMES,
+};
 use crate::patch::{NET_RAW, drops_net_raw, patch};
-use crate::pod::{Malformed, Pod, at, items, members, text_at};
+use crate::pod::{Malformed, Pod, at, is_true, items, members, text_at};
 use crate::review::{Review, ReviewError, message};
 use crate::settings::Settings;
 use serde_json::{Value, json};
@@ -63,7 +67,8 @@ pub fn validate(
         // Through its status a pod's labels and annotations can be changed too.
         (true, "pods", "" | "resize" | "status", Operation::Update) => {
             let (old, new) = pods(review)?;
-            Ok(changed(old, new).unwrap_or(Verdict::Allow("gate_unchanged")))
+            let verdict = changed(old, new).or_else(|| moved(&review.user_info, old, new));
+            Ok(verdict.unwrap_or(Verdict::Allow("gate_unchanged")))
         }
         (true, "pods", "ephemeralcontainers", Operation::Update) => {
             let (old, new) = pods(review)?;
@@ -74,6 +79,7 @@ pub fn validate(
             Ok(verdict.unwrap_or(Verdict::Allow("gate_unchanged")))
         }
         (true, "pods", "binding", Operation::Create) | (true, "bindings", "", Operation::Create) => Ok(bound(review)),
+        (true, "serviceaccounts", "token", Operation::Create) => Ok(token(review)),
         (true, "pods", "exec" | "attach" | "portforward" | "proxy", Operation::Connect)
         | (true, "services", "proxy", Operation::Connect) => Ok(connected(restrict_connect, review)),
         _ => Err(ReviewError::NotAPod(format!("{resource:.64}/{sub_resource:.64}"))),
@@ -107,15 +113,15 @@ fn pod(object: Option<&Value>) -> Result<Pod<'_>, ReviewError> {
     Pod::read(object.ok_or(ReviewError::NoObject)?).map_err(wrong)
 }
 
-/// Refuses a change of anything that is the gate's. Everything else is none of our business: whatever the pod was
-/// admitted as, its labels, owners and finalizers must stay free to change. A pod that is being deleted is guarded like
+/// Refuses a change of anything that is the gate's, and of whose sandbox the pod is. Everything else is none of our business:
+/// whatever the pod was admitted as, its labels, owners and finalizers must stay free to change. A pod that is being deleted is guarded like
 /// any other: its author chooses how long that takes, and nothing that deletion needs is the gate's.
 fn changed(old: Pod<'_>, new: Pod<'_>) -> Option<Verdict> {
     let (before, after) = (guarded(old), guarded(new));
     let fields = before.keys().chain(after.keys());
     let field = fields.into_iter().find(|field| before.get(*field) != after.get(*field));
     let Some(field) = field else {
-        return limited(old, new);
+        return adopted(old, new).or_else(|| limited(old, new));
     };
     Some(Verdict::deny(
         "gate_changed",
@@ -123,6 +129,79 @@ fn changed(old: Pod<'_>, new: Pod<'_>) -> Option<Verdict> {
             "{field}: it is the gate's and can't be changed in a running pod; delete the pod, and a new one gets its gate anew"
         ),
     ))
+}
+
+/// Refuses to make a pod with a gate another Sandbox's, or no Sandbox's pod a Sandbox's. agent-sandbox writes label and
+/// controller when it creates the pod, and neither when a claim adopts it.
+fn adopted(old: Pod<'_>, new: Pod<'_>) -> Option<Verdict> {
+    if !existing::any(old) {
+        return None;
+    }
+    if old.label(SANDBOX_HASH_LABEL) != new.label(SANDBOX_HASH_LABEL) {
+        return Some(Verdict::deny(
+            "owner_changed",
+            format!(
+                "metadata.labels[{SANDBOX_HASH_LABEL}]: it says whose sandbox the pod is and can't be changed in a pod with a \
+                 gate; delete the pod, and its Sandbox gets a new one"
+            ),
+        ));
+    }
+    let before = controller(old);
+    // The garbage collector may take it away.
+    (controller(new).is_some_and(|after| before != Some(after))).then(|| {
+        Verdict::deny(
+            "owner_changed",
+            "metadata.ownerReferences: a pod with a gate gets no other controller than the one that it was created with; delete \
+             the pod, and its controller makes a new one",
+        )
+    })
+}
+
+/// The API group, kind, name and UID of a pod's controller.
+fn controller(pod: Pod<'_>) -> Option<[&str; 4]> {
+    let owners = items(pod.at(&["metadata", "ownerReferences"])).map(|(_, owner)| owner);
+    let owner = owners.into_iter().find(|owner| is_true(owner, &["controller"]))?;
+    let text = |name: &str| text_at(owner, &[name]).unwrap_or_default();
+    let version = text("apiVersion");
+    let group = version.split_once('/').map_or("", |(group, _)| group);
+    Some([group, text("kind"), text("name"), text("uid")])
+}
+
+/// Refuses to say that a pod of agent-sandbox is at another address: requests for the sandbox would be sent there.
+fn moved(user: &User, old: Pod<'_>, new: Pod<'_>) -> Option<Verdict> {
+    let addresses = |pod: Pod<'_>| ["podIP", "podIPs"].map(|name| pod.at(&["status", name]).cloned());
+    let is_sandbox = [old, new].iter().any(|pod| pod.label(SANDBOX_HASH_LABEL).is_some());
+    (is_sandbox && !is_kubelet(user) && addresses(old) != addresses(new)).then(|| {
+        Verdict::deny(
+            "address_changed",
+            "status.podIP, status.podIPs: requests for the sandbox are sent there, so only kubelets change them; leave them as \
+             they are",
+        )
+    })
+}
+
+/// A token for the gate's audience that is bound to a pod makes its holder that pod's gate.
+fn token(review: &Review) -> Verdict {
+    let audiences = review
+        .object
+        .as_ref()
+        .and_then(|request| at(request, &["spec", "audiences"]));
+    let for_gates = items(audiences).any(|(_, audience)| audience.as_str() == Some(TOKEN_AUDIENCE));
+    if !for_gates || is_kubelet(&review.user_info) {
+        return Verdict::Allow("token");
+    }
+    Verdict::deny(
+        "gate_token",
+        format!(
+            "spec.audiences: a token for {TOKEN_AUDIENCE} makes its holder the gate of a pod, so only kubelets get one; choose \
+             another audience"
+        ),
+    )
+}
+
+/// API servers let nobody else have both, unless somebody may impersonate it.
+fn is_kubelet(user: &User) -> bool {
+    user.username.starts_with(NODE_USER_PREFIX) && user.groups.iter().any(|group| group == NODES_GROUP)
 }
 
 /// Refuses limits of the whole pod that a resize gives a pod with a gate.
@@ -144,13 +223,15 @@ fn bound(review: &Review) -> Verdict {
                 .as_ref()
                 .and_then(|binding| at(binding, &["metadata", map])),
         );
-        let ours = names.map(|(name, _)| name).find(|name| name.starts_with(OWN_PREFIX))?;
+        let is_ours = |name: &&String| name.starts_with(OWN_PREFIX) || *name == SANDBOX_HASH_LABEL;
+        let ours = names.map(|(name, _)| name).find(is_ours)?;
         Some(format!("metadata.{map}[{ours}]"))
     };
     ours("labels")
         .or_else(|| ours("annotations"))
         .map_or(Verdict::Allow("gate_unchanged"), |field| {
-            let message = format!("{field}: it is the gate's, and the binding would change it in the pod; remove it");
+            let message =
+                format!("{field}: it says whose the pod is, and the binding would change it in the pod; remove it");
             Verdict::deny("gate_changed", message)
         })
 }
@@ -168,11 +249,9 @@ fn guarded(pod: Pod<'_>) -> BTreeMap<String, Value> {
         }
     }
     for map in ["labels", "annotations"] {
-        // What a pod's author may write has had its effect when the pod was created.
-        let free = |name: &str| name == INJECT_LABEL || TENANT_ANNOTATIONS.contains(&name);
         for (name, value) in pod
             .texts(map)
-            .filter(|(name, _)| name.starts_with(OWN_PREFIX) && !free(name))
+            .filter(|(name, _)| name.starts_with(OWN_PREFIX) && !may_change(name))
         {
             guarded.insert(format!("metadata.{map}[{name}]"), value.into());
         }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::names::TENANT_ANNOTATIONS;
 use crate::testing::{anchors, injected, lockdown, sandbox, sandbox_with, settings};
 
 /// A request in an ordinary namespace; `sub_resource` may be empty.
@@ -147,7 +148,6 @@ fn adoption_and_every_other_change_of_a_pod_passes() {
     let pod = injected(&settings(), &sandbox());
     for change in [
         json!({"metadata": {"labels": {"agents.x-k8s.io/warm-pool-sandbox": null, "agents.x-k8s.io/claim-uid": "c"}}}),
-        json!({"metadata": {"labels": {"agents.x-k8s.io/sandbox-name-hash": "other"}}}),
         json!({"metadata": {"ownerReferences": [{"kind": "SandboxClaim", "name": "c", "uid": "u"}]}}),
         json!({"metadata": {"finalizers": ["a.example/b"]}}),
         json!({"metadata": {"annotations": {"team": "a"}}}),
@@ -407,3 +407,5 @@ fn a_request_that_the_rules_should_not_send_is_an_error_and_not_an_answer() {
 
 #[path = "validate_ephemeral_tests.rs"]
 mod ephemeral;
+#[path = "validate_identity_tests.rs"]
+mod identity;

@@ -42,6 +42,7 @@ for image in ("router.image", "injector.image", "injection.image"):
 ENTRY_PATTERNS = {
     "injection.acceptedImages": "^[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}$",
     "injection.routerIdentities": f"^spiffe://{TRUST_DOMAIN}/ns/{LABEL}/sa/{SUBDOMAIN}$",
+    "injection.acceptedRouterIdentities": f"^spiffe://{TRUST_DOMAIN}/ns/{LABEL}/sa/{SUBDOMAIN}$",
     "injection.lockdownRuntimeClasses": f"^{SUBDOMAIN}$",
     # With its length, as a NetworkPolicy wants it.
     "injector.networkPolicy.apiServerCIDRs": "^[0-9A-Fa-f.:]+/[0-9]{1,3}$",
@@ -57,9 +58,12 @@ STRING_LISTS = {
     "injector.extraArgs",
     "injection.acceptedImages",
     "injection.routerIdentities",
+    "injection.acceptedRouterIdentities",
     "injection.lockdownRuntimeClasses",
     "admissionPolicy.networkPolicies.exceptions",
     "admissionPolicy.networkPolicies.allowedUsers",
+    "admissionPolicy.gateTokens.allowedUsers",
+    "admissionPolicy.podAddresses.allowedUsers",
 }
 # Maps whose keys are the user's own, although the default has some.
 FREE_MAPS = {"router.resources", "injector.resources", "monitoring.dashboard.labels"}

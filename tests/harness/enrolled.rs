@@ -2,12 +2,17 @@
 
 use crate::control::{CONTROL, ControlPlane};
 use crate::folder::{Folder, Replacing, put as put_files};
-use crate::processes::{Process, Programs, command, router_identity, start_gate, start_router, until_ready};
+use crate::processes::{
+    Process, Programs, command, for_others, router_identity, start_gate, start_router, until_ready,
+};
 use crate::{POD_UID, ROUTER, RecordingApp, default_policy, head_to, sandbox, send, status};
 use sandgate_local::authority::Authority;
 use sandgate_mesh::contract::TRUST_ANCHORS_VARIABLE;
 use sandgate_mesh::policy::model::{DefaultPolicy, Generation, Snapshot};
+use std::fs::Permissions;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 /// What proves to the control plane in which pod the gate is. Nobody else may ever see it.
@@ -17,6 +22,8 @@ pub const REFUSED: &str = "sandgate_sidecar_refused_connections_total{reason=\"c
 /// An app behind a gate that a control plane enrols.
 pub struct Scene {
     programs: Programs,
+    /// Whom the gate runs as, if not as this process.
+    user: Option<u32>,
     /// Its token, its state, and the files of routers.
     pub folder: Folder,
     /// Everybody's certificates are from here.
@@ -36,16 +43,28 @@ pub struct Scene {
 impl Scene {
     /// A gate that has never been enrolled.
     pub async fn start(programs: Programs) -> Self {
+        Self::start_by(programs, None).await
+    }
+
+    /// A gate that runs as another user, which takes root, and is enrolled and has a policy.
+    pub async fn enrolled_as(programs: Programs, user: u32) -> Self {
+        Self::start_by(programs, Some(user)).await.with_all().await
+    }
+
+    async fn start_by(programs: Programs, user: Option<u32>) -> Self {
         let (folder, authority) = (Folder::new(), Authority::new("sandgate-tests").unwrap());
         std::fs::create_dir(folder.path("state")).unwrap();
+        // As the kubelet makes it: whoever is in the container writes there.
+        std::fs::set_permissions(folder.path("state"), Permissions::from_mode(0o777)).unwrap();
         folder.rename_over("token", TOKEN);
         let app = RecordingApp::polite().await;
         let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let (gate, mesh, health) = start_gate(gate_command(programs, &folder, &authority, anywhere)).await;
+        let (gate, mesh, health) = start_gate(gate_command(programs, user, &folder, &authority, anywhere)).await;
         until_ready(health, (503, "no identity")).await;
         let control = ControlPlane::new(&authority, mesh, sandbox("alpha", POD_UID));
         Self {
             programs,
+            user,
             folder,
             authority,
             app,
@@ -58,11 +77,14 @@ impl Scene {
 
     /// A gate that is enrolled and has a policy.
     pub async fn enrolled(programs: Programs) -> Self {
-        let scene = Self::start(programs).await;
-        scene.control.enrol(&scene.authority, 1).await;
-        scene.control.push(scene.policy(1)).await;
-        until_ready(scene.health, (200, "ok")).await;
-        scene
+        Self::start(programs).await.with_all().await
+    }
+
+    async fn with_all(self) -> Self {
+        self.control.enrol(&self.authority, 1).await;
+        self.control.push(self.policy(1)).await;
+        until_ready(self.health, (200, "ok")).await;
+        self
     }
 
     /// Lets everybody with a credential use the app's port.
@@ -80,7 +102,7 @@ impl Scene {
 
     /// Starts it again where it was.
     pub async fn restart(&mut self) {
-        let command = gate_command(self.programs, &self.folder, &self.authority, self.mesh);
+        let command = gate_command(self.programs, self.user, &self.folder, &self.authority, self.mesh);
         (self.gate, self.mesh, self.health) = start_gate(command).await;
     }
 
@@ -120,9 +142,19 @@ impl Scene {
 }
 
 /// A gate of `default/alpha` as the injector starts it, but for its addresses and folders.
-fn gate_command(programs: Programs, folder: &Folder, authority: &Authority, mesh: SocketAddr) -> Command {
+fn gate_command(
+    programs: Programs,
+    user: Option<u32>,
+    folder: &Folder,
+    authority: &Authority,
+    mesh: SocketAddr,
+) -> Command {
+    let program = match user {
+        Some(_) => for_others(folder, programs.sidecar),
+        None => programs.sidecar.into(),
+    };
     let mut command = command(
-        programs.sidecar,
+        &program,
         [
             format!("--mesh-bind-address={mesh}"),
             "--health-bind-address=127.0.0.1:0".into(),
@@ -137,5 +169,8 @@ fn gate_command(programs: Programs, folder: &Folder, authority: &Authority, mesh
         .env("SANDGATE_SANDBOX", "alpha")
         .env("SANDGATE_POD_UID", POD_UID)
         .env(TRUST_ANCHORS_VARIABLE, authority.root_pem());
+    if let Some(user) = user {
+        command.uid(user).gid(user);
+    }
     command
 }

@@ -10,6 +10,7 @@ pub mod control;
 pub mod enrolled;
 pub mod folder;
 pub mod front;
+pub mod impostor;
 pub mod kubelet;
 pub mod load;
 pub mod processes;

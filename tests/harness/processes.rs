@@ -8,6 +8,7 @@ use sandgate_mesh::identity::WorkloadIdentity;
 use sandgate_mesh::policy::model;
 use std::io::Read;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -23,6 +24,8 @@ pub struct Programs {
     pub local: &'static str,
     /// `harness/bin/app.rs`.
     pub app: &'static str,
+    /// `harness/bin/thief.rs`.
+    pub thief: &'static str,
 }
 
 /// The [`Programs`](crate::processes::Programs) of the test target that says this.
@@ -34,6 +37,7 @@ macro_rules! programs {
             sidecar: env!("CARGO_BIN_EXE_sandbox-sidecar-under-test"),
             local: env!("CARGO_BIN_EXE_sandgate-local-under-test"),
             app: env!("CARGO_BIN_EXE_app-under-test"),
+            thief: env!("CARGO_BIN_EXE_thief-under-test"),
         }
     };
 }
@@ -43,6 +47,16 @@ pub fn command<A: AsRef<std::ffi::OsStr>>(path: &str, args: impl IntoIterator<It
     let mut command = Command::new(path);
     command.env_clear().args(args);
     command
+}
+
+/// A copy of a program that every user may run, who may not be able to reach cargo's folder.
+pub fn for_others(folder: &Folder, program: &str) -> String {
+    let copy = folder.path(Path::new(program).file_name().unwrap().to_str().unwrap());
+    // Not copied by this process: as long as that had the copy open, which any process that it starts meanwhile inherits for
+    // a moment, nobody could run it.
+    let copied = Command::new("cp").arg(program).arg(&copy).status().unwrap();
+    assert!(copied.success());
+    copy.to_str().unwrap().to_owned()
 }
 
 /// A running process. It is killed when dropped.

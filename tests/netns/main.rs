@@ -1,4 +1,4 @@
-//! Lockdown in real network namespaces. `tests/netns/run` starts this where it may make them. These are no cargo tests:
+//! Lockdown in real network namespaces, and other drills that take privileges. `tests/netns/run` starts this where it may make them. These are no cargo tests:
 //! `cargo test --workspace` needs no privileges, and a test that passes because it did nothing is worse than none.
 
 // Tests fail by panicking, and what this prints is read at a terminal.
@@ -8,6 +8,7 @@
 mod attacks;
 mod network;
 mod promises;
+mod theft;
 
 use network::Network;
 use std::panic::catch_unwind;
@@ -24,7 +25,7 @@ use tests;
 
 fn main() -> ExitCode {
     let parts: Vec<String> = std::env::args().skip(1).collect();
-    let all = [promises::TESTS, attacks::TESTS].concat();
+    let all = [promises::TESTS, attacks::TESTS, theft::TESTS].concat();
     if let Some(part) = parts
         .iter()
         .find(|part| !all.iter().any(|(name, _)| name.contains(part.as_str())))

@@ -29,6 +29,11 @@ spec:
   validationActions: [Deny]
 {{- end }}
 
+{{/* CEL: whether a kubelet asks. API servers let nobody else have both, unless somebody may impersonate it. */}}
+{{- define "sandgate.byKubelet" -}}
+request.userInfo.username.startsWith('system:node:') && has(request.userInfo.groups) && 'system:nodes' in request.userInfo.groups
+{{- end }}
+
 {{/* The namespaces in which pods are gated. */}}
 {{- define "sandgate.optedIn" -}}
 namespaceSelector:

@@ -157,6 +157,9 @@ topologySpreadConstraints:
 {{- range fromJsonArray (include "sandgate.routerIdentities" .) }}
 - --router-identity={{ . }}
 {{- end }}
+{{- range $injection.acceptedRouterIdentities }}
+- --accepted-router-identity={{ . }}
+{{- end }}
 - --control-identity={{ include "sandgate.controlIdentity" . }}
 - --trust-domain={{ .Values.trustDomain }}
 {{- if $injection.allowOptOut }}

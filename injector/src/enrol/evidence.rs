@@ -2,15 +2,16 @@
 //! cache.
 
 use super::pods::Target;
-use super::verify::Owner;
 use crate::kubernetes::{RequestError, bounded};
 use crate::names::{SANDBOX_GROUP, SANDBOX_PLURAL, TOKEN_AUDIENCE};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::APIGroup;
 use kube::api::{Api, PostParams};
 use kube::core::Request;
 use kube::core::params::GetParams;
 use kube::{Client, Resource};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// The API server.
@@ -34,22 +35,39 @@ impl Evidence {
             .await
     }
 
-    /// The metadata of the Sandbox of the same name.
+    /// The metadata of the Sandbox of the same name, in this version or the one that the API server prefers.
     ///
     /// # Errors
     /// The API server can't be asked.
-    pub(super) async fn sandbox(&self, target: &Target, owner: &Owner) -> Result<Option<Value>, RequestError> {
-        let (version, namespace) = (&owner.version, &target.namespace);
+    pub(super) async fn sandbox(&self, target: &Target, version: Option<&str>) -> Result<Option<Value>, RequestError> {
+        let preferred = match version {
+            Some(_) => None,
+            None => self.preferred_version().await?,
+        };
+        // Without any there are no Sandboxes in this cluster.
+        let Some(version) = version.or(preferred.as_deref()) else {
+            return Ok(None);
+        };
+        let namespace = &target.namespace;
         let path = format!("/apis/{SANDBOX_GROUP}/{version}/namespaces/{namespace}/{SANDBOX_PLURAL}");
         let request = Request::new(path);
         self.found(request.get_metadata(target.name.as_str(), &GetParams::default()))
             .await
     }
 
-    async fn found(
+    /// The version of agent-sandbox's API that the API server prefers.
+    async fn preferred_version(&self) -> Result<Option<String>, RequestError> {
+        let group = http::Request::get(format!("/apis/{SANDBOX_GROUP}")).body(Vec::new());
+        let group: Option<APIGroup> = self
+            .found(group.map_err(kube::core::request::Error::BuildRequest))
+            .await?;
+        Ok(group.and_then(|group| Some(group.preferred_version?.version)))
+    }
+
+    async fn found<T: DeserializeOwned>(
         &self,
         request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
-    ) -> Result<Option<Value>, RequestError> {
+    ) -> Result<Option<T>, RequestError> {
         let request = request.map_err(kube::Error::BuildRequest)?;
         match bounded(self.client.request(request)).await {
             Ok(found) => Ok(Some(found)),

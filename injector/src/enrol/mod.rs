@@ -36,6 +36,7 @@ use crate::authority_keeper::Authority;
 use crate::kubernetes::RequestError;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
+use crate::shape::SHAPES;
 use evidence::Evidence;
 use kube::Client;
 use leader::Candidate;
@@ -129,6 +130,7 @@ async fn term(context: &Context) {
     let visitor = Visitor {
         evidence: Evidence::new(context.client.clone()),
         settings: context.settings.clone(),
+        shapes: SHAPES,
         default_policy: context.default_policy,
         authority: context.authority.clone(),
         anchors: context.anchors.clone(),

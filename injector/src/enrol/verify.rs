@@ -4,20 +4,17 @@
 use super::namespaces::OptedIn;
 use super::pods::Target;
 use crate::anchors::Anchors;
-use crate::decide::{Decision, Operation, Request, User, decide};
+use crate::born::{self, Misfit, Terms};
 use crate::existing;
 use crate::names::{
-    CONTAINER, ENABLED, INJECT_LABEL, INJECTED, INJECTED_LABEL, SANDBOX_GROUP, SANDBOX_HASH_LABEL, SANDBOX_KIND,
-    TOKEN_AUDIENCE,
+    ENABLED, INJECT_LABEL, INJECTED, INJECTED_LABEL, SANDBOX_GROUP, SANDBOX_HASH_LABEL, SANDBOX_KIND, TOKEN_AUDIENCE,
 };
-use crate::patch::patch;
 use crate::pod::{Pod, at, is_true, items, text_at};
-use crate::settings::{LogLevel, Settings};
+use crate::settings::Settings;
 use k8s_openapi::api::authentication::v1::TokenReviewStatus;
 use sandgate_mesh::identity::SandboxIdentity;
 use sandgate_mesh::sandbox::{PodUid, SandboxKey};
 use serde_json::Value;
-use std::borrow::Cow;
 use std::net::IpAddr;
 
 /// The extra of a token's user with the name of the pod that the token is bound to.
@@ -26,8 +23,6 @@ const POD_NAME_EXTRA: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID_EXTRA: &str = "authentication.kubernetes.io/pod-uid";
 /// Phases of pods in which nothing runs any more.
 const ENDED: [&str; 2] = ["Succeeded", "Failed"];
-/// The flag that says how much a gate logs: the one thing in its arguments that an operator may change while it runs.
-const LOG_LEVEL_FLAG: &str = "--log-level=";
 
 /// Why a gate gets no identity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,8 +41,8 @@ pub(super) enum Refusal {
     OtherAddress,
     #[error("what answered says that it runs in another pod")]
     OtherPod,
-    #[error("the pod isn't what would be injected: {0}")]
-    Shape(String),
+    #[error(transparent)]
+    Misfit(#[from] Misfit),
     #[error("the API server doesn't take the token: {0}")]
     Token(String),
     #[error("the token isn't for the audience {TOKEN_AUDIENCE}")]
@@ -60,6 +55,10 @@ pub(super) enum Refusal {
     NoOwner,
     #[error("the Sandbox that should control the pod isn't there, or is going away")]
     OwnerGone,
+    #[error(
+        "the pod has the name of a Sandbox that isn't its owner; a pod that agent-sandbox didn't make needs another name"
+    )]
+    NameTaken,
 }
 
 impl Refusal {
@@ -73,13 +72,14 @@ impl Refusal {
             Self::NotInjected => "not_injected",
             Self::OtherAddress => "other_address",
             Self::OtherPod => "other_pod",
-            Self::Shape(_) => "shape",
+            Self::Misfit(misfit) => misfit.as_str(),
             Self::Token(_) => "token",
             Self::TokenAudience => "token_audience",
             Self::TokenAccount => "token_account",
             Self::TokenPod => "token_pod",
             Self::NoOwner => "no_owner",
             Self::OwnerGone => "owner_gone",
+            Self::NameTaken => "name_taken",
         }
     }
 }
@@ -132,19 +132,27 @@ pub(super) fn born_with(pod: &Value) -> Option<Anchors> {
     Anchors::from_pem(roots.as_bytes()).ok()
 }
 
+/// Whether the settings hold that a pod's gate was given: if not, it may know nothing of this control plane.
+///
+/// # Errors
+/// They don't.
+pub(super) fn settings_hold(settings: &Settings, pod: &Value) -> Result<(), Refusal> {
+    let pod = Pod::read(pod).map_err(|malformed| Misfit::Shape(format!("{} is malformed", malformed.field)))?;
+    Ok(born::settings_hold(settings, pod)?)
+}
+
 /// Looks at the pod that was dialed, and at what answered there says it is.
 ///
 /// # Errors
 /// The first thing that isn't as it must be.
 pub(super) fn candidate(
-    settings: &Settings,
-    anchors: &Anchors,
+    terms: Terms<'_>,
     target: &Target,
     claimed: &PodUid,
     pod: &Value,
 ) -> Result<Candidate, Refusal> {
     let raw = dialed(target, Some(pod))?;
-    let pod = Pod::read(raw).map_err(|malformed| Refusal::Shape(format!("{} is malformed", malformed.field)))?;
+    let pod = Pod::read(raw).map_err(|malformed| Misfit::Shape(format!("{} is malformed", malformed.field)))?;
     if *claimed != target.uid {
         return Err(Refusal::OtherPod);
     }
@@ -157,10 +165,10 @@ pub(super) fn candidate(
     if !addresses(raw).any(|address| address == target.ip) {
         return Err(Refusal::OtherAddress);
     }
-    shape(settings, anchors, target, pod)?;
+    born::check(terms, pod)?;
     Ok(Candidate {
         identity: SandboxIdentity {
-            trust_domain: settings.trust_domain.clone(),
+            trust_domain: terms.settings.trust_domain.clone(),
             sandbox: SandboxKey {
                 namespace: target.namespace.clone(),
                 name: target.name.clone(),
@@ -175,7 +183,7 @@ pub(super) fn candidate(
 }
 
 impl Candidate {
-    /// The Sandbox that has to be there; none for a pod that agent-sandbox didn't make.
+    /// The Sandbox that has to be there. For a pod that agent-sandbox didn't make none may have its name.
     pub(super) fn owner(&self) -> Option<&Owner> {
         self.owner.as_ref()
     }
@@ -192,12 +200,17 @@ impl Candidate {
         opted_in: &OptedIn,
     ) -> Result<Verified, Refusal> {
         self.check_token(token)?;
-        if let Some(owner) = &self.owner {
-            let live = sandbox.filter(|found| {
-                text_at(found, &["metadata", "uid"]) == Some(owner.uid.as_str())
-                    && at(found, &["metadata", "deletionTimestamp"]).is_none()
-            });
-            live.ok_or(Refusal::OwnerGone)?;
+        match (&self.owner, sandbox) {
+            (Some(owner), found) => {
+                let live = found.filter(|found| {
+                    text_at(found, &["metadata", "uid"]) == Some(owner.uid.as_str())
+                        && at(found, &["metadata", "deletionTimestamp"]).is_none()
+                });
+                live.ok_or(Refusal::OwnerGone)?;
+            }
+            // Whoever asks for the Sandbox would be led to it.
+            (None, Some(_)) => return Err(Refusal::NameTaken),
+            (None, None) => {}
         }
         // Last: all that came before took time.
         if !opted_in.contains(&self.identity.sandbox.namespace) {
@@ -236,41 +249,6 @@ fn addresses(pod: &Value) -> impl Iterator<Item = IpAddr> {
     let further = items(at(pod, &["status", "podIPs"])).filter_map(|(_, entry)| text_at(entry, &["ip"]));
     let all = text_at(pod, &["status", "podIP"]).into_iter().chain(further);
     all.filter_map(|address| address.parse().ok())
-}
-
-/// The pod must be what would become of it if it were created now without its gate.
-fn shape(settings: &Settings, anchors: &Anchors, target: &Target, pod: Pod<'_>) -> Result<(), Refusal> {
-    let settings = as_it_logs(settings, pod);
-    let request = Request {
-        pod: pod.raw(),
-        operation: Operation::Create,
-        namespace: target.namespace.as_str(),
-        user: &User::default(),
-    };
-    match decide(&settings, anchors, &request) {
-        Decision::Inject(plan) if patch(&plan, pod.raw()).0.is_empty() => Ok(()),
-        Decision::Inject(_) => Err(Refusal::Shape(
-            "the gate isn't whole, or not first among the init containers".into(),
-        )),
-        Decision::Skip(reason) => Err(Refusal::Shape(reason.to_string())),
-        Decision::Deny(denials) => Err(Refusal::Shape(
-            denials.first().map(ToString::to_string).unwrap_or_default(),
-        )),
-    }
-}
-
-/// The settings with the log level that the gate was injected with: an operator who changes it changes nobody's identity.
-fn as_it_logs<'a>(settings: &'a Settings, pod: Pod<'_>) -> Cow<'a, Settings> {
-    let gate = pod.containers().find(|container| container.name() == CONTAINER);
-    let arguments = gate.and_then(|gate| gate.at(&["args"])?.as_array());
-    let last = arguments.and_then(|arguments| arguments.last()?.as_str()?.strip_prefix(LOG_LEVEL_FLAG));
-    match last.and_then(|level| level.parse::<LogLevel>().ok()) {
-        Some(log_level) if log_level != settings.log_level => Cow::Owned(Settings {
-            log_level,
-            ..settings.clone()
-        }),
-        _ => Cow::Borrowed(settings),
-    }
 }
 
 /// The Sandbox of its own name that a pod of agent-sandbox has as its controller. A forged label steals nobody's name.

@@ -1,5 +1,8 @@
 use super::*;
+use crate::born::tests::{TO_COME, of_shape_2};
 use crate::enrol::namespaces::Change;
+use crate::settings::LogLevel;
+use crate::shape::SHAPES;
 use crate::testing::{anchors, injected, sandbox_with, settings};
 use k8s_openapi::api::authentication::v1::UserInfo;
 use serde_json::json;
@@ -74,8 +77,17 @@ fn sandbox() -> Value {
     json!({"metadata": {"name": "box", "uid": "sandbox-1"}})
 }
 
+fn terms<'a>(settings: &'a Settings, anchors: &'a Anchors) -> Terms<'a> {
+    Terms {
+        shapes: SHAPES,
+        settings,
+        anchors,
+        proven: false,
+    }
+}
+
 fn looked_at(pod: &Value) -> Result<Candidate, Refusal> {
-    candidate(&settings(), &anchors(), &target(), &target().uid, pod)
+    candidate(terms(&settings(), &anchors()), &target(), &target().uid, pod)
 }
 
 /// The refusal of a pod that a merge patch made different.
@@ -106,7 +118,7 @@ fn the_gate_of_a_running_pod_gets_its_identity() {
         ..target()
     };
     assert!(
-        candidate(&settings(), &anchors(), &second, &second.uid, &pod()).is_ok(),
+        candidate(terms(&settings(), &anchors()), &second, &second.uid, &pod()).is_ok(),
         "by any of its addresses"
     );
 }
@@ -149,7 +161,7 @@ fn a_pod_gets_nothing_at_an_address_that_is_not_its_own() {
 fn what_says_that_it_is_in_another_pod_gets_nothing() {
     let claimed = "pod-2".parse().unwrap();
     assert_eq!(
-        candidate(&settings(), &anchors(), &target(), &claimed, &pod()),
+        candidate(terms(&settings(), &anchors()), &target(), &claimed, &pod()),
         Err(Refusal::OtherPod)
     );
 }
@@ -189,13 +201,13 @@ fn a_pod_that_is_not_as_it_would_be_injected_gets_nothing() {
         ("/spec/containers", json!("none")),
     ] {
         let answer = changed(pointer, value);
-        assert!(matches!(answer, Err(Refusal::Shape(_))), "{pointer}: {answer:?}");
+        assert!(matches!(answer, Err(Refusal::Misfit(_))), "{pointer}: {answer:?}");
     }
     let mut behind = pod();
     let others = behind["spec"]["initContainers"].as_array_mut().unwrap();
     others.insert(0, json!({"name": "first", "image": "a"}));
     assert!(
-        matches!(looked_at(&behind), Err(Refusal::Shape(_))),
+        matches!(looked_at(&behind), Err(Refusal::Misfit(_))),
         "another container comes first"
     );
 }
@@ -206,23 +218,54 @@ fn a_gate_that_logs_otherwise_or_has_an_accepted_image_is_as_it_was_injected() {
     before.log_level = LogLevel::Debug;
     let mut after = settings();
     after.image = "sandgate/sidecar:2".parse().unwrap();
-    let look = |settings: &Settings, pod: &Value| candidate(settings, &anchors(), &target(), &target().uid, pod);
+    let look = |settings: &Settings, pod: &Value| candidate(terms(settings, &anchors()), &target(), &target().uid, pod);
     assert!(look(&before, &pod()).is_ok());
-    assert!(matches!(look(&after, &pod()), Err(Refusal::Shape(_))));
+    assert!(matches!(look(&after, &pod()), Err(Refusal::Misfit(_))));
     after.accepted_images = vec![settings().image];
     assert!(look(&after, &pod()).is_ok());
     let mut odd = pod();
     let arguments = odd["spec"]["initContainers"][0]["args"].as_array_mut().unwrap();
     *arguments.last_mut().unwrap() = json!("--log-level=info,all");
-    assert!(matches!(looked_at(&odd), Err(Refusal::Shape(_))));
+    assert!(matches!(looked_at(&odd), Err(Refusal::Misfit(_))));
+}
+
+/// Whether it has an identity that ends, or lost it with the memory of its node.
+#[test]
+fn a_pod_of_a_shape_before_keeps_its_identity_after_an_upgrade() {
+    let (pod, target) = (of_shape_2(), target());
+    for (anchors, proven) in [(anchors(), false), (born_with(&pod).unwrap(), true)] {
+        let settings = settings();
+        let terms = Terms {
+            shapes: TO_COME,
+            proven,
+            ..terms(&settings, &anchors)
+        };
+        let candidate = candidate(terms, &target, &target.uid, &pod).unwrap();
+        let verified = candidate.verify(&token(), Some(&sandbox()), &opted_in()).unwrap();
+        assert_eq!(
+            verified.identity().to_string(),
+            "spiffe://cluster.local/ns/team-a/sandbox/box/pod/pod-1"
+        );
+    }
+}
+
+#[test]
+fn a_gate_that_was_given_other_settings_is_refused_by_that_name() {
+    let mut other = settings();
+    other.control_identity = "spiffe://cluster.local/ns/a/sa/b".parse().unwrap();
+    let refusal = settings_hold(&other, &pod()).unwrap_err();
+    assert_eq!(refusal.as_str(), "settings");
+    assert!(settings_hold(&settings(), &pod()).is_ok());
+    let found = candidate(terms(&other, &anchors()), &target(), &target().uid, &pod());
+    assert_eq!(found, Err(refusal));
 }
 
 #[test]
 fn roots_that_nobody_knows_any_more_count_for_a_gate_that_has_an_identity_and_for_no_other() {
     let stored = crate::authority_secret::Stored::new();
     let now = Anchors::of(&stored.roots).unwrap();
-    let look = |anchors: &Anchors| candidate(&settings(), anchors, &target(), &target().uid, &pod());
-    assert!(matches!(look(&now), Err(Refusal::Shape(_))));
+    let look = |anchors: &Anchors| candidate(terms(&settings(), anchors), &target(), &target().uid, &pod());
+    assert!(matches!(look(&now), Err(Refusal::Misfit(_))));
     assert!(look(&born_with(&pod()).unwrap()).is_ok());
     let mut without = pod();
     without["spec"]["initContainers"][0]["env"] = json!([]);
@@ -339,13 +382,34 @@ fn a_sandbox_that_is_not_there_or_is_another_proves_nothing() {
     }
 }
 
+/// A pod that agent-sandbox didn't make.
+fn of_another_system() -> Value {
+    let labels = json!({"agents.x-k8s.io/sandbox-name-hash": null, "sandgate.dev/inject": "enabled"});
+    pod_with(&json!({"metadata": {"labels": labels, "ownerReferences": null}}))
+}
+
 #[test]
 fn a_pod_of_another_sandbox_system_needs_no_owner() {
-    let labels = json!({"agents.x-k8s.io/sandbox-name-hash": null, "sandgate.dev/inject": "enabled"});
-    let pod = pod_with(&json!({"metadata": {"labels": labels, "ownerReferences": null}}));
-    let candidate = looked_at(&pod).unwrap();
+    let candidate = looked_at(&of_another_system()).unwrap();
     assert_eq!(candidate.owner(), None);
     assert!(candidate.verify(&token(), None, &opted_in()).is_ok());
+}
+
+/// Also if the Sandbox is going away, and if the pod says that it is its owner: the router would look for it there.
+#[test]
+fn a_pod_of_another_sandbox_system_gets_no_sandboxs_name() {
+    let mut leaving = sandbox();
+    leaving["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    let mut owned = of_another_system();
+    owned["metadata"]["ownerReferences"] = pod()["metadata"]["ownerReferences"].clone();
+    for (pod, sandbox) in [
+        (of_another_system(), sandbox()),
+        (of_another_system(), leaving),
+        (owned, sandbox()),
+    ] {
+        let verified = looked_at(&pod).unwrap().verify(&token(), Some(&sandbox), &opted_in());
+        assert_eq!(verified, Err(Refusal::NameTaken));
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! One visit to one gate, from the dial to the policy: what it has already is left alone, and what it lacks it gets only
 //! after all that proves who it is.
 
-use super::dial::{DialError, Proven, dial};
+use super::dial::{Connection, DialError, Proven, dial};
 use super::evidence::Evidence;
 use super::namespaces::OptedIn;
 use super::own::{OwnIdentity, bundle};
@@ -13,9 +13,12 @@ use crate::anchors::Anchors;
 use crate::authority::{SignError, Signed};
 use crate::authority_keeper::Authority;
 use crate::authority_secret::Stored;
+use crate::born::Terms;
 use crate::kubernetes::RequestError;
 use crate::settings::Settings;
+use crate::shape::Shapes;
 use sandgate_mesh::control::{Enrolment, IdentityGrant, PolicyPush, bundle_digest, policy_digest};
+use sandgate_mesh::credentials::MeshCredentials;
 use sandgate_mesh::policy::model::{DefaultPolicy, Generation, Snapshot};
 use sandgate_mesh::tls::{GateStanding, NotEnrolled};
 use serde_json::Value;
@@ -33,6 +36,7 @@ const SHORTEST: f64 = 0.05;
 pub(super) struct Visitor {
     pub(super) evidence: Evidence,
     pub(super) settings: Settings,
+    pub(super) shapes: Shapes,
     pub(super) default_policy: DefaultPolicy,
     pub(super) authority: Authority,
     pub(super) anchors: watch::Receiver<Option<Arc<Anchors>>>,
@@ -162,8 +166,10 @@ impl Visitor {
         let stored = self.stored()?;
         let credentials = self.own.credentials(&stored).map_err(VisitError::Own)?;
 
-        let mut connection = dial(target, &credentials).await?;
-        let enrolment = connection.enrolment().await?;
+        let (mut connection, enrolment) = match ask(target, &credentials).await {
+            Ok(asked) => asked,
+            Err(error) => return Err(self.explained(target, error).await),
+        };
         let bundle = bundle(&stored.roots);
         // A former leader may have told it other roots, or may not have come to tell it these.
         let renew = renew || enrolment.bundle_digest != bundle_digest(&bundle);
@@ -214,6 +220,18 @@ impl Visitor {
         })
     }
 
+    /// A gate that doesn't believe this control plane may have been given another when it was born.
+    async fn explained(&self, target: &Target, error: DialError) -> VisitError {
+        if !matches!(error, DialError::Handshake(_) | DialError::Broken(_)) {
+            return error.into();
+        }
+        let Ok(pod) = self.evidence.pod(target).await else {
+            return error.into();
+        };
+        let held = verify::dialed(target, pod.as_ref()).and_then(|pod| verify::settings_hold(&self.settings, pod));
+        held.map_or_else(VisitError::from, |()| error.into())
+    }
+
     fn stored(&self) -> Result<Arc<Stored>, VisitError> {
         let stored = self.authority.borrow().clone();
         stored.ok_or_else(unknown_root)
@@ -233,7 +251,7 @@ impl Visitor {
         }
     }
 
-    /// With `anchors` in place of those that gates are given now.
+    /// With `anchors` in place of those that gates are given now: the roots of a gate that has shown its identity.
     async fn verify(
         &self,
         target: &Target,
@@ -241,15 +259,20 @@ impl Visitor {
         anchors: Option<Anchors>,
         enrolment: &Enrolment,
     ) -> Result<Verified, VisitError> {
+        let proven = anchors.is_some();
         let anchors = match anchors {
             Some(anchors) => Arc::new(anchors),
             None => self.anchors.borrow().clone().ok_or_else(unknown_root)?,
         };
-        let candidate = verify::candidate(&self.settings, &anchors, target, &enrolment.pod_uid, pod)?;
-        let sandbox = match candidate.owner() {
-            Some(owner) => self.evidence.sandbox(target, owner).await?,
-            None => None,
+        let terms = Terms {
+            shapes: self.shapes,
+            settings: &self.settings,
+            anchors: &anchors,
+            proven,
         };
+        let candidate = verify::candidate(terms, target, &enrolment.pod_uid, pod)?;
+        let version = candidate.owner().map(|owner| owner.version.as_str());
+        let sandbox = self.evidence.sandbox(target, version).await?;
         let token = self.evidence.token(enrolment.token.clone()).await?;
         Ok(candidate.verify(&token, sandbox.as_ref(), &self.opted_in)?)
     }
@@ -278,6 +301,13 @@ impl Visitor {
             counter: self.counter.fetch_add(1, Ordering::Relaxed),
         }
     }
+}
+
+/// What the gate, or whoever has its address, says it needs.
+async fn ask(target: &Target, credentials: &MeshCredentials) -> Result<(Connection, Enrolment), DialError> {
+    let mut connection = dial(target, credentials).await?;
+    let enrolment = connection.enrolment().await?;
+    Ok((connection, enrolment))
 }
 
 fn unknown_root() -> VisitError {

@@ -45,11 +45,13 @@ fn expected(settings: &Settings) -> NetworkPolicySpec {
     }
 }
 
-/// Where routers and the control plane run: our own namespace, and those of the routers that gates believe.
+/// Where routers and the control plane run: our own namespace, and those of the routers that gates believe, also of those
+/// that they were given before.
 fn namespaces(settings: &Settings) -> BTreeSet<&str> {
     let routers = settings
         .router_identities
         .iter()
+        .chain(&settings.accepted_router_identities)
         .map(|router| router.namespace.as_str());
     routers.chain([settings.own_namespace.as_str()]).collect()
 }

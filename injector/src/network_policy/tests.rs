@@ -42,6 +42,7 @@ fn routers_of_other_namespaces_get_through_where_gates_believe_them() {
     settings
         .router_identities
         .push("spiffe://cluster.local/ns/edge/sa/r".parse().unwrap());
+    settings.accepted_router_identities = vec!["spiffe://cluster.local/ns/former/sa/r".parse().unwrap()];
     let ingress = expected(&settings).ingress.unwrap();
     let from = serde_json::to_value(ingress[0].from.as_ref().unwrap()).unwrap();
     let namespaces: Vec<_> = from
@@ -51,7 +52,10 @@ fn routers_of_other_namespaces_get_through_where_gates_believe_them() {
         .map(|peer| peer["namespaceSelector"]["matchLabels"].clone())
         .collect();
     let named = |name: &str| json!({"kubernetes.io/metadata.name": name});
-    assert_eq!(namespaces, [named("agent-sandbox-system"), named("edge")]);
+    assert_eq!(
+        namespaces,
+        [named("agent-sandbox-system"), named("edge"), named("former")]
+    );
 }
 
 #[test]

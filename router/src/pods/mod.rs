@@ -2,7 +2,7 @@
 //! sandbox as it is now, or hears that there is none.
 //!
 //! Only what a request needs is kept of a pod, and only of pods that may get requests, so memory grows with the sandboxes
-//! that are up. While the API server is away, what it said last counts on.
+//! that are up; and the names of pods that aren't their sandboxes' own. While the API server is away, what it said last counts on.
 
 mod seen;
 mod table;
@@ -82,6 +82,10 @@ impl PodCache {
         let mut table = self.write();
         change(&mut table);
         self.0.metrics.pods.set(i64::try_from(table.len()).unwrap_or(i64::MAX));
+    }
+
+    fn len(&self) -> usize {
+        self.read().len()
     }
 
     fn failed(&self) {

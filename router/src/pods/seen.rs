@@ -60,6 +60,17 @@ pub(super) struct Pod {
     pub(super) gated: bool,
 }
 
+/// What a pod is to the sandbox of its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Sighting {
+    /// It may get requests.
+    Ready(Pod),
+    /// It is the sandbox's own, and may get none now.
+    Waiting(SandboxKey),
+    /// It isn't the sandbox's own, or has no address of its own. Whoever answers to the name may be this pod.
+    Unfit(SandboxKey),
+}
+
 /// Which pod an event is about; `None` of one whose name can't be a sandbox's.
 pub(super) fn key(pod: &PodObject) -> Option<SandboxKey> {
     Some(SandboxKey {
@@ -68,21 +79,29 @@ pub(super) fn key(pod: &PodObject) -> Option<SandboxKey> {
     })
 }
 
-/// The pod, if it may get requests: it runs and is Ready, has an address of its own, isn't being deleted, and is the one of
-/// the Sandbox of its name. The label alone is anybody's to write, and at a node's address are the node's own ports.
-pub(super) fn ready(pod: &PodObject) -> Option<Pod> {
+/// What to make of a pod; `None` of one whose name can't be a sandbox's.
+pub(super) fn seen(pod: &PodObject) -> Option<Sighting> {
+    let key = key(pod)?;
+    let owner = controlling_sandbox(pod, &key);
+    Some(match owner.filter(|_| !pod.spec.host_network) {
+        None => Sighting::Unfit(key),
+        Some(owner) => ready(pod, &key, owner).map_or(Sighting::Waiting(key), Sighting::Ready),
+    })
+}
+
+/// The Sandbox of its name, if it controls the pod: the label alone is anybody's to write.
+fn controlling_sandbox<'a>(pod: &'a PodObject, key: &SandboxKey) -> Option<&'a OwnerReference> {
+    let mut owners = pod.owner_references().iter();
+    let owner = owners.find(|owner| owner.controller == Some(true))?;
+    (is_sandbox(owner) && owner.name == key.name.as_str()).then_some(owner)
+}
+
+/// The pod, if it may get requests: it runs and is Ready, has an address and isn't being deleted.
+fn ready(pod: &PodObject, key: &SandboxKey, owner: &OwnerReference) -> Option<Pod> {
     let status = pod.status.as_ref()?;
     let is_ready = |condition: &Condition| condition.kind == "Ready" && condition.status == "True";
     let runs = status.phase.as_deref() == Some("Running") && status.conditions.iter().any(is_ready);
-    if !runs || pod.metadata.deletion_timestamp.is_some() || pod.spec.host_network {
-        return None;
-    }
-    let key = key(pod)?;
-    let owner = pod
-        .owner_references()
-        .iter()
-        .find(|owner| owner.controller == Some(true))?;
-    if !is_sandbox(owner) || owner.name != key.name.as_str() {
+    if !runs || pod.metadata.deletion_timestamp.is_some() {
         return None;
     }
     let labels = pod.labels();
@@ -97,7 +116,7 @@ pub(super) fn ready(pod: &PodObject) -> Option<Pod> {
         ip: status.pod_ip.as_deref()?.parse::<IpAddr>().ok()?.to_canonical(),
         pooled: labels.contains_key(WARM_POOL_LABEL),
         gated: has_gate && labels.get(INJECTED_LABEL).is_some_and(|value| value == INJECTED),
-        key,
+        key: key.clone(),
     })
 }
 
@@ -132,10 +151,21 @@ pub(super) mod tests {
         serde_json::from_value(pod.clone()).unwrap()
     }
 
-    fn seen(change: impl FnOnce(&mut Value)) -> Option<Pod> {
+    fn sighted(change: impl FnOnce(&mut Value)) -> Option<Sighting> {
         let mut pod = pod("alpha", "10.0.0.7");
         change(&mut pod);
-        ready(&object(&pod))
+        super::seen(&object(&pod))
+    }
+
+    fn seen(change: impl FnOnce(&mut Value)) -> Option<Pod> {
+        match sighted(change) {
+            Some(Sighting::Ready(pod)) => Some(pod),
+            _ => None,
+        }
+    }
+
+    fn is_unfit(change: impl FnOnce(&mut Value)) -> bool {
+        matches!(sighted(change), Some(Sighting::Unfit(key)) if key.to_string() == "team-a/alpha")
     }
 
     #[test]
@@ -160,24 +190,33 @@ pub(super) mod tests {
             seen(|pod| pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into()),
             None
         );
-        assert_eq!(seen(|pod| pod["metadata"]["name"] = "a.b".into()), None);
-        assert_eq!(seen(|pod| pod["spec"]["hostNetwork"] = true.into()), None);
+        assert_eq!(sighted(|pod| pod["metadata"]["name"] = "a.b".into()), None);
+        // At a node's address are the node's own ports.
+        assert!(is_unfit(|pod| pod["spec"]["hostNetwork"] = true.into()));
+        // Its own pod that isn't ready yet is no reason to believe nobody.
+        assert!(matches!(
+            sighted(|pod| pod["status"] = Value::Null),
+            Some(Sighting::Waiting(_))
+        ));
     }
 
     #[test]
     fn a_label_steals_nobodys_name() {
-        assert_eq!(seen(|pod| pod["metadata"]["ownerReferences"] = json!([])), None);
+        assert!(is_unfit(|pod| pod["metadata"]["ownerReferences"] = json!([])));
         for (field, forged) in [
             ("name", json!("beta")),
             ("kind", json!("ReplicaSet")),
             ("apiVersion", json!("apps/v1")),
             ("controller", json!(false)),
         ] {
-            assert_eq!(
-                seen(|pod| pod["metadata"]["ownerReferences"][0][field] = forged),
-                None,
-                "{field}"
-            );
+            // Whether it runs or not.
+            for status in [pod("alpha", "10.0.0.7")["status"].clone(), Value::Null] {
+                let unfit = is_unfit(|pod| {
+                    pod["metadata"]["ownerReferences"][0][field] = forged.clone();
+                    pod["status"] = status;
+                });
+                assert!(unfit, "{field}");
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! Which pod is whose: by name, by the Sandbox's UID, by address.
 
-use super::seen::Pod;
+use super::seen::{Pod, Sighting};
 use crate::resolve::Target;
 use crate::routing::{Route, may_be_a_pod};
 use foldhash::{HashMap, HashSet};
@@ -17,7 +17,8 @@ use tokio::time::Instant;
 pub(crate) enum Found {
     /// The sandbox's pod.
     Pod(Known),
-    /// Its pod waits in a warm pool, and whoever asks doesn't know its UID; or nobody answered there a moment ago.
+    /// Its pod waits in a warm pool, and whoever asks doesn't know its UID; or nobody answered there a moment ago; or the pod
+    /// that has its name isn't its own.
     Withheld,
     /// No pod of that sandbox, and the address that the client named is a pod's of another namespace.
     Foreign,
@@ -53,6 +54,8 @@ const EVICTED: Duration = Duration::from_secs(5);
 struct Pods {
     by_key: HashMap<SandboxKey, Entry>,
     by_ip: HashMap<IpAddr, SandboxKey>,
+    /// Names that pods have which aren't their sandboxes' own, or at no address that a pod can have.
+    unfit: HashSet<SandboxKey>,
 }
 
 #[derive(Debug)]
@@ -81,7 +84,13 @@ impl Pods {
         self.by_key.insert(key, entry);
     }
 
+    fn shun(&mut self, key: SandboxKey) {
+        self.remove(&key);
+        self.unfit.insert(key);
+    }
+
     fn remove(&mut self, key: &SandboxKey) {
+        self.unfit.remove(key);
         let Some(gone) = self.by_key.remove(key) else { return };
         // An address is given to the next pod as soon as it is free: it may be in other hands already.
         if self.by_ip.get(&gone.pod.ip) == Some(key) {
@@ -111,20 +120,24 @@ impl Table {
     }
 
     /// All pods there are.
-    pub(super) fn replace_pods(&mut self, pods: Vec<Pod>) {
+    pub(super) fn replace_pods(&mut self, pods: Vec<Sighting>) {
         self.pods = Pods::default();
         for pod in pods {
-            self.insert(pod);
+            self.see(pod);
         }
         self.heard_of_pods = true;
     }
 
-    /// A pod that may get requests.
-    pub(super) fn insert(&mut self, pod: Pod) {
-        if !may_be_a_pod(pod.ip, self.allow_loopback) {
-            self.remove(&pod.key);
-            return;
+    /// A pod as it is now.
+    pub(super) fn see(&mut self, sighting: Sighting) {
+        match sighting {
+            Sighting::Ready(pod) if may_be_a_pod(pod.ip, self.allow_loopback) => self.insert(pod),
+            Sighting::Waiting(key) => self.remove(&key),
+            Sighting::Ready(Pod { key, .. }) | Sighting::Unfit(key) => self.pods.shun(key),
         }
+    }
+
+    fn insert(&mut self, pod: Pod) {
         let gate = pod.gated.then(|| {
             Arc::new(Target {
                 endpoint: SocketAddr::new(pod.ip, MESH_PORT),
@@ -139,7 +152,7 @@ impl Table {
         self.pods.insert(Entry { pod, gate, evicted });
     }
 
-    /// A pod that may get none.
+    /// A pod that is gone.
     pub(super) fn remove(&mut self, key: &SandboxKey) {
         self.pods.remove(key);
     }
@@ -186,6 +199,10 @@ impl Table {
                 opted_in: !self.heard_of_namespaces || self.opted_in.contains(&pod.key.namespace),
             });
         }
+        // Neither a hint nor a Service says more of it, and there is no UID that who answers could be held to.
+        if self.pods.unfit.contains(&route.sandbox) {
+            return Found::Withheld;
+        }
         let hinted = route.pod_ip.and_then(|ip| self.pods.by_ip.get(&ip));
         match hinted {
             None => Found::Unknown,
@@ -198,7 +215,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::super::seen::tests::{object, pod};
-    use super::super::seen::{Pod, ready};
+    use super::super::seen::{Pod, Sighting, seen as sighting};
     use super::*;
     use sandgate_mesh::contract::{GATE_CONTAINER, INJECTED, INJECTED_LABEL, WARM_POOL_LABEL};
     use serde_json::json;
@@ -206,7 +223,10 @@ mod tests {
     fn seen(name: &str, ip: &str, change: impl FnOnce(&mut serde_json::Value)) -> Pod {
         let mut pod = pod(name, ip);
         change(&mut pod);
-        ready(&object(&pod)).unwrap()
+        match sighting(&object(&pod)) {
+            Some(Sighting::Ready(pod)) => pod,
+            other => panic!("{other:?}"),
+        }
     }
 
     fn plain(name: &str, ip: &str) -> Pod {
@@ -228,7 +248,7 @@ mod tests {
 
     fn table(pods: impl IntoIterator<Item = Pod>) -> Table {
         let mut table = Table::new("cluster.local".parse().unwrap(), false);
-        table.replace_pods(pods.into_iter().collect());
+        table.replace_pods(pods.into_iter().map(Sighting::Ready).collect());
         table
     }
 
@@ -380,8 +400,34 @@ mod tests {
             plain("gamma", "10.0.0.3"),
         ]);
         assert_eq!(table.len(), 1);
-        table.insert(plain("gamma", "127.0.0.1"));
+        table.see(Sighting::Ready(plain("gamma", "127.0.0.1")));
         assert_eq!(table.len(), 0);
+        assert_eq!(table.find(&route("team-a", "gamma", None, None)), Found::Withheld);
+    }
+
+    /// Nothing leads to it: no hint, and no Service of that name, behind which it may be.
+    #[test]
+    fn a_name_that_somebody_else_has_leads_nowhere_until_it_is_free() {
+        let mut table = table([plain("alpha", "10.0.0.1")]);
+        let alpha = |hint| route("team-a", "alpha", None, hint);
+        let key = alpha(None).sandbox;
+        table.see(Sighting::Unfit(key.clone()));
+        for hint in [None, Some("10.0.0.1"), Some("10.9.9.9")] {
+            assert_eq!(table.find(&alpha(hint)), Found::Withheld, "{hint:?}");
+        }
+        assert_eq!(table.len(), 0);
+        // Its own pod, not ready yet; and gone again.
+        table.see(Sighting::Waiting(key.clone()));
+        assert_eq!(table.find(&alpha(None)), Found::Unknown);
+        table.see(Sighting::Unfit(key.clone()));
+        table.see(Sighting::Ready(plain("alpha", "10.0.0.2")));
+        assert_eq!(ip(&table.find(&alpha(None))).as_deref(), Some("10.0.0.2"));
+        table.see(Sighting::Unfit(key.clone()));
+        table.remove(&key);
+        assert_eq!(table.find(&alpha(None)), Found::Unknown);
+        table.see(Sighting::Unfit(key));
+        table.replace_pods(Vec::new());
+        assert_eq!(table.find(&alpha(None)), Found::Unknown);
     }
 
     #[test]

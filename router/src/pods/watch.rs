@@ -1,7 +1,7 @@
 //! Follows pods and namespaces at the API server, and tells the table.
 
 use super::PodCache;
-use super::seen::{Pod, PodObject, key, ready};
+use super::seen::{PodObject, Sighting, key, seen};
 use anyhow::Context;
 use foldhash::HashSet;
 use futures_util::{Stream, StreamExt};
@@ -75,21 +75,21 @@ pub(crate) async fn follow(source: Source, cache: PodCache) -> anyhow::Result<()
 async fn follow_pods(events: impl Stream<Item = watcher::Result<Event<PodObject>>>, cache: PodCache) {
     let mut events = pin!(events);
     // Those of a list that isn't complete yet.
-    let mut listed: Vec<Pod> = Vec::new();
+    let mut listed: Vec<Sighting> = Vec::new();
     while let Some(event) = events.next().await {
         match event {
             Ok(Event::Init) => listed.clear(),
-            Ok(Event::InitApply(pod)) => listed.extend(ready(&pod)),
+            Ok(Event::InitApply(pod)) => listed.extend(seen(&pod)),
             Ok(Event::InitDone) => {
                 let listed = std::mem::take(&mut listed);
-                tracing::info!(pods = listed.len(), "the pods of sandboxes are known");
                 cache.change(|table| table.replace_pods(listed));
+                tracing::info!(pods = cache.len(), "the pods of sandboxes are known");
             }
-            Ok(Event::Apply(pod)) => match (ready(&pod), key(&pod)) {
-                (Some(pod), _) => cache.change(|table| table.insert(pod)),
-                (None, Some(key)) => cache.change(|table| table.remove(&key)),
-                (None, None) => {}
-            },
+            Ok(Event::Apply(pod)) => {
+                if let Some(sighting) = seen(&pod) {
+                    cache.change(|table| table.see(sighting));
+                }
+            }
             Ok(Event::Delete(pod)) => {
                 if let Some(key) = key(&pod) {
                     cache.change(|table| table.remove(&key));

@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_sandbox_without_a_gate_is_refused,
     pods_that_are_no_sandboxes_are_left_alone,
     only_a_kubelet_makes_mirror_pods,
+    the_stored_pods_of_each_shape_are_as_an_api_server_stores_them,
 ];
 
 const OPTED_IN: &[(&str, &str)] = &[("sandgate.dev/inject", "enabled")];
@@ -282,4 +283,25 @@ async fn only_a_kubelet_makes_mirror_pods(cluster: Cluster) {
     assert!(reason.contains("only a kubelet makes mirror pods"), "{reason}");
     let as_node = namespace.seen_by(&cluster.as_node("node-of-judged-mirrors"));
     as_node.admitted(&mirror).await;
+}
+
+/// They stand for pods that are out there; what an API server would make of them must be in them already.
+async fn the_stored_pods_of_each_shape_are_as_an_api_server_stores_them(cluster: Cluster) {
+    let namespace = cluster.namespace(&[]).await;
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "runner"}});
+    namespace.admitted(&account).await;
+    for golden in [
+        include_str!("../../golden/shapes/2.json"),
+        include_str!("../../golden/shapes/2-lockdown.json"),
+    ] {
+        let mut golden: Value = serde_json::from_str(golden).unwrap();
+        let taken =
+            json!({"metadata": {"namespace": null, "uid": null}, "spec": {"runtimeClassName": null}, "status": null});
+        json_patch::merge(&mut golden, &taken);
+        let stored = namespace.dry_run(&golden).await.unwrap();
+        for part in ["labels", "annotations", "ownerReferences"] {
+            assert_eq!(stored["metadata"][part], golden["metadata"][part]);
+        }
+        assert_eq!(stored["spec"], golden["spec"]);
+    }
 }

@@ -44,6 +44,10 @@ fn warm() -> Value {
         "agents.x-k8s.io/sandbox-name-hash": "5d8b6dab",
         "agents.x-k8s.io/warm-pool-sandbox": "pool",
     });
+    pod["metadata"]["ownerReferences"] = json!([{
+        "apiVersion": "agents.x-k8s.io/v1beta1", "kind": "Sandbox", "name": "warm", "uid": "1", "controller": true,
+        "blockOwnerDeletion": true,
+    }]);
     pod
 }
 
@@ -59,10 +63,20 @@ async fn a_gated_pod_is_adopted_and_changed_as_any_other(cluster: Cluster) {
     let namespace = cluster.namespace(OPTED_IN).await;
     namespace.judged_by(&chart).await;
     let pod = namespace.admitted(&chart.injected(&warm())).await;
-    let owner = json!({"apiVersion": "agents.x-k8s.io/v1beta1", "kind": "Sandbox", "name": "warm", "uid": "1", "controller": true});
+    let owners = |change: &Value| {
+        let mut owner = pod["metadata"]["ownerReferences"][0].clone();
+        json_patch::merge(&mut owner, change);
+        json!([owner, {"apiVersion": "v1", "kind": "ConfigMap", "name": "other", "uid": "2"}])
+    };
     for patch in [
-        json!({"metadata": {"labels": {"agents.x-k8s.io/warm-pool-sandbox": null, "agents.x-k8s.io/claim-uid": "2"}}}),
-        json!({"metadata": {"ownerReferences": [owner]}}),
+        // What upstream's controller changes when a claim adopts the pod's Sandbox: its owner changes, and not the pod's.
+        json!({"metadata": {
+            "labels": {"agents.x-k8s.io/warm-pool-sandbox": null, "agents.x-k8s.io/claim-uid": "2", "mine": "x"},
+            "annotations": {"agents.x-k8s.io/propagated-labels": "mine", "cluster-autoscaler.kubernetes.io/safe-to-evict": null},
+        }}),
+        // What the garbage collector changes, and another version of the same.
+        json!({"metadata": {"ownerReferences": owners(&json!({"blockOwnerDeletion": false}))}}),
+        json!({"metadata": {"ownerReferences": owners(&json!({"apiVersion": "agents.x-k8s.io/v1"}))}}),
         json!({"metadata": {"finalizers": ["example.dev/keep"], "annotations": {"agents.x-k8s.io/claim": "c"}}}),
         json!({"metadata": {"finalizers": null, "ownerReferences": null}}),
         json!({"metadata": {"labels": {"sandgate.dev/inject": "disabled"}}}),
@@ -404,10 +418,26 @@ async fn where_there_is_no_policy_the_webhook_guards_status_and_binding_and_nobo
         .unwrap_err()
         .message;
     assert!(
-        reason.contains("it is the gate's, and the binding would change it"),
+        reason.contains("it says whose the pod is, and the binding would change it"),
         "{reason}"
     );
+    let moved = json!({"status": {"podIP": "10.9.9.9", "podIPs": [{"ip": "10.9.9.9"}]}});
+    let reason = namespace.change_part(&pod, "status", &moved).await.unwrap_err().message;
+    assert!(reason.contains("only kubelets change them"), "{reason}");
+    let token = |audiences: Value| json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"audiences": audiences}});
+    let place = ["serviceaccounts", "default", "token"];
+    let reason = namespace
+        .post(&place, &token(json!(["api", "sandgate"])))
+        .await
+        .unwrap_err()
+        .message;
+    assert!(reason.contains("only kubelets get one"), "{reason}");
     replica.stop().await;
+    namespace.post(&place, &token(json!(["api"]))).await.unwrap();
+    let mut legacy = binding.clone();
+    legacy["metadata"] = json!({"name": "no-such-pod"});
+    let reason = namespace.post(&["bindings"], &legacy).await.unwrap_err().message;
+    assert!(reason.contains("not found"), "{reason}");
     let reason = namespace
         .change_part(&pod, "status", &unlabelled("false".into()))
         .await

@@ -14,6 +14,8 @@ pub(crate) const TESTS: &[Test] = tests![
     @alone tokens_that_prove_something_else_get_no_identity,
     @alone pods_that_are_something_else_get_no_identity,
     @alone labels_of_sandboxes_that_are_not_there_get_no_identity,
+    @alone a_pod_of_another_system_gets_no_sandboxs_name,
+    @alone settings_and_annotations_that_change_cut_off_no_gate,
 ];
 
 const NO_IDENTITY: (u16, &str) = (503, "no identity");
@@ -188,5 +190,72 @@ async fn labels_of_sandboxes_that_are_not_there_get_no_identity(cluster: Cluster
 
     let (_, gate) = sandboxes.run_gate(&pod_of(&next)).await;
     until_ready(gate.health(), (200, "ok")).await;
+    replica.stop().await;
+}
+
+async fn a_pod_of_another_system_gets_no_sandboxs_name(cluster: Cluster) {
+    let (scene, replica) = Scene::start(&cluster).await;
+    let sandboxes = &scene.sandboxes;
+    let spec = json!({"containers": [{"name": "app", "image": "app.example/app:1"}]});
+    // It has no pod just now: it is suspended, or its pod is being replaced.
+    let owner = sandboxes.admitted(&sandbox("alpha", &spec)).await;
+    let squatter = created(sandboxes, &sandbox_pod("alpha")).await;
+    let gate = run(sandboxes, &squatter, &sandboxes.token_of(&squatter, "sandgate").await).await;
+    refused(&replica, &gate, "name_taken").await;
+    // The name is free again.
+    cluster.delete(&owner).await.unwrap();
+    until_ready(gate.health(), (200, "ok")).await;
+    replica.stop().await;
+}
+
+/// Each gate loses what it kept, as with its node's memory, so that all of the pod is looked at anew.
+async fn settings_and_annotations_that_change_cut_off_no_gate(cluster: Cluster) {
+    let (scene, replica) = Scene::start(&cluster).await;
+    let sandboxes = &scene.sandboxes;
+    let (pod, gate) = sandboxes.run_gate(&sandbox_pod("alpha")).await;
+    until_ready(gate.health(), (200, "ok")).await;
+    drop(gate);
+    let later = json!({"metadata": {
+        "labels": {"sandgate.dev/inject": "perhaps"},
+        "annotations": {"sandgate.dev/memory-limit": "no amount", "sandgate.dev/log-level": "loud"},
+    }});
+    let pod = cluster.merge(&pod, &later).await.unwrap();
+    let token = sandboxes.token_of(&pod, "sandgate").await;
+    let again = run(sandboxes, &pod, &token).await;
+    until_ready(again.health(), (200, "ok")).await;
+    drop(again);
+    replica.stop().await;
+
+    // Another router in the place of the one that the gate was given, and another log level: none of it counts, if the former
+    // is accepted.
+    let other = |name: &str| {
+        format!("spiffe://cluster.local/ns/elsewhere/sa/{name}")
+            .parse()
+            .unwrap()
+    };
+    let replica = scene.system.start(&scene.chart, |config, _| {
+        let settings = &mut config.settings;
+        settings.accepted_router_identities = std::mem::replace(&mut settings.router_identities, vec![other("router")]);
+        settings.log_level = sandbox_injector::settings::LogLevel::Debug;
+    });
+    let again = run(sandboxes, &pod, &token).await;
+    until_ready(again.health(), (200, "ok")).await;
+    drop(again);
+    replica.stop().await;
+    let replica = scene.system.start(&scene.chart, |config, _| {
+        config.settings.router_identities = vec![other("router")]
+    });
+    let again = run(sandboxes, &pod, &token).await;
+    refused(&replica, &again, "settings").await;
+    drop(again);
+    replica.stop().await;
+
+    // It knows nothing of another control plane, and the reason has the same name.
+    let replica = scene.system.start(&scene.chart, |config, _| {
+        config.settings.control_identity = other("injector")
+    });
+    let again = run(sandboxes, &pod, &token).await;
+    refused(&replica, &again, "settings").await;
+    assert_eq!(replica.metric(&visits("failed", "handshake")).await, 0);
     replica.stop().await;
 }

@@ -5,6 +5,7 @@
 
 mod admission_policy_connections;
 mod admission_policy_denials;
+mod admission_policy_identity;
 mod admission_policy_lists;
 mod admission_policy_networks;
 mod admission_policy_shape;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
     sandgate_cluster_tests::runner::main(&[
         admission_policy_connections::TESTS,
         admission_policy_denials::TESTS,
+        admission_policy_identity::TESTS,
         admission_policy_lists::TESTS,
         admission_policy_networks::TESTS,
         admission_policy_shape::TESTS,
