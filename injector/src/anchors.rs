@@ -158,7 +158,7 @@ mod tests {
         for nothing in ["", "junk"] {
             assert_eq!(Anchors::from_pem(nothing.as_bytes()), Err(AnchorsError::Empty));
         }
-        let leaf = crate::authority_secret::Stored::new();
+        let leaf = crate::authority_stored::Stored::new();
         let leaf = leaf
             .authority
             .serving(&["a.svc".parse().unwrap()], crate::rig::PATIENCE);

@@ -2,9 +2,11 @@
 
 mod leafs;
 mod request;
+mod root_id;
 
 pub use leafs::{Issued, SERVING_LIFETIME, ServingName, SignError, Signed};
 pub use request::RequestError;
+pub use root_id::RootId;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -124,6 +126,24 @@ impl Root {
     /// The certificate in DER.
     pub fn der(&self) -> &CertificateDer<'static> {
         &self.der
+    }
+
+    /// Its name.
+    pub fn id(&self) -> RootId {
+        RootId::of(&self.der)
+    }
+
+    /// Whether it has signed this certificate. Whether that is valid otherwise is another question.
+    pub fn has_signed(&self, certificate: &CertificateDer<'_>) -> bool {
+        let parsed = X509Certificate::from_der(&self.der).ok();
+        let signed = X509Certificate::from_der(certificate).ok();
+        let both = parsed.zip(signed);
+        both.is_some_and(|((_, root), (_, signed))| signed.verify_signature(Some(root.public_key())).is_ok())
+    }
+
+    /// The first second in which it may be used.
+    pub fn not_before(&self) -> SystemTime {
+        self.not_before
     }
 
     /// The last second in which it may be used.

@@ -1,22 +1,16 @@
 //! The Secret that holds the root. The chart makes it empty; whichever replica fills it first has done so for all.
 
-use crate::authority::{Authority, AuthorityError, NewRoot, Root};
+use crate::authority::AuthorityError;
+use crate::authority_stored::{Content, Stored, new_content};
 use crate::kubernetes::{RequestError, bounded};
-use crate::names::FIELD_MANAGER;
-use k8s_openapi::ByteString;
+use crate::names::{FIELD_MANAGER, ROTATION_ANNOTATION};
+use crate::rotation::steps::NotMoved;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, PostParams};
 use kube::{Client, ResourceExt};
-use std::collections::BTreeMap;
-use std::time::SystemTime;
 
-/// The entry with the root that signs.
-pub(crate) const CERTIFICATE: &str = "tls.crt";
-const KEY: &str = "tls.key";
-/// The certificate of a root that will sign later: trusted ahead of time.
-const NEXT_CERTIFICATE: &str = "next.crt";
-
-type Content = BTreeMap<String, ByteString>;
+/// How often a change is tried when somebody else changes the Secret at the same time.
+const TRIES: u32 = 5;
 
 /// Why there is no authority.
 #[derive(Debug, thiserror::Error)]
@@ -45,21 +39,20 @@ pub(crate) enum SecretError {
         name: String,
         cause: RequestError,
     },
+    /// What it holds allows no such change.
+    #[error("Secret {namespace}/{name}: {cause}")]
+    NotMoved {
+        namespace: String,
+        name: String,
+        cause: NotMoved,
+    },
     /// No randomness.
     #[error("no root can be made: {0}")]
     Generate(#[from] rcgen::Error),
 }
 
-/// What the Secret held when it was last read.
-pub(crate) struct Stored {
-    /// The root that signs.
-    pub(crate) authority: Authority,
-    /// Every root that is to be trusted: the one that signs first.
-    pub(crate) roots: Vec<Root>,
-    content: Content,
-}
-
 /// The Secret.
+#[derive(Clone)]
 pub(crate) struct AuthoritySecret {
     api: Api<Secret>,
     namespace: String,
@@ -81,11 +74,7 @@ impl AuthoritySecret {
     /// # Errors
     /// The API server can't be asked, there is no Secret, or it holds no usable root.
     pub(crate) async fn read_or_fill(&self, before: Option<&Stored>) -> Result<Stored, SecretError> {
-        let found = self.requested(bounded(self.api.get_opt(&self.name)).await)?;
-        let found = found.ok_or_else(|| SecretError::Missing {
-            namespace: self.namespace.clone(),
-            name: self.name.clone(),
-        })?;
+        let found = self.get().await?;
         if found.data.as_ref().is_some_and(|data| !data.is_empty()) {
             return self.stored(found);
         }
@@ -100,11 +89,7 @@ impl AuthoritySecret {
     /// With the version that was found, so that only one replica fills it.
     async fn fill_or_read(&self, mut secret: Secret, content: Content) -> Result<Secret, RequestError> {
         secret.data = Some(content);
-        let params = PostParams {
-            field_manager: Some(FIELD_MANAGER.into()),
-            ..PostParams::default()
-        };
-        match bounded(self.api.replace(&self.name, &params, &secret)).await {
+        match self.replace(&secret).await {
             Ok(filled) => {
                 let (namespace, name) = (&self.namespace, filled.name_any());
                 tracing::info!(namespace, name, "stored the root certificate in the Secret");
@@ -113,6 +98,86 @@ impl AuthoritySecret {
             // Another replica was first, and its root is the one.
             Err(error) if error.is_conflict() => bounded(self.api.get(&self.name)).await,
             Err(error) => Err(error),
+        }
+    }
+
+    /// What it holds, and what the leader has told in its annotation about the replacement of the root.
+    ///
+    /// # Errors
+    /// The API server can't be asked, there is no Secret, or it holds no usable root.
+    pub(crate) async fn read(&self) -> Result<(Stored, Option<String>), SecretError> {
+        let found = self.get().await?;
+        let told = found.annotations().get(ROTATION_ANNOTATION).cloned();
+        if found.data.as_ref().is_none_or(Content::is_empty) {
+            return Err(self.not_moved(NotMoved::Empty));
+        }
+        Ok((self.stored(found)?, told))
+    }
+
+    /// Changes what it holds, if that is what `change` takes it for: with the version that was read, so that nothing that
+    /// somebody else writes at the same time is lost.
+    ///
+    /// # Errors
+    /// `change` refuses, or the API server can't be asked.
+    pub(crate) async fn change(
+        &self,
+        change: impl Fn(&Content) -> Result<Content, NotMoved>,
+    ) -> Result<Stored, SecretError> {
+        let mut tries_left = TRIES;
+        loop {
+            tries_left -= 1;
+            let mut found = self.get().await?;
+            let content = change(found.data.get_or_insert_default()).map_err(|cause| self.not_moved(cause))?;
+            found.data = Some(content);
+            match self.replace(&found).await {
+                Err(error) if error.is_conflict() && tries_left > 0 => {}
+                answer => return self.stored(self.requested(answer)?),
+            }
+        }
+    }
+
+    /// Tells in its annotation how the replacement of the root stands; nothing where there is nothing to tell.
+    ///
+    /// # Errors
+    /// The API server can't be asked, or somebody was faster.
+    pub(crate) async fn tell(&self, status: Option<&str>) -> Result<(), SecretError> {
+        let mut found = self.get().await?;
+        if found.annotations().get(ROTATION_ANNOTATION).map(String::as_str) == status {
+            return Ok(());
+        }
+        match status {
+            Some(status) => drop(
+                found
+                    .annotations_mut()
+                    .insert(ROTATION_ANNOTATION.into(), status.to_owned()),
+            ),
+            None => drop(found.annotations_mut().remove(ROTATION_ANNOTATION)),
+        }
+        let answer = self.replace(&found).await;
+        self.requested(answer).map(drop)
+    }
+
+    async fn get(&self) -> Result<Secret, SecretError> {
+        let found = self.requested(bounded(self.api.get_opt(&self.name)).await)?;
+        found.ok_or_else(|| SecretError::Missing {
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+        })
+    }
+
+    async fn replace(&self, secret: &Secret) -> Result<Secret, RequestError> {
+        let params = PostParams {
+            field_manager: Some(FIELD_MANAGER.into()),
+            ..PostParams::default()
+        };
+        bounded(self.api.replace(&self.name, &params, secret)).await
+    }
+
+    fn not_moved(&self, cause: NotMoved) -> SecretError {
+        SecretError::NotMoved {
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            cause,
         }
     }
 
@@ -125,7 +190,7 @@ impl AuthoritySecret {
     }
 
     fn stored(&self, secret: Secret) -> Result<Stored, SecretError> {
-        read(secret.data.unwrap_or_default()).map_err(|(key, cause)| SecretError::Unusable {
+        Stored::read(secret.data.unwrap_or_default()).map_err(|(key, cause)| SecretError::Unusable {
             namespace: self.namespace.clone(),
             name: self.name.clone(),
             key,
@@ -134,67 +199,10 @@ impl AuthoritySecret {
     }
 }
 
-fn new_content() -> Result<Content, rcgen::Error> {
-    let root = NewRoot::generate()?;
-    let part = |key: &str, pem: String| (key.to_owned(), ByteString(pem.into_bytes()));
-    Ok(Content::from([
-        part(CERTIFICATE, root.certificate_pem),
-        part(KEY, root.key_pem),
-    ]))
-}
-
-impl Stored {
-    /// Whether the Secret held the same.
-    pub(crate) fn is_same(&self, other: &Self) -> bool {
-        self.content == other.content
-    }
-
-    /// What a Secret holds after it was filled.
-    #[cfg(test)]
-    pub(crate) fn new() -> Self {
-        read(new_content().unwrap()).map_err(|(_, cause)| cause).unwrap()
-    }
-
-    /// The same, read once more.
-    #[cfg(test)]
-    pub(crate) fn read_again(&self) -> Self {
-        read(self.content.clone()).map_err(|(_, cause)| cause).unwrap()
-    }
-
-    /// The same where the other's root is the next.
-    #[cfg(test)]
-    pub(crate) fn with_next(&self, other: &Self) -> Self {
-        let mut content = self.content.clone();
-        content.insert(NEXT_CERTIFICATE.into(), other.content[CERTIFICATE].clone());
-        read(content).map_err(|(_, cause)| cause).unwrap()
-    }
-}
-
-fn read(content: Content) -> Result<Stored, (&'static str, AuthorityError)> {
-    let part = |key: &str| content.get(key).map(|part| part.0.as_slice());
-    let (certificate, key) = (part(CERTIFICATE).unwrap_or_default(), part(KEY).unwrap_or_default());
-    let authority = Authority::from_pem(certificate, key, SystemTime::now()).map_err(|cause| {
-        let about_key = matches!(cause, AuthorityError::Key | AuthorityError::KeyMismatch);
-        (if about_key { KEY } else { CERTIFICATE }, cause)
-    })?;
-    let mut roots = vec![authority.root().clone()];
-    if let Some(next) = part(NEXT_CERTIFICATE).filter(|next| !next.is_empty()) {
-        roots.push(Root::from_pem(next).map_err(|cause| (NEXT_CERTIFICATE, cause))?);
-    }
-    Ok(Stored {
-        authority,
-        roots,
-        content,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn refused(content: Content) -> (&'static str, AuthorityError) {
-        read(content).err().expect("refused")
-    }
+    use crate::authority_stored::CERTIFICATE;
 
     /// The injector may neither make nor delete a Secret, so no advice leads there.
     #[test]
@@ -215,40 +223,6 @@ mod tests {
         assert!(
             missing.starts_with("Secret here/root: there is none; run `helm upgrade`"),
             "{missing}"
-        );
-    }
-
-    #[test]
-    fn a_new_secret_reads_back() {
-        let stored = read(new_content().unwrap()).unwrap();
-        assert_eq!(stored.roots, [stored.authority.root().clone()]);
-    }
-
-    #[test]
-    fn a_next_root_is_trusted_and_does_not_sign() {
-        let (mut content, next) = (new_content().unwrap(), new_content().unwrap());
-        content.insert(NEXT_CERTIFICATE.into(), next[CERTIFICATE].clone());
-        let stored = read(content).unwrap();
-        let next = Root::from_pem(&next[CERTIFICATE].0).unwrap();
-        assert_eq!(stored.roots, [stored.authority.root().clone(), next.clone()]);
-        assert_ne!(*stored.authority.root(), next);
-    }
-
-    #[test]
-    fn the_key_that_does_not_fit_is_named() {
-        let (content, other) = (new_content().unwrap(), new_content().unwrap());
-        let with = |key: &str, part: &ByteString| {
-            let mut content = content.clone();
-            content.insert(key.into(), part.clone());
-            content
-        };
-        assert_eq!(refused(Content::new()), (CERTIFICATE, AuthorityError::NotOne(0)));
-        assert_eq!(refused(with(KEY, &other[KEY])), (KEY, AuthorityError::KeyMismatch));
-        assert_eq!(refused(with(KEY, &content[CERTIFICATE])), (KEY, AuthorityError::Key));
-        let junk = ByteString(b"junk".to_vec());
-        assert_eq!(
-            refused(with(NEXT_CERTIFICATE, &junk)),
-            (NEXT_CERTIFICATE, AuthorityError::NotOne(0))
         );
     }
 }

@@ -1,12 +1,13 @@
 //! The `caBundle`s of our webhook configurations: the certificates by which API servers know this webhook.
 //!
 //! A bundle keeps every root of ours that is still valid, whichever replica put it there: API servers may meet a replica
-//! that serves under an older root. Certificates of others, which would let them answer in this webhook's place, go.
+//! that serves under an older root. One that was retired goes, and so do certificates of others: they would let them answer
+//! in this webhook's place.
 //!
 //! A configuration that isn't there is told, and a replica is ready all the same. It must be before there is one, or
 //! tools that wait for each step of a release would never get to it; and once there is one again, somebody must answer.
 
-use crate::authority::Root;
+use crate::authority::{Root, RootId};
 use crate::kubernetes::{RequestError, bounded};
 use crate::metrics::Metrics;
 use crate::names::FIELD_MANAGER;
@@ -34,21 +35,37 @@ use tokio::time::Instant;
 /// A pause after each change, so that a quarrel with another controller doesn't keep an API server busy.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Which roots API servers are told to believe, and since when. Where there is no configuration they ask nobody, so any
-/// root will do.
+/// What API servers are to believe.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Trusted {
+    /// Every root that counts, the one that signs first; none before the Secret was read.
+    pub(crate) roots: Vec<Root>,
+    /// Those that count no more, and under which no replica is served by now.
+    pub(crate) retired: Vec<RootId>,
+}
+
+/// What API servers are told to believe, and since when. Where there is no configuration they ask nobody, so any root will
+/// do.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Confirmed(Option<(Vec<Root>, Instant)>);
+pub(crate) struct Confirmed(Option<(Trusted, Instant)>);
 
 impl Confirmed {
-    /// These roots, from now on.
-    pub(crate) fn now(roots: Vec<Root>) -> Self {
-        Self(Some((roots, Instant::now())))
+    /// This, from now on.
+    pub(crate) fn now(trusted: Trusted) -> Self {
+        Self(Some((trusted, Instant::now())))
     }
 
-    /// Whether this root has been among them for so long.
-    pub(crate) fn holds(&self, root: &Root, since: Duration) -> bool {
-        let held = |(roots, at): &(Vec<Root>, Instant)| roots.contains(root) && at.elapsed() >= since;
+    /// Whether this root has been among those that count for so long.
+    pub(crate) fn holds(&self, root: &RootId, since: Duration) -> bool {
+        let is = |held: &Root| held.id() == *root;
+        let held = |(trusted, at): &(Trusted, Instant)| trusted.roots.iter().any(is) && at.elapsed() >= since;
         self.0.as_ref().is_some_and(held)
+    }
+
+    /// Whether these roots have left.
+    pub(crate) fn is_rid_of(&self, roots: &[RootId]) -> bool {
+        let left = |(trusted, _): &(Trusted, Instant)| roots.iter().all(|root| trusted.retired.contains(root));
+        self.0.as_ref().is_some_and(left)
     }
 }
 
@@ -57,7 +74,7 @@ impl Confirmed {
 pub(crate) struct CaBundle {
     pub(crate) client: Client,
     pub(crate) name: String,
-    pub(crate) roots: watch::Receiver<Vec<Root>>,
+    pub(crate) trusted: watch::Receiver<Trusted>,
     pub(crate) confirmed: watch::Sender<Confirmed>,
     pub(crate) metrics: Arc<Metrics>,
     /// How often the configuration is looked at although no event came.
@@ -79,7 +96,7 @@ impl CaBundle {
             let before = seen.is_there();
             let looked = tokio::select! {
                 _ = ticks.tick() => bounded(api.get_opt(&self.name)).await.map(|found| seen = found.into()),
-                Ok(()) = self.roots.changed() => Ok(()),
+                Ok(()) = self.trusted.changed() => Ok(()),
                 // The object comes with the event: between a bad bundle and its correction no pod is admitted.
                 Some(event) = events.next() => match event {
                     Ok(watcher::Event::Apply(found) | watcher::Event::InitApply(found)) => {
@@ -142,14 +159,14 @@ impl CaBundle {
     }
 
     async fn check<K: Configuration>(&mut self, api: &Api<K>, seen: &mut Seen<K>) -> Result<(), RequestError> {
-        let roots = self.roots.borrow_and_update().clone();
-        if roots.is_empty() {
+        let trusted = self.trusted.borrow_and_update().clone();
+        if trusted.roots.is_empty() {
             return Ok(());
         }
         let patch = match seen {
             Seen::NotLooked => return Ok(()),
             Seen::Absent => None,
-            Seen::There(found) => correction(found, &roots, SystemTime::now()),
+            Seen::There(found) => correction(found, &trusted, SystemTime::now()),
         };
         if let Some(patch) = patch {
             let params = PatchParams {
@@ -163,14 +180,14 @@ impl CaBundle {
                 name = self.name,
                 "brought the caBundle up to date"
             );
-            self.confirmed.send_replace(Confirmed::now(roots));
+            self.confirmed.send_replace(Confirmed::now(trusted));
             tokio::time::sleep(PAUSE).await;
             return Ok(());
         }
         self.confirmed.send_if_modified(|confirmed| {
-            let changed = confirmed.0.as_ref().is_none_or(|(held, _)| *held != roots);
+            let changed = confirmed.0.as_ref().is_none_or(|(held, _)| *held != trusted);
             if changed {
-                *confirmed = Confirmed::now(roots);
+                *confirmed = Confirmed::now(trusted);
             }
             changed
         });
@@ -235,7 +252,7 @@ configurations!(MutatingWebhookConfiguration, ValidatingWebhookConfiguration);
 
 /// The patch that makes the bundles right. It names the version that was found: with any other the API server refuses
 /// it as a conflict.
-fn correction(found: &impl Configuration, roots: &[Root], now: SystemTime) -> Option<JsonPatch> {
+fn correction(found: &impl Configuration, trusted: &Trusted, now: SystemTime) -> Option<JsonPatch> {
     let mut operations = vec![PatchOperation::Replace(ReplaceOperation {
         path: pointer(&["metadata", "resourceVersion"]),
         value: found.resource_version().unwrap_or_default().into(),
@@ -246,7 +263,7 @@ fn correction(found: &impl Configuration, roots: &[Root], now: SystemTime) -> Op
             .as_ref()
             .map(|bundle| bundle.0.as_slice())
             .unwrap_or_default();
-        let Some(bundle) = corrected(there, roots, now) else {
+        let Some(bundle) = corrected(there, trusted, now) else {
             continue;
         };
         let index = index.to_string();
@@ -262,14 +279,16 @@ fn pointer(tokens: &[&str]) -> PointerBuf {
     PointerBuf::from_tokens(tokens.iter().copied())
 }
 
-/// The bundle with these roots and with every other root of ours that is still valid; none if it is right as it is.
-fn corrected(bundle: &[u8], roots: &[Root], now: SystemTime) -> Option<String> {
+/// The bundle with the roots that count and with every other root of ours that is still valid and wasn't retired; none if it
+/// is right as it is.
+fn corrected(bundle: &[u8], trusted: &Trusted, now: SystemTime) -> Option<String> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(bundle).collect();
     // What can't be read is none of ours.
     let (readable, found) = (found.is_ok(), found.unwrap_or_default());
-    let ours = |der: &CertificateDer<'static>| Root::from_der(der.clone()).is_ok_and(|root| root.valid_at(now));
+    let counts = |root: Root| root.valid_at(now) && !trusted.retired.contains(&root.id());
+    let ours = |der: &CertificateDer<'static>| Root::from_der(der.clone()).is_ok_and(counts);
     let (mut kept, others): (Vec<_>, Vec<_>) = found.into_iter().partition(ours);
-    let missing: Vec<_> = roots.iter().filter(|root| !kept.contains(root.der())).collect();
+    let missing: Vec<_> = trusted.roots.iter().filter(|root| !kept.contains(root.der())).collect();
     if readable && others.is_empty() && missing.is_empty() {
         return None;
     }

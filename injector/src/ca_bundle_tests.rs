@@ -22,9 +22,15 @@ fn foreign() -> String {
     params.self_signed(&KeyPair::generate().unwrap()).unwrap().pem()
 }
 
+fn trusted(roots: &[&Root]) -> Trusted {
+    Trusted {
+        roots: roots.iter().map(|root| (*root).clone()).collect(),
+        retired: Vec::new(),
+    }
+}
+
 fn after(bundle: &str, roots: &[&Root]) -> Option<String> {
-    let roots: Vec<_> = roots.iter().map(|root| (*root).clone()).collect();
-    corrected(bundle.as_bytes(), &roots, SystemTime::now())
+    corrected(bundle.as_bytes(), &trusted(roots), SystemTime::now())
 }
 
 #[test]
@@ -37,6 +43,21 @@ fn an_empty_bundle_gets_every_root() {
 fn an_older_root_that_is_still_valid_stays_beside_a_new_one() {
     let (old, new) = (root(), root());
     assert_eq!(after(&bundle(&[&old]), &[&new]), Some(bundle(&[&old, &new])));
+}
+
+#[test]
+fn a_root_that_was_retired_goes_and_comes_back_with_nobody() {
+    let (old, new) = (root(), root());
+    let told = Trusted {
+        retired: vec![old.id()],
+        ..trusted(&[&new])
+    };
+    let after = |bundle: &str| corrected(bundle.as_bytes(), &told, SystemTime::now());
+    assert_eq!(after(&bundle(&[&old, &new])), Some(bundle(&[&new])));
+    assert_eq!(after(&bundle(&[&new])), None);
+    let confirmed = Confirmed::now(told.clone());
+    assert!(confirmed.is_rid_of(&[old.id()]) && !confirmed.is_rid_of(&[old.id(), new.id()]));
+    assert!(!Confirmed::default().is_rid_of(&[]), "nobody has looked");
 }
 
 #[test]
@@ -53,7 +74,7 @@ fn an_expired_root_goes() {
     let (old, new) = (root(), root());
     let later = old.not_after() + Duration::from_secs(1);
     let both = bundle(&[&old, &new]);
-    let corrected = corrected(both.as_bytes(), &[], later).unwrap();
+    let corrected = corrected(both.as_bytes(), &Trusted::default(), later).unwrap();
     assert_eq!(corrected, "", "both are as old");
 }
 
@@ -94,7 +115,7 @@ fn configuration(bundles: &[Option<String>]) -> MutatingWebhookConfiguration {
 fn only_bundles_that_are_wrong_are_touched_and_only_in_the_version_that_was_seen() {
     let mine = root();
     let found = configuration(&[Some(bundle(&[&mine])), None, Some("junk".into())]);
-    let patch = correction(&found, std::slice::from_ref(&mine), SystemTime::now()).unwrap();
+    let patch = correction(&found, &trusted(&[&mine]), SystemTime::now()).unwrap();
     let patch = serde_json::to_value(&patch).unwrap();
     let encoded = STANDARD.encode(bundle(&[&mine]));
     let expected = serde_json::json!([
@@ -109,7 +130,7 @@ fn only_bundles_that_are_wrong_are_touched_and_only_in_the_version_that_was_seen
 fn a_configuration_that_is_right_or_empty_is_left_alone() {
     let mine = root();
     for found in [configuration(&[Some(bundle(&[&mine]))]), configuration(&[])] {
-        assert_eq!(correction(&found, std::slice::from_ref(&mine), SystemTime::now()), None);
+        assert_eq!(correction(&found, &trusted(&[&mine]), SystemTime::now()), None);
     }
 }
 
@@ -117,12 +138,12 @@ fn a_configuration_that_is_right_or_empty_is_left_alone() {
 async fn a_root_counts_as_known_only_after_it_was_there_for_a_while() {
     let (mine, other) = (root(), root());
     let settle = Duration::from_secs(10);
-    assert!(!Confirmed::default().holds(&mine, Duration::ZERO));
-    let confirmed = Confirmed::now(vec![mine.clone()]);
-    assert!(!confirmed.holds(&mine, settle));
+    assert!(!Confirmed::default().holds(&mine.id(), Duration::ZERO));
+    let confirmed = Confirmed::now(trusted(&[&mine]));
+    assert!(!confirmed.holds(&mine.id(), settle));
     tokio::time::advance(settle).await;
-    assert!(confirmed.holds(&mine, settle));
-    assert!(!confirmed.holds(&other, Duration::ZERO));
+    assert!(confirmed.holds(&mine.id(), settle));
+    assert!(!confirmed.holds(&other.id(), Duration::ZERO));
 }
 
 #[tokio::test]
@@ -130,7 +151,7 @@ async fn a_configuration_that_is_not_there_is_warned_of_once_and_counted_each_ti
     let bundle = CaBundle {
         client: crate::rig::unreachable(),
         name: "sandgate-injector".into(),
-        roots: watch::channel(Vec::new()).1,
+        trusted: watch::channel(Trusted::default()).1,
         confirmed: watch::channel(Confirmed::default()).0,
         metrics: Arc::new(Metrics::new().unwrap()),
         resync: Duration::from_secs(60),

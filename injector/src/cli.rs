@@ -5,6 +5,7 @@ use crate::config::InjectionFlags;
 use crate::config::serve::{Config, ServeFlags};
 use crate::names::{DEFAULT_AUTHORITY_SECRET, DEFAULT_OWN_NAMESPACE};
 use crate::offline::{Outcome, documents, explain, inject};
+use crate::rotation::command::RootCommand;
 use crate::settings::Settings;
 use clap::{Args, Parser, Subcommand};
 use sandgate_mesh::command_line::ConfigError;
@@ -39,6 +40,8 @@ struct Cli {
 enum Command {
     /// Serve the admission webhook, and look after its certificate and each opted-in namespace's `NetworkPolicy`.
     Serve(Box<ServeFlags>),
+    /// Look at the root certificate in the cluster, and replace it.
+    Root(RootCommand),
     /// Say what the webhook would decide about the pods of a file, why, and what to change. Fails if one is refused or
     /// there is none.
     Explain {
@@ -105,6 +108,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command.unwrap_or_else(|| Command::Serve(Box::new(cli.serve))) {
         Command::Serve(flags) => serve(*flags),
+        Command::Root(command) => root(&command),
         Command::Explain { input, output } => offline(&input, input.anchors(), |settings, anchors, namespace, text| {
             explain::explain(settings, anchors.as_ref(), namespace, text, output)
         }),
@@ -151,6 +155,22 @@ fn run(config: Config) -> anyhow::Result<()> {
     });
     runtime.shutdown_background();
     result
+}
+
+/// Runs a command at the API server.
+fn root(command: &RootCommand) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let done = runtime
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(command.run()));
+    match done {
+        Ok(text) if std::io::stdout().write_all(text.as_bytes()).is_ok() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            say(&format!("{PROGRAM}: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Runs a command on a file. `anchors` is what came of the flag with the roots.

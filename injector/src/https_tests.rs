@@ -1,5 +1,5 @@
 use super::{Failing, HandshakeError, Https, TELL_EVERY};
-use crate::authority_secret::Stored;
+use crate::authority_stored::Stored;
 use crate::captured::Captured;
 use crate::https_places::Places;
 use crate::metrics::Metrics;

@@ -5,6 +5,7 @@ pub mod anchors;
 pub mod authority;
 mod authority_keeper;
 mod authority_secret;
+mod authority_stored;
 mod born;
 mod ca_bundle;
 #[cfg(test)]
@@ -35,6 +36,7 @@ mod review_size;
 #[cfg(test)]
 mod rig;
 mod root_changes;
+mod rotation;
 mod server;
 mod serving;
 pub mod settings;
@@ -48,5 +50,6 @@ mod webhook;
 #[cfg(test)]
 extern crate self as sandbox_injector;
 
+pub use rotation::Schedule;
 pub use server::{Injector, serve};
 pub use serving::Timing;

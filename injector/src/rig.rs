@@ -2,7 +2,7 @@
 
 use crate::anchors::Anchors;
 use crate::authority::Root;
-use crate::authority_secret::Stored;
+use crate::authority_stored::Stored;
 use crate::https::{Failing, Https};
 use crate::https_places::Places;
 use crate::inbound::Bodies;
@@ -130,7 +130,7 @@ impl Rig {
         let issued = stored.authority.serving(&names, lifetime).unwrap();
         let credentials = FrontCredentials::from_pem(issued.chain_pem.as_bytes(), issued.key_pem.as_bytes()).unwrap();
         self.serve
-            .send_replace(Some(Arc::new(Serving::new(&credentials).unwrap())));
+            .send_replace(Some(Arc::new(Serving::new(&credentials, None).unwrap())));
     }
 
     /// The decisions that were logged.

@@ -2,19 +2,21 @@
 
 use crate::admin_thread;
 use crate::anchors::Anchors;
-use crate::authority::Root;
-use crate::authority_keeper::{Authority, AuthorityKeeper};
+use crate::authority_keeper::{Authority, AuthorityKeeper, Fresh};
 use crate::authority_secret::AuthoritySecret;
-use crate::ca_bundle::{CaBundle, Confirmed};
+use crate::ca_bundle::{CaBundle, Confirmed, Trusted};
 use crate::config::serve::{CertificateSource, Config};
 use crate::enrol;
 use crate::enrol::report::Report;
+use crate::enrol::rotate::RotationContext;
+use crate::enrol::rotate_report::RotationReport;
 use crate::https::{Failing, Https};
 use crate::inbound::Bodies;
 use crate::kubernetes;
 use crate::metrics::Metrics;
 use crate::network_policy::reconcile::{Context, Reconciler};
-use crate::root_changes::RootChanges;
+use crate::root_changes::{Leaving, RootChanges};
+use crate::rotation::blockers::Waits;
 use crate::serving::{Issuer, Served, Timing, from_files};
 use crate::webhook::Webhook;
 use futures_util::FutureExt;
@@ -29,7 +31,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// How long to wait before a background task starts again that panicked.
 const RESTART: Duration = Duration::from_secs(5);
@@ -48,8 +50,15 @@ pub struct Injector {
 /// What is known of the authority's Secret.
 struct Kept {
     authority: Authority,
-    roots: watch::Receiver<Vec<Root>>,
+    trusted: watch::Receiver<Trusted>,
     anchors: watch::Receiver<Option<Arc<Anchors>>>,
+    fresh: Fresh,
+}
+
+/// The webhook's certificate, and what the webhook configurations hold; nothing of them where somebody else looks after those.
+struct Webhooks {
+    served: Served,
+    confirmed: Vec<watch::Receiver<Confirmed>>,
 }
 
 /// Runs an injector until `shutdown` completes.
@@ -104,13 +113,10 @@ impl Injector {
         // Probes and scrapers are answered until the very end.
         let (admin_drain, admin_draining) = drain::channel();
 
-        let Kept {
-            authority,
-            roots,
-            anchors,
-        } = self.keep_authority(&draining);
-        self.look_after_gates(&authority, &anchors, &leaving, &draining)?;
-        let served = self.certificate(authority, roots, &draining)?;
+        let kept = self.keep_authority(&draining);
+        let webhooks = self.certificate(&kept, &draining)?;
+        self.look_after_gates(&kept, &webhooks, &leaving, &draining)?;
+        let (served, anchors) = (webhooks.served, kept.anchors);
         let readiness = readiness(&served, &anchors, leave.state());
         self.metrics.follow_readiness(Arc::clone(&readiness))?;
         let admin = Admin {
@@ -163,8 +169,10 @@ impl Injector {
     /// Starts what follows the authority's Secret. Gates are given its roots, whoever issues the webhook's certificate.
     fn keep_authority(&self, draining: &Draining) -> Kept {
         let (tell, authority) = watch::channel(None);
-        let (trust, roots) = watch::channel(Vec::new());
+        let (trust, trusted) = watch::channel(Trusted::default());
         let (give, anchors) = watch::channel(None);
+        let (ask, looked) = (Arc::<Notify>::default(), watch::Sender::new(None));
+        let fresh = Fresh::new(&ask, &looked);
         let (client, namespace) = (self.client.clone(), self.config.settings.own_namespace.clone());
         let (secret, timing) = (self.config.authority_secret.clone(), self.timing);
         let metrics = Arc::clone(&self.metrics);
@@ -174,38 +182,56 @@ impl Injector {
                 check: timing.check,
                 retry: timing.retry,
                 authority: tell.clone(),
-                roots: trust.clone(),
+                trusted: trust.clone(),
                 anchors: give.clone(),
-                // Within two looks of theirs, the others know it too.
-                changes: RootChanges::new(2 * timing.check),
+                changes: RootChanges::new(timing.replicas()),
+                // They serve under the new one as late as API servers have followed it, and those follow once more.
+                leaving: Leaving::new(timing.replicas() + 2 * timing.settle),
+                ask: Arc::clone(&ask),
+                looked: looked.clone(),
                 metrics: Arc::clone(&metrics),
             };
             keeper.run()
         });
         Kept {
             authority,
-            roots,
+            trusted,
             anchors,
+            fresh,
         }
     }
 
     /// Starts what gives gates their identities and policies.
     fn look_after_gates(
         &self,
-        authority: &Authority,
-        anchors: &watch::Receiver<Option<Arc<Anchors>>>,
+        kept: &Kept,
+        webhooks: &Webhooks,
         leaving: &Draining,
         draining: &Draining,
     ) -> anyhow::Result<()> {
+        let rotation = RotationContext {
+            schedule: self.config.schedule,
+            waits: Waits {
+                // They serve under a root as late as API servers have followed it.
+                replicas: self.timing.replicas() + self.timing.settle,
+                api_servers: self.timing.settle,
+            },
+            tell_every: self.timing.check,
+            confirmed: webhooks.confirmed.clone(),
+            served: webhooks.served.clone(),
+            fresh: kept.fresh.clone(),
+            report: RotationReport::new(&self.metrics.registry)?,
+        };
         let context = enrol::Context {
             client: self.client.clone(),
             settings: self.config.settings.clone(),
             default_policy: self.config.default_policy,
-            authority: authority.clone(),
-            anchors: anchors.clone(),
+            authority: kept.authority.clone(),
+            anchors: kept.anchors.clone(),
             secret: self.config.authority_secret.clone(),
             lifetime: self.config.gate_certificate_lifetime,
             lease: self.timing.lease,
+            rotation,
             report: Report::new(&self.metrics.registry, self.log.clone())?,
             metrics: Arc::clone(&self.metrics),
         };
@@ -218,17 +244,14 @@ impl Injector {
     }
 
     /// Starts what looks after the webhook's certificate and the webhook configurations.
-    fn certificate(
-        &self,
-        authority: Authority,
-        roots: watch::Receiver<Vec<Root>>,
-        draining: &Draining,
-    ) -> anyhow::Result<Served> {
+    fn certificate(&self, kept: &Kept, draining: &Draining) -> anyhow::Result<Webhooks> {
         let metrics = &self.metrics;
         let (names, manage_ca_bundle) = match &self.config.certificate {
             CertificateSource::Files { chain, key } => {
                 self.follow_configurations(None, draining);
-                return Ok(from_files(chain.clone(), key.clone(), metrics)?);
+                let served = from_files(chain.clone(), key.clone(), metrics)?;
+                let confirmed = Vec::new();
+                return Ok(Webhooks { served, confirmed });
             }
             CertificateSource::Issued {
                 names,
@@ -236,33 +259,35 @@ impl Injector {
             } => (names.clone(), *manage_ca_bundle),
         };
         let (serve, served) = watch::channel(None);
-        let confirmed = self.follow_configurations(manage_ca_bundle.then_some(roots), draining);
+        let trusted = manage_ca_bundle.then(|| kept.trusted.clone());
+        let confirmed = self.follow_configurations(trusted, draining);
         let (timing, issuer_metrics) = (self.timing, Arc::clone(metrics));
+        let (authority, told) = (kept.authority.clone(), confirmed.clone());
         keep_running("certificate", metrics, draining.clone(), move || {
             let issuer = Issuer {
                 authority: authority.clone(),
                 names: names.clone(),
                 timing,
-                confirmed: confirmed.clone(),
+                confirmed: told.clone(),
                 served: serve.clone(),
                 metrics: Arc::clone(&issuer_metrics),
                 current: None,
             };
             issuer.run()
         });
-        Ok(served)
+        Ok(Webhooks { served, confirmed })
     }
 
     /// Starts what looks after the webhook configurations. It returns what tells which of these roots each of them holds;
     /// nothing where somebody else looks after their bundles.
     fn follow_configurations(
         &self,
-        roots: Option<watch::Receiver<Vec<Root>>>,
+        trusted: Option<watch::Receiver<Trusted>>,
         draining: &Draining,
     ) -> Vec<watch::Receiver<Confirmed>> {
-        let managed = roots.is_some();
+        let managed = trusted.is_some();
         // With no root ever, nothing is put into a bundle.
-        let roots = roots.unwrap_or_else(|| watch::channel(Vec::new()).1);
+        let trusted = trusted.unwrap_or_else(|| watch::channel(Trusted::default()).1);
         let mut confirmed = Vec::new();
         let mut bundle = || {
             let (confirm, receiver) = watch::channel(Confirmed::default());
@@ -270,7 +295,7 @@ impl Injector {
             CaBundle {
                 client: self.client.clone(),
                 name: self.config.webhook_configuration.clone(),
-                roots: roots.clone(),
+                trusted: trusted.clone(),
                 confirmed: confirm,
                 metrics: Arc::clone(&self.metrics),
                 resync: self.timing.resync,
@@ -333,85 +358,5 @@ fn readiness(served: &Served, anchors: &watch::Receiver<Option<Arc<Anchors>>>, l
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::rig::PATIENCE;
-    use sandgate_mesh::policy::model::DefaultPolicy;
-    use tokio::sync::mpsc;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_background_task_that_panics_starts_again_and_ends_with_the_process() {
-        let metrics = Arc::new(Metrics::new().unwrap());
-        let (drain, draining) = drain::channel();
-        let (started, mut starts) = mpsc::unbounded_channel();
-        keep_running("certificate", &metrics, draining, move || {
-            let started = started.clone();
-            async move {
-                started.send(()).unwrap();
-                panic!("a defect");
-            }
-        });
-        for _ in 0..3 {
-            tokio::time::timeout(PATIENCE, starts.recv()).await.unwrap().unwrap();
-        }
-        assert!(drain.finish(PATIENCE).await);
-        assert_eq!(starts.recv().await, None);
-    }
-
-    #[test]
-    fn a_replica_is_ready_with_a_certificate_and_a_root_for_gates_until_it_is_told_to_end() {
-        let (serve, served) = watch::channel(None);
-        let (give, anchors) = watch::channel(None);
-        let (leave, _) = drain::channel();
-        let ready = readiness(&served, &anchors, leave.state());
-        let metrics = Metrics::new().unwrap();
-        metrics.follow_readiness(Arc::clone(&ready)).unwrap();
-        let scraped = || {
-            let families = metrics.registry.gather();
-            let ready = families
-                .iter()
-                .find(|family| family.name() == "sandgate_injector_ready");
-            ready.map(|family| family.get_metric()[0].get_gauge().get_value())
-        };
-        assert_eq!(ready().unwrap_err(), "no valid serving certificate");
-        assert_eq!(scraped(), Some(0.0));
-        let stored = crate::authority_secret::Stored::new();
-        let issued = stored.authority.serving(&["a.svc".parse().unwrap()], PATIENCE).unwrap();
-        let (chain, key) = (issued.chain_pem.as_bytes(), issued.key_pem.as_bytes());
-        let credentials = sandgate_mesh::credentials::FrontCredentials::from_pem(chain, key).unwrap();
-        serve.send_replace(Some(Arc::new(crate::serving::Serving::new(&credentials).unwrap())));
-        assert_eq!(ready().unwrap_err(), "no root certificate for gates");
-        give.send_replace(Some(Arc::new(Anchors::of(&stored.roots).unwrap())));
-        assert!(ready().is_ok());
-        assert_eq!(scraped(), Some(1.0));
-        leave.start();
-        assert_eq!(ready().unwrap_err(), "draining");
-        assert_eq!(scraped(), Some(0.0));
-    }
-
-    #[tokio::test]
-    async fn nothing_that_waits_for_the_api_server_holds_up_the_end() {
-        let config = Config {
-            settings: crate::testing::settings(),
-            webhook: ([127, 0, 0, 1], 0).into(),
-            admin: ([127, 0, 0, 1], 0).into(),
-            certificate: CertificateSource::Issued {
-                names: vec!["a.svc".parse().unwrap()],
-                manage_ca_bundle: true,
-            },
-            authority_secret: "sandgate-authority".into(),
-            default_policy: DefaultPolicy::Deny,
-            gate_certificate_lifetime: PATIENCE,
-            webhook_configuration: "sandgate-injector".into(),
-            restrict_connect: false,
-            network_policy: true,
-            drain_delay: Duration::ZERO,
-            shutdown_timeout: 10 * PATIENCE,
-            log_level: "info".into(),
-        };
-        let log = LineLog::to(std::io::sink()).unwrap();
-        let injector = Injector::bind(config, crate::rig::unreachable(), Timing::default(), log).unwrap();
-        let running = injector.run(tokio::task::yield_now());
-        tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap();
-    }
-}
+#[path = "server_tests.rs"]
+mod tests;

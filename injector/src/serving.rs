@@ -3,9 +3,9 @@
 //! Either the injector's own authority issues it, or it comes from files (cert-manager, a Secret that is mounted).
 //! Connections take whatever is current when they begin, and keep it.
 
-use crate::authority::{Root, SERVING_LIFETIME, ServingName};
+use crate::authority::{Root, RootId, SERVING_LIFETIME, ServingName};
 use crate::authority_keeper::Authority;
-use crate::authority_secret::Stored;
+use crate::authority_stored::Stored;
 use crate::ca_bundle::Confirmed;
 use crate::metrics::Metrics;
 use rustls::ServerConfig;
@@ -28,13 +28,16 @@ pub(crate) type Served = watch::Receiver<Option<Arc<Serving>>>;
 /// A certificate in use.
 pub(crate) struct Serving {
     pub(crate) tls: Arc<ServerConfig>,
+    /// The root of the injector's own that it is under; none of one from files.
+    pub(crate) under: Option<RootId>,
     not_after: SystemTime,
 }
 
 impl Serving {
-    pub(crate) fn new(credentials: &FrontCredentials) -> Result<Self, tls::TlsError> {
+    pub(crate) fn new(credentials: &FrontCredentials, under: Option<RootId>) -> Result<Self, tls::TlsError> {
         Ok(Self {
             tls: tls::webhook_server_config(credentials)?,
+            under,
             not_after: credentials.validity().not_after,
         })
     }
@@ -56,7 +59,7 @@ pub(crate) fn from_files(chain: PathBuf, key: PathBuf, metrics: &Arc<Metrics>) -
         let (chain, key) = (files.next().unwrap_or_default(), files.next().unwrap_or_default());
         let credentials = FrontCredentials::from_pem(&chain, &key).map_err(|error| error.to_string())?;
         gauges.expires(SERVING, credentials.validity().not_after);
-        Serving::new(&credentials).map_err(|error| error.to_string())
+        Serving::new(&credentials, None).map_err(|error| error.to_string())
     };
     let (poller, served) = Poller::new("webhook certificate", vec![chain, key], parse);
     let counters = Arc::clone(metrics);
@@ -82,6 +85,13 @@ pub struct Timing {
     pub resync: Duration,
     /// How long the replica that looks after gates may be silent before another takes over.
     pub lease: Duration,
+}
+
+impl Timing {
+    /// How long it takes until every replica has read a change of the Secret: two looks of theirs.
+    pub(crate) fn replicas(&self) -> Duration {
+        2 * self.check
+    }
 }
 
 impl Default for Timing {
@@ -156,14 +166,16 @@ impl Issuer {
             return now >= current.renew_at;
         }
         // Served too early, the new root is one that API servers don't know; served too late, nobody is any worse off.
-        let settled = |confirmed: &watch::Receiver<Confirmed>| confirmed.borrow().holds(root, self.timing.settle);
+        let settled = |confirmed: &watch::Receiver<Confirmed>| confirmed.borrow().holds(&root.id(), self.timing.settle);
         self.confirmed.iter().all(settled) || now >= current.not_after
     }
 
     fn issue(&self, stored: &Stored) -> anyhow::Result<Current> {
         let issued = stored.authority.serving(&self.names, self.timing.lifetime)?;
         let credentials = FrontCredentials::from_pem(issued.chain_pem.as_bytes(), issued.key_pem.as_bytes())?;
-        self.served.send_replace(Some(Arc::new(Serving::new(&credentials)?)));
+        let under = Some(stored.authority.root().id());
+        self.served
+            .send_replace(Some(Arc::new(Serving::new(&credentials, under)?)));
         self.metrics.expires(SERVING, issued.not_after);
         self.metrics.renewed("success");
         tracing::info!(names = ?self.names, "issued the webhook's certificate");

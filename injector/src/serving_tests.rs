@@ -1,4 +1,5 @@
 use super::*;
+use crate::ca_bundle::Trusted;
 use crate::rig::{Client, PATIENCE, Rig, certificate, connect};
 use crate::testing::settings;
 use bytes::Bytes;
@@ -121,10 +122,14 @@ async fn a_new_root_is_served_under_only_after_api_servers_were_told() {
     let new = Stored::new();
     let root = new.authority.root().clone();
     assert!(!issuer.is_due(&root), "nobody was told");
-    confirm.send_replace(Confirmed::now(vec![root.clone()]));
+    let trusted = Trusted {
+        roots: vec![root.clone()],
+        retired: Vec::new(),
+    };
+    confirm.send_replace(Confirmed::now(trusted.clone()));
     tokio::time::advance(timing.settle).await;
     assert!(!issuer.is_due(&root), "the other configuration doesn't hold it");
-    confirm_other.send_replace(Confirmed::now(vec![root.clone()]));
+    confirm_other.send_replace(Confirmed::now(trusted));
     assert!(!issuer.is_due(&root), "API servers follow with a delay");
     tokio::time::advance(timing.settle).await;
     assert!(issuer.is_due(&root));

@@ -85,7 +85,7 @@ async fn what_mutate_makes_validate_lets_pass_and_what_it_did_not_make_is_refuse
 #[tokio::test]
 async fn a_root_that_comes_between_the_two_calls_refuses_nothing_and_one_that_nobody_knows_does() {
     let rig = Rig::start(settings()).await;
-    let (signing, other) = (rig.stored.roots.clone(), crate::authority_secret::Stored::new().roots);
+    let (signing, other) = (rig.stored.roots.clone(), crate::authority_stored::Stored::new().roots);
     let anchors = |roots: &[crate::authority::Root]| Some(Arc::new(Anchors::of(roots).unwrap()));
     let pod = patched(&sandbox(), &rig.review("/mutate", &creation(&sandbox())).await);
     rig.trust.send_replace(anchors(&[signing, other.clone()].concat()));

@@ -32,6 +32,8 @@ PATTERNS = {
     "router.proxyTimeout": r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$",
     # Whole units: the pod's own grace period is computed from it.
     "router.shutdownTimeout": r"^([0-9]+(s|m|h))+$",
+    "injector.authority.rotateAfter": r"^([0-9]+(s|m|h))+$",
+    "injector.authority.routersFollowWithin": r"^([0-9]+(s|m|h))*$",
     # Part of the identity that gates believe.
     "router.serviceAccount.name": f"^{SUBDOMAIN}$",
     "injector.serviceAccount.name": f"^{SUBDOMAIN}$",

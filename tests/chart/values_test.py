@@ -38,6 +38,8 @@ OTHERS = {
     "injector.defaultPolicy": "authenticated",
     "injector.gateCertificateLifetime": "7h",
     "injector.webhook.certificate.source": "self",
+    "injector.authority.rotateAfter": "7h",
+    "injector.authority.routersFollowWithin": "7h",
     "injector.networkPolicy.apiServerCIDRs": ["10.0.0.0/8"],
     "injection.lockdown": "enabled",
     "injection.lockdownRuntimeClasses": ["changed"],

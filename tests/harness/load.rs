@@ -50,6 +50,11 @@ impl Load {
         load
     }
 
+    /// How many requests have been answered.
+    pub fn answered(&self) -> usize {
+        self.answered.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
     /// Waits until every client has had some more answers.
     pub async fn goes_on(&mut self) {
         let counts = || self.answered.iter().map(|count| count.load(Ordering::Relaxed));

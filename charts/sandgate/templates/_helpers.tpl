@@ -205,6 +205,10 @@ kubectl exec -i -n {{ .Release.Namespace }} deploy/{{ include "sandgate.injector
 - --default-policy={{ .Values.injector.defaultPolicy }}
 - --gate-certificate-lifetime={{ .Values.injector.gateCertificateLifetime }}
 - --authority-secret={{ include "sandgate.authoritySecret" . }}
+- --root-max-age={{ .Values.injector.authority.rotateAfter }}
+{{- with .Values.injector.authority.routersFollowWithin }}
+- --routers-follow-within={{ . }}
+{{- end }}
 - --webhook-configuration={{ include "sandgate.injectorName" . }}
 - --manage-ca-bundle={{ $issued }}
 {{- if $issued }}

@@ -3,6 +3,7 @@
 use super::{InjectionFlags, parse};
 use crate::authority::ServingName;
 use crate::names::{DEFAULT_AUTHORITY_SECRET, DEFAULT_WEBHOOK};
+use crate::rotation::Schedule;
 use crate::settings::Settings;
 use clap::{ArgAction, Args, ValueEnum};
 use sandgate_mesh::duration;
@@ -51,8 +52,15 @@ pub struct ServeFlags {
     webhook_key_file: Option<PathBuf>,
     /// Secret in the own namespace with the root certificate of gates, and of the webhook's certificate unless that is in
     /// files. It must be there, and is filled where it is empty.
-    #[arg(long, default_value = DEFAULT_AUTHORITY_SECRET, help_heading = "Webhook")]
+    #[arg(long, env = "AUTHORITY_SECRET", default_value = DEFAULT_AUTHORITY_SECRET, help_heading = "Webhook")]
     authority_secret: String,
+    /// Replace the root by itself when it is so old, and at half of its life at the latest; 0 for never.
+    #[arg(long, default_value = "43800h", help_heading = "Root")]
+    root_max_age: String,
+    /// How soon routers have followed a step of the root's replacement, and whoever else is given roots by hand. Without it
+    /// each step waits until somebody runs `sandbox-injector root confirm`.
+    #[arg(long, value_name = "DURATION", help_heading = "Root")]
+    routers_follow_within: Option<String>,
     /// Who may call a sandbox that no policy selects: nobody, everybody who is somebody, or everybody.
     #[arg(long, value_enum, default_value_t = DefaultPolicy::Deny, help_heading = "Gates")]
     default_policy: DefaultPolicy,
@@ -92,6 +100,8 @@ pub struct Config {
     pub admin: SocketAddr,
     pub certificate: CertificateSource,
     pub authority_secret: String,
+    /// When the root in it is replaced.
+    pub schedule: Schedule,
     pub default_policy: model::DefaultPolicy,
     pub gate_certificate_lifetime: Duration,
     pub webhook_configuration: String,
@@ -141,6 +151,11 @@ impl ServeFlags {
         let webhook = address("--webhook-bind-address", &self.webhook_bind_address, &mut problems);
         let admin = address("--admin-bind-address", &self.admin_bind_address, &mut problems);
         let drain_delay = time("--drain-delay", &self.drain_delay, &mut problems);
+        let max_age = time("--root-max-age", &self.root_max_age, &mut problems);
+        let routers_follow_within = match &self.routers_follow_within {
+            Some(text) => time("--routers-follow-within", text, &mut problems).map(Some),
+            None => Some(None),
+        };
         let shutdown_timeout = time("--shutdown-timeout", &self.shutdown_timeout, &mut problems);
         let lifetime = time(
             "--gate-certificate-lifetime",
@@ -161,6 +176,10 @@ impl ServeFlags {
                 admin: admin?,
                 certificate: certificate?,
                 authority_secret: self.authority_secret,
+                schedule: Schedule {
+                    max_age: max_age.map(|most| (!most.is_zero()).then_some(most))?,
+                    routers_follow_within: routers_follow_within?,
+                },
                 default_policy: match self.default_policy {
                     DefaultPolicy::Deny => model::DefaultPolicy::Deny,
                     DefaultPolicy::Authenticated => model::DefaultPolicy::Authenticated,
@@ -310,10 +329,28 @@ mod tests {
             "--authority-secret=A",
             "--webhook-configuration=a/b",
             "--drain-delay=5",
+            "--root-max-age=5y",
+            "--routers-follow-within=soon",
             "--shutdown-timeout=-1s",
             "--sidecar-image=a b",
         ]);
         let problems = problems.unwrap_err();
-        assert_eq!(problems.len(), 8, "{problems:#?}");
+        assert_eq!(problems.len(), 10, "{problems:#?}");
+    }
+
+    #[test]
+    fn a_root_is_replaced_after_five_years_or_never_and_waits_for_a_word_unless_a_time_is_given() {
+        let schedule = |flags: &[&str]| config(flags).unwrap().schedule;
+        let hour = Duration::from_secs(3600);
+        let default = Schedule {
+            max_age: Some(5 * 365 * 24 * hour),
+            routers_follow_within: None,
+        };
+        assert_eq!(schedule(&[]), default);
+        let chosen = Schedule {
+            max_age: None,
+            routers_follow_within: Some(hour),
+        };
+        assert_eq!(schedule(&["--root-max-age=0", "--routers-follow-within=1h"]), chosen);
     }
 }

@@ -2,12 +2,14 @@
 //! it can take; and a policy goes to nobody but a gate that has proven who it is.
 
 use super::pods::Target;
+use crate::authority::Root;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST};
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use rustls_pki_types::CertificateDer;
 use sandgate_mesh::contract::{CONNECT_TIMEOUT, MESH_PORT};
 use sandgate_mesh::control::{ENROLMENT_PATH, Enrolment, IDENTITY_PATH, IdentityGrant, POLICY_PATH, PolicyPush};
 use sandgate_mesh::credentials::MeshCredentials;
@@ -74,6 +76,12 @@ impl DialError {
             Self::Refused { .. } => "gate_refused",
         }
     }
+
+    /// Whether the gate may not have believed what it was shown. Since TLS 1.3 whoever shows something hears that only with
+    /// the first answer.
+    pub(super) const fn may_be_disbelief(&self) -> bool {
+        matches!(self, Self::Handshake(_) | Self::Broken(_))
+    }
 }
 
 /// A connection to whoever answered.
@@ -81,6 +89,7 @@ impl DialError {
 pub(super) struct Connection {
     sender: SendRequest<Full<Bytes>>,
     standing: GateStanding,
+    leaf: Option<CertificateDer<'static>>,
     // Ends with this.
     _driver: JoinSet<()>,
 }
@@ -121,6 +130,10 @@ async fn dial_at(address: SocketAddr, target: &Target, credentials: &MeshCredent
         left: MAX_RECEIVED,
     };
     let (stream, standing) = connect_control(stream, credentials, &expected).await?;
+    let presented = stream.get_ref().1.peer_certificates();
+    let leaf = presented
+        .and_then(|chain| chain.first())
+        .map(|leaf| leaf.clone().into_owned());
     let (sender, driver) = http1::Builder::new()
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADERS)
@@ -135,6 +148,7 @@ async fn dial_at(address: SocketAddr, target: &Target, credentials: &MeshCredent
     Ok(Connection {
         sender,
         standing,
+        leaf,
         _driver: driving,
     })
 }
@@ -143,6 +157,11 @@ impl Connection {
     /// What the gate has proven.
     pub(super) fn standing(&self) -> &GateStanding {
         &self.standing
+    }
+
+    /// Whether what the gate presented was signed by this root.
+    pub(super) fn is_under(&self, root: &Root) -> bool {
+        self.leaf.as_ref().is_some_and(|leaf| root.has_signed(leaf))
     }
 
     /// Asks for what enrols the gate.
@@ -162,13 +181,14 @@ impl Connection {
         self.put(IDENTITY_PATH, grant).await
     }
 
-    /// The same connection, if it leads to the gate that was dialed and that has an identity until `least` or later.
+    /// The same connection, if it leads to the gate that was dialed and that has an identity of this root until `least` or
+    /// later.
     ///
     /// # Errors
     /// What it has proven instead, if anything.
-    pub(super) fn proven(self, least: SystemTime) -> Result<Proven, Option<NotEnrolled>> {
+    pub(super) fn proven(self, root: &Root, least: SystemTime) -> Result<Proven, Option<NotEnrolled>> {
         match &self.standing {
-            GateStanding::Enrolled { until } if *until >= least => Ok(Proven(self)),
+            GateStanding::Enrolled { until } if *until >= least && self.is_under(root) => Ok(Proven(self)),
             GateStanding::Enrolled { .. } => Err(None),
             GateStanding::Unproven(reason) => Err(Some(reason.clone())),
         }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::authority::{Issued, Signed};
-use crate::authority_secret::Stored;
+use crate::authority_stored::Stored;
 use crate::enrol::own::{OwnIdentity, bundle};
 use crate::rig::PATIENCE;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
@@ -102,10 +102,16 @@ impl Stranger {
         .await
     }
 
+    /// Whether it proves to be the gate that was dialed, with an identity of its root that lasts so long.
+    async fn proves(&self, least: SystemTime) -> bool {
+        let connection = self.dial().await.unwrap();
+        connection.proven(self.stored.authority.root(), least).is_ok()
+    }
+
     async fn dial(&self) -> Result<Connection, DialError> {
         let workload = "spiffe://cluster.local/ns/here/sa/sandbox-injector".parse().unwrap();
         let own = OwnIdentity::new(workload, LIFETIME).credentials(&self.stored).unwrap();
-        dial_at(self.address, &target(), &own).await
+        dial_at(self.address, &target(), &own[0]).await
     }
 
     async fn asked(&self) -> Result<Enrolment, DialError> {
@@ -218,20 +224,17 @@ async fn a_policy_goes_to_the_gate_that_was_dialed_and_to_nobody_else() {
     let done = |_| async {};
     for other in others {
         let stranger = Stranger::new(|stored| leaf_of(&other, stored), done).await;
-        assert!(
-            stranger.dial().await.unwrap().proven(SystemTime::now()).is_err(),
-            "{other}"
-        );
+        assert!(!stranger.proves(SystemTime::now()).await, "{other}");
     }
     let stranger = Stranger::new(own_making, done).await;
     let connection = stranger.dial().await.unwrap();
     assert!(matches!(
-        connection.proven(SystemTime::now()),
+        connection.proven(stranger.stored.authority.root(), SystemTime::now()),
         Err(Some(NotEnrolled::Unverified(_)))
     ));
     // Another authority's leaf of that very sandbox.
     let stranger = Stranger::new(|_| leaf_of(&identity(), &Stored::new()), done).await;
-    assert!(stranger.dial().await.unwrap().proven(SystemTime::now()).is_err());
+    assert!(!stranger.proves(SystemTime::now()).await);
     // The control plane's own leaf, replayed.
     let stranger = Stranger::new(
         |stored| {
@@ -242,11 +245,16 @@ async fn a_policy_goes_to_the_gate_that_was_dialed_and_to_nobody_else() {
         done,
     )
     .await;
-    assert!(stranger.dial().await.unwrap().proven(SystemTime::now()).is_err());
+    assert!(!stranger.proves(SystemTime::now()).await);
     // An older leaf than the one that was just given out.
     let gate = Stranger::new(|stored| leaf_of(&identity(), stored), done).await;
     let least = SystemTime::now() + 2 * LIFETIME;
-    assert!(matches!(gate.dial().await.unwrap().proven(least), Err(None)));
+    assert!(gate.proves(SystemTime::now()).await && !gate.proves(least).await);
+    let connection = gate.dial().await.unwrap();
+    let next = Stored::new();
+    assert!(connection.is_under(gate.stored.authority.root()) && !connection.is_under(next.authority.root()));
+    let shown = connection.proven(next.authority.root(), SystemTime::now());
+    assert!(matches!(shown, Err(None)), "the root that signs now is another");
 }
 
 #[tokio::test]
@@ -275,7 +283,9 @@ async fn a_policy_is_put_on_a_proven_connection() {
             policies: Vec::new(),
         },
     };
-    let mut proven = connection.proven(SystemTime::now()).unwrap();
+    let mut proven = connection
+        .proven(gate.stored.authority.root(), SystemTime::now())
+        .unwrap();
     proven.put_policy(&push).await.unwrap();
     assert_eq!(bundle(&gate.stored.roots).matches("BEGIN CERTIFICATE").count(), 1);
 }

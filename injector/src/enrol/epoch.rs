@@ -1,7 +1,7 @@
 //! The epoch: what a leader of the control plane raises before it says anything, so that gates refuse what a former one
 //! still says. Hides where it is kept and that several may raise it.
 
-use crate::authority_secret::CERTIFICATE;
+use crate::authority_stored::CERTIFICATE;
 use crate::kubernetes::{RequestError, bounded};
 use crate::names::{EPOCH_ENTRY, FIELD_MANAGER};
 use k8s_openapi::ByteString;

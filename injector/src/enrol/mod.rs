@@ -15,11 +15,14 @@
 //! | [`own`] | the control plane's own certificate |
 //! | [`leader`] | which replica does all this |
 //! | [`epoch`] | that what a former leader says doesn't count |
-//! | [`report`] | metrics and log |
+//! | [`holders`] | who still needs which root |
+//! | [`rotate`] | that the root is replaced, and when it may go on |
+//! | [`report`], [`rotate_report`] | metrics and log |
 
 mod dial;
 mod epoch;
 mod evidence;
+mod holders;
 mod leader;
 mod namespaces;
 mod own;
@@ -27,12 +30,15 @@ mod pods;
 mod policy;
 mod queue;
 pub(crate) mod report;
+pub(crate) mod rotate;
+pub(crate) mod rotate_report;
 mod verify;
 mod visit;
 mod work;
 
 use crate::anchors::Anchors;
 use crate::authority_keeper::Authority;
+use crate::authority_secret::AuthoritySecret;
 use crate::kubernetes::RequestError;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
@@ -43,6 +49,7 @@ use leader::Candidate;
 use namespaces::OptedIn;
 use own::OwnIdentity;
 use report::Report;
+use rotate::{RotationContext, Rotor};
 use sandgate_mesh::drain::Draining;
 use sandgate_mesh::policy::model::DefaultPolicy;
 use std::sync::Arc;
@@ -69,6 +76,7 @@ pub(crate) struct Context {
     pub(crate) lifetime: Duration,
     /// How long a leader may be silent before another replica takes over.
     pub(crate) lease: Duration,
+    pub(crate) rotation: RotationContext,
     pub(crate) report: Report,
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -81,7 +89,7 @@ pub(crate) async fn run(context: Context, mut leaving: Draining) {
         () = leaving.started() => {}
         () = lead(&context, &mut candidate) => {}
     }
-    context.report.leads(false);
+    context.leads_no_more();
     candidate.release().await;
 }
 
@@ -104,14 +112,22 @@ async fn lead(context: &Context, candidate: &mut Candidate) {
             () = candidate.keep(failed) => {}
             () = term(context) => {}
         }
-        context.report.leads(false);
+        context.leads_no_more();
         tracing::warn!(
             "this replica looks after gates no longer: it couldn't renew its Lease, or another has taken it"
         );
     }
 }
 
-/// One leader's time: first of all an epoch of its own, in which all that it says is said.
+impl Context {
+    fn leads_no_more(&self) {
+        self.report.leads(false);
+        self.rotation.report.rests();
+    }
+}
+
+/// One leader's time: first of all an epoch of its own, in which all that it says is said; and the roots as they are now, for a
+/// former leader may have changed them since this replica looked last.
 async fn term(context: &Context) {
     let epoch = loop {
         let (client, namespace) = (context.client.clone(), context.settings.own_namespace.as_str());
@@ -127,6 +143,7 @@ async fn term(context: &Context) {
     };
     context.report.epoch(epoch);
     tracing::info!(epoch, "a new epoch has begun");
+    context.rotation.fresh.read(RETRY).await;
     let visitor = Visitor {
         evidence: Evidence::new(context.client.clone()),
         settings: context.settings.clone(),
@@ -140,5 +157,13 @@ async fn term(context: &Context) {
         epoch,
         counter: AtomicU64::new(1),
     };
-    work::work(context.client.clone(), visitor, &context.report, &context.metrics).await;
+    let (tell, progress) = watch::channel(None);
+    let namespace = context.settings.own_namespace.as_str();
+    let secret = AuthoritySecret::new(context.client.clone(), namespace, &context.secret);
+    let (authority, metrics) = (context.authority.clone(), Arc::clone(&context.metrics));
+    let rotor = Rotor::new(context.rotation.clone(), secret, authority, progress, metrics);
+    tokio::select! {
+        () = work::work(context.client.clone(), visitor, tell, &context.report, &context.metrics) => {}
+        () = rotor.run() => {}
+    }
 }

@@ -14,7 +14,14 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 /// The namespaces that have opted in, as far as it is known now. Clones are the same set.
 #[derive(Debug, Clone, Default)]
-pub(super) struct OptedIn(Arc<RwLock<HashSet<Namespace>>>);
+pub(super) struct OptedIn(Arc<RwLock<Known>>);
+
+#[derive(Debug, Default)]
+struct Known {
+    namespaces: HashSet<Namespace>,
+    /// Whether all have been listed once.
+    complete: bool,
+}
 
 /// What a watch says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +39,12 @@ type Seen = PartialObjectMeta<v1::Namespace>;
 impl OptedIn {
     pub(super) fn contains(&self, namespace: &Namespace) -> bool {
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        known.contains(namespace)
+        known.namespaces.contains(namespace)
+    }
+
+    /// Whether those that aren't known to have opted in haven't, and not merely weren't seen yet.
+    pub(super) fn is_known(&self) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).complete
     }
 
     /// Takes note of a change, and says which namespaces have opted in or out with it.
@@ -41,18 +53,19 @@ impl OptedIn {
     /// It is a failure.
     pub(super) fn note(&self, change: Change) -> Result<HashSet<Namespace>, String> {
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let Known { namespaces, complete } = &mut *known;
         let mut changed = HashSet::new();
         match change {
             Change::Listed(all) => {
-                changed = known.symmetric_difference(&all).cloned().collect();
-                *known = all;
+                changed = namespaces.symmetric_difference(&all).cloned().collect();
+                (*namespaces, *complete) = (all, true);
             }
             Change::In(namespace) => {
-                if known.insert(namespace.clone()) {
+                if namespaces.insert(namespace.clone()) {
                     changed.insert(namespace);
                 }
             }
-            Change::Out(namespace) => changed.extend(known.take(&namespace)),
+            Change::Out(namespace) => changed.extend(namespaces.take(&namespace)),
             Change::Failed(error) => return Err(error),
         }
         Ok(changed)
@@ -121,7 +134,9 @@ mod tests {
         assert_eq!(note(Event::Init), None);
         assert_eq!(note(Event::InitApply(seen("a"))), None);
         assert_eq!(note(Event::InitApply(seen("b"))), None);
+        assert!(!opted_in.is_known());
         assert_eq!(note(Event::InitDone), Some(names(&["a", "b"])));
+        assert!(opted_in.is_known());
         assert_eq!(note(Event::Apply(seen("b"))), Some(names(&[])));
         assert_eq!(note(Event::Apply(seen("c"))), Some(names(&["c"])));
         assert_eq!(note(Event::Delete(seen("a"))), Some(names(&["a"])));

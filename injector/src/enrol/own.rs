@@ -1,7 +1,8 @@
-//! What this process proves itself with to gates: a leaf of its own, kept in memory and renewed ahead of its end.
+//! What this process proves itself with to gates: leafs of its own, kept in memory and renewed ahead of their end. While the
+//! root is replaced there are two, since a gate may know the control plane by one of the roots only.
 
-use crate::authority::Root;
-use crate::authority_secret::Stored;
+use crate::authority::{Authority, Root};
+use crate::authority_stored::Stored;
 use crate::ca_bundle::pem;
 use sandgate_mesh::credentials::{MeshCredentials, Role};
 use sandgate_mesh::identity::WorkloadIdentity;
@@ -16,7 +17,7 @@ pub(super) struct OwnIdentity {
 }
 
 struct Current {
-    credentials: Arc<MeshCredentials>,
+    credentials: Vec<Arc<MeshCredentials>>,
     roots: Vec<Root>,
     renew_at: SystemTime,
 }
@@ -30,34 +31,41 @@ impl OwnIdentity {
         }
     }
 
-    /// Credentials under the root that signs now.
+    /// Credentials under each root that signs or has signed and is trusted yet: at least one, and first the one that most
+    /// gates know, which is the oldest.
     ///
     /// # Errors
     /// None can be issued.
-    pub(super) fn credentials(&self, stored: &Stored) -> anyhow::Result<Arc<MeshCredentials>> {
+    pub(super) fn credentials(&self, stored: &Stored) -> anyhow::Result<Vec<Arc<MeshCredentials>>> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let now = SystemTime::now();
         if let Some(current) = &*current
             && current.roots == stored.roots
             && now < current.renew_at
         {
-            return Ok(Arc::clone(&current.credentials));
+            return Ok(current.credentials.clone());
         }
-        let issued = stored.authority.client_leaf(&self.identity, self.lifetime)?;
-        let credentials = MeshCredentials::from_pem(
-            Role::ControlPlane,
-            issued.chain_pem.as_bytes(),
-            issued.key_pem.as_bytes(),
-            bundle(&stored.roots).as_bytes(),
-            &self.identity.trust_domain,
-        )?;
-        let credentials = Arc::new(credentials);
+        let authorities = stored.previous.iter().chain([&stored.authority]);
+        let issued = authorities.map(|authority| self.issued(authority, &stored.roots));
+        let credentials = issued.collect::<anyhow::Result<Vec<_>>>()?;
         *current = Some(Current {
-            credentials: Arc::clone(&credentials),
+            credentials: credentials.clone(),
             roots: stored.roots.clone(),
             renew_at: now + self.lifetime / 2,
         });
         Ok(credentials)
+    }
+
+    fn issued(&self, authority: &Authority, roots: &[Root]) -> anyhow::Result<Arc<MeshCredentials>> {
+        let issued = authority.client_leaf(&self.identity, self.lifetime)?;
+        let credentials = MeshCredentials::from_pem(
+            Role::ControlPlane,
+            issued.chain_pem.as_bytes(),
+            issued.key_pem.as_bytes(),
+            bundle(roots).as_bytes(),
+            &self.identity.trust_domain,
+        )?;
+        Ok(Arc::new(credentials))
     }
 }
 
@@ -76,13 +84,25 @@ mod tests {
         let identity: WorkloadIdentity = "spiffe://cluster.local/ns/here/sa/sandbox-injector".parse().unwrap();
         let (stored, other) = (Stored::new(), Stored::new());
         let own = OwnIdentity::new(identity.clone(), Duration::from_secs(3600));
-        let first = own.credentials(&stored).unwrap();
+        let one = |own: &OwnIdentity, stored: &Stored| match own.credentials(stored).unwrap().as_slice() {
+            [one] => Arc::clone(one),
+            several => panic!("{}", several.len()),
+        };
+        let first = one(&own, &stored);
         assert_eq!(*first.identity(), PeerId::Workload(identity.clone()));
-        assert!(Arc::ptr_eq(&first, &own.credentials(&stored).unwrap()));
-        let changed = own.credentials(&other).unwrap();
-        assert!(!Arc::ptr_eq(&first, &changed));
+        assert!(Arc::ptr_eq(&first, &one(&own, &stored)));
+        assert!(!Arc::ptr_eq(&first, &one(&own, &other)));
         let short = OwnIdentity::new(identity, Duration::ZERO);
-        let first = short.credentials(&stored).unwrap();
-        assert!(!Arc::ptr_eq(&first, &short.credentials(&stored).unwrap()));
+        assert!(!Arc::ptr_eq(&one(&short, &stored), &one(&short, &stored)));
+    }
+
+    #[test]
+    fn while_the_root_is_replaced_there_is_a_leaf_under_each_that_may_be_the_only_one_that_a_gate_knows() {
+        let identity: WorkloadIdentity = "spiffe://cluster.local/ns/here/sa/sandbox-injector".parse().unwrap();
+        let own = OwnIdentity::new(identity, Duration::from_secs(3600));
+        let before = Stored::new();
+        let steps = crate::rotation::steps::each_after(&before);
+        let leafs = |stored: &Stored| own.credentials(stored).unwrap().len();
+        assert_eq!((leafs(&before), steps.each_ref().map(leafs)), (1, [1, 2, 1]));
     }
 }

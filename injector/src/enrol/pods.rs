@@ -1,12 +1,16 @@
 //! Which pods have a gate that can be dialed: a watch that keeps a few words of each, and says what changed about it.
 
+use crate::authority::RootId;
 use crate::names::{CONTAINER, INJECTED, INJECTED_LABEL};
 use futures_util::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ApiResource};
-use kube::core::{NotUsed, Object, ObjectMeta};
+use kube::core::{Object, ObjectMeta};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use sandgate_mesh::contract::TRUST_ANCHORS_VARIABLE;
 use sandgate_mesh::sandbox::{Namespace, PodUid, SandboxName};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -25,6 +29,10 @@ pub(super) struct Target {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Sighting {
     pub(super) uid: PodUid,
+    pub(super) namespace: Namespace,
+    pub(super) name: SandboxName,
+    /// The roots that its gate was born with; none once it has ended.
+    pub(super) born_with: Option<Vec<RootId>>,
     /// None while it can't be dialed, or needn't be any more.
     pub(super) target: Option<Target>,
     /// How often its gate was started again.
@@ -45,8 +53,32 @@ pub(super) enum Change {
     Failed(String),
 }
 
+/// The most roots of a gate that are looked at. The admission policy lets a few kibibytes pass, and three roots are as many as
+/// there ever are at once.
+const MOST_ROOTS: usize = 16;
+
 /// What is read of a pod; the rest of it is skipped.
-type Seen = Object<NotUsed, Status>;
+type Seen = Object<Spec, Status>;
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Spec {
+    init_containers: Vec<InitContainer>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(default)]
+struct InitContainer {
+    name: String,
+    env: Vec<Variable>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(default)]
+struct Variable {
+    name: String,
+    value: String,
+}
 
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -94,25 +126,40 @@ fn sighting(pod: &Seen) -> Option<Sighting> {
     let over =
         matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) || pod.metadata.deletion_timestamp.is_some();
     let ip = status.pod_ip.as_deref().and_then(|ip| ip.parse().ok());
-    let target = match ip.filter(|_| !over) {
-        Some(ip) => Some(Target {
-            namespace: pod.namespace()?.parse().ok()?,
-            name: pod.name_any().parse().ok()?,
-            uid: uid.clone(),
-            ip,
-        }),
-        None => None,
-    };
+    let (namespace, name): (Namespace, SandboxName) = (pod.namespace()?.parse().ok()?, pod.name_any().parse().ok()?);
+    let target = ip.filter(|_| !over).map(|ip| Target {
+        namespace: namespace.clone(),
+        name: name.clone(),
+        uid: uid.clone(),
+        ip,
+    });
     let gate = status
         .init_container_statuses
         .iter()
         .find(|gate| gate.name == CONTAINER);
     Some(Sighting {
         uid,
+        namespace,
+        name,
+        born_with: (!over).then(|| born_with(&pod.spec)),
         target,
         restarts: gate.map_or(0, |gate| gate.restart_count),
         ready: gate.is_some_and(|gate| gate.ready),
     })
+}
+
+/// What can't be read is no root of anybody's.
+fn born_with(spec: &Spec) -> Vec<RootId> {
+    let gate = spec.init_containers.iter().find(|gate| gate.name == CONTAINER);
+    let anchors = gate.and_then(|gate| gate.env.iter().find(|variable| variable.name == TRUST_ANCHORS_VARIABLE));
+    let roots = anchors.map(|anchors| CertificateDer::pem_slice_iter(anchors.value.as_bytes()));
+    roots
+        .into_iter()
+        .flatten()
+        .map_while(Result::ok)
+        .take(MOST_ROOTS)
+        .map(|root| RootId::of(&root))
+        .collect()
 }
 
 #[cfg(test)]
@@ -156,6 +203,32 @@ mod tests {
         ] {
             assert_eq!(seen(&over).unwrap().target, None, "{over}");
         }
+    }
+
+    #[test]
+    fn a_pods_gate_was_born_with_roots_until_the_pod_ends() {
+        let stored = crate::authority_stored::Stored::new();
+        let other = crate::authority_stored::Stored::new();
+        let roots = [stored.authority.root().clone(), other.authority.root().clone()];
+        let text = crate::ca_bundle::pem(&[roots[0].der(), roots[1].der()]);
+        let gate = |name: &str, text: &str| {
+            let env = json!([{"name": "OTHER", "valueFrom": {"fieldRef": {"fieldPath": "x"}}}, {"name": name, "value": text}]);
+            json!({"spec": {"initContainers": [{"name": "first"}, {"name": "sandgate", "env": env}]}})
+        };
+        let found = seen(&gate("SANDGATE_TRUST_ANCHORS", &text)).unwrap();
+        assert_eq!(found.born_with, Some(vec![roots[0].id(), roots[1].id()]));
+        for (name, text) in [("SANDGATE_TRUST_ANCHORS", "junk"), ("OTHER_ANCHORS", &text)] {
+            assert_eq!(seen(&gate(name, text)).unwrap().born_with, Some(Vec::new()), "{name}");
+        }
+        let mut waits = gate("SANDGATE_TRUST_ANCHORS", &text);
+        waits["status"] = json!({"podIP": null});
+        let found = seen(&waits).unwrap();
+        assert_eq!(
+            (found.target, found.born_with.map(|roots| roots.len())),
+            (None, Some(2))
+        );
+        waits["status"] = json!({"phase": "Succeeded"});
+        assert_eq!(seen(&waits).unwrap().born_with, None);
     }
 
     #[test]

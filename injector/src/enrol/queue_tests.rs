@@ -9,6 +9,9 @@ fn sighting(namespace: &str, uid: &str) -> Sighting {
     let uid: PodUid = uid.parse().unwrap();
     Sighting {
         uid: uid.clone(),
+        namespace: namespace.parse().unwrap(),
+        name: "box".parse().unwrap(),
+        born_with: Some(Vec::new()),
         target: Some(Target {
             namespace: namespace.parse().unwrap(),
             name: "box".parse().unwrap(),

@@ -109,7 +109,7 @@ impl Report {
                 pod: target.name.as_str(),
                 pod_uid: target.uid.as_str(),
                 address: target.ip,
-                until: ended.as_ref().ok().map(|settled| utc(settled.until).to_string()),
+                until: ended.as_ref().ok().map(|settled| utc(settled.proof.until).to_string()),
                 failures: visit.failures + u32::from(ended.is_err()),
                 duration_ms: took.as_millis(),
             });

@@ -262,7 +262,7 @@ fn a_gate_that_was_given_other_settings_is_refused_by_that_name() {
 
 #[test]
 fn roots_that_nobody_knows_any_more_count_for_a_gate_that_has_an_identity_and_for_no_other() {
-    let stored = crate::authority_secret::Stored::new();
+    let stored = crate::authority_stored::Stored::new();
     let now = Anchors::of(&stored.roots).unwrap();
     let look = |anchors: &Anchors| candidate(terms(&settings(), anchors), &target(), &target().uid, &pod());
     assert!(matches!(look(&now), Err(Refusal::Misfit(_))));

@@ -3,6 +3,7 @@
 
 use super::dial::{Connection, DialError, Proven, dial};
 use super::evidence::Evidence;
+use super::holders::Proof;
 use super::namespaces::OptedIn;
 use super::own::{OwnIdentity, bundle};
 use super::pods::Target;
@@ -10,9 +11,9 @@ use super::policy;
 use super::queue::{self, Next, Trouble};
 use super::verify::{self, Refusal, Verified};
 use crate::anchors::Anchors;
-use crate::authority::{SignError, Signed};
+use crate::authority::{Root, SignError, Signed};
 use crate::authority_keeper::Authority;
-use crate::authority_secret::Stored;
+use crate::authority_stored::Stored;
 use crate::born::Terms;
 use crate::kubernetes::RequestError;
 use crate::settings::Settings;
@@ -75,11 +76,11 @@ impl Done {
 }
 
 /// A gate that is as it should be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Settled {
     pub(super) done: Done,
-    /// The end of its identity.
-    pub(super) until: SystemTime,
+    /// What it has shown: its identity, and its roots.
+    pub(super) proof: Proof,
 }
 
 /// Why a gate isn't as it should be.
@@ -164,15 +165,22 @@ impl Visitor {
 
     async fn bring_up_to_date(&self, target: &Target, renew: bool) -> Result<Settled, VisitError> {
         let stored = self.stored()?;
-        let credentials = self.own.credentials(&stored).map_err(VisitError::Own)?;
+        let own = self.own.credentials(&stored).map_err(VisitError::Own)?;
 
-        let (mut connection, enrolment) = match ask(target, &credentials).await {
-            Ok(asked) => asked,
-            Err(error) => return Err(self.explained(target, error).await),
+        let (mut connection, enrolment, credentials) = match reach(target, &own).await {
+            Ok(reached) => reached,
+            Err(VisitError::Dial(error)) => return Err(self.explained(target, error).await),
+            Err(error) => return Err(error),
         };
-        let bundle = bundle(&stored.roots);
-        // A former leader may have told it other roots, or may not have come to tell it these.
-        let renew = renew || enrolment.bundle_digest != bundle_digest(&bundle);
+        let (bundle, root) = (bundle(&stored.roots), stored.authority.root());
+        let proof = |until| Proof {
+            roots: stored.roots.iter().map(Root::id).collect(),
+            under: root.id(),
+            until,
+        };
+        // A former leader may have told it other roots, or may not have come to tell it these; and of the same roots another
+        // may have signed then.
+        let renew = renew || enrolment.bundle_digest != bundle_digest(&bundle) || !connection.is_under(root);
         let standing = self.standing(connection.standing(), renew);
         // As it is stored, by its name: what was watched may be old, and another pod may have the name by now.
         let pod = self.evidence.pod(target).await?;
@@ -184,11 +192,12 @@ impl Visitor {
             // In a new epoch it is told all the same: what a former leader has sent and the network still holds back must
             // find a floor that it is below.
             if !same || enrolment.floor.epoch < self.epoch {
-                let mut gate = connection.proven(until).map_err(VisitError::NotShown)?;
+                let mut gate = connection.proven(root, until).map_err(VisitError::NotShown)?;
                 self.push_policy(&mut gate, target, pod).await?;
             }
             let done = if same { Done::Nothing } else { Done::Policy };
-            return Ok(Settled { done, until });
+            let proof = proof(until);
+            return Ok(Settled { done, proof });
         }
 
         let anchors = match standing {
@@ -207,17 +216,16 @@ impl Visitor {
         drop(connection);
 
         // Whoever took it must show that it holds the key, before it is told anything else.
-        let connection = dial(target, &credentials).await?;
-        let mut gate = connection.proven(signed.not_after).map_err(VisitError::NotShown)?;
+        let connection = dial(target, credentials).await?;
+        let shown = connection.proven(root, signed.not_after);
+        let mut gate = shown.map_err(VisitError::NotShown)?;
         self.push_policy(&mut gate, target, pod).await?;
         let done = match standing {
             Standing::Nothing => Done::Enrolled,
             Standing::Ending | Standing::Lasting(_) => Done::Renewed,
         };
-        Ok(Settled {
-            done,
-            until: signed.not_after,
-        })
+        let proof = proof(signed.not_after);
+        Ok(Settled { done, proof })
     }
 
     /// A gate that doesn't believe this control plane may have been given another when it was born.
@@ -303,11 +311,25 @@ impl Visitor {
     }
 }
 
-/// What the gate, or whoever has its address, says it needs.
-async fn ask(target: &Target, credentials: &MeshCredentials) -> Result<(Connection, Enrolment), DialError> {
-    let mut connection = dial(target, credentials).await?;
-    let enrolment = connection.enrolment().await?;
-    Ok((connection, enrolment))
+/// Dials a gate with whatever it may know the control plane by, and asks what enrols it. While the root is replaced, gates
+/// that have lost their identity know the roots that they were born with, and others those that they were told last.
+async fn reach<'a>(
+    target: &Target,
+    own: &'a [Arc<MeshCredentials>],
+) -> Result<(Connection, Enrolment, &'a MeshCredentials), VisitError> {
+    let mut disbelieved = None;
+    for credentials in own {
+        let asked = async {
+            let mut connection = dial(target, credentials).await?;
+            let enrolment = connection.enrolment().await?;
+            Ok::<_, DialError>((connection, enrolment, credentials.as_ref()))
+        };
+        match asked.await {
+            Err(error) if error.may_be_disbelief() => disbelieved = Some(error),
+            answer => return Ok(answer?),
+        }
+    }
+    Err(disbelieved.map_or_else(unknown_root, VisitError::Dial))
 }
 
 fn unknown_root() -> VisitError {

@@ -1,5 +1,6 @@
 //! A leader's work: follows the pods, and visits their gates, so many at once.
 
+use super::holders::{Holders, Progress};
 use super::namespaces;
 use super::pods::{self, Change};
 use super::queue::{Limits, Next, Queue, Visit};
@@ -12,7 +13,8 @@ use kube::Client;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -32,17 +34,25 @@ const CENSUS: Duration = Duration::from_secs(2);
 /// How a visit ended.
 type Ended = (Visit, Result<Settled, VisitError>, Duration);
 
-/// Works for ever. Dropped, it ends every visit that is under way.
-pub(super) async fn work(client: Client, visitor: Visitor, report: &Report, metrics: &Metrics) {
+/// Works for ever, and tells how the replacement of the root stands. Dropped, it ends every visit that is under way.
+pub(super) async fn work(
+    client: Client,
+    visitor: Visitor,
+    progress: watch::Sender<Option<Progress>>,
+    report: &Report,
+    metrics: &Metrics,
+) {
     let mut authority = visitor.authority.clone();
     let mut roots = roots(&visitor);
     let mut work = Work {
         changes: pods::changes(client.clone()),
         namespaces: namespaces::changes(client, &visitor.settings),
         queue: Queue::new(LIMITS, visitor.opted_in.clone()),
+        holders: Holders::new(visitor.opted_in.clone(), visitor.lifetime),
         visitor: Arc::new(visitor),
         visits: JoinSet::new(),
     };
+    work.follow();
     let mut census = tokio::time::interval(CENSUS);
     loop {
         work.begin();
@@ -58,13 +68,17 @@ pub(super) async fn work(client: Client, visitor: Visitor, report: &Report, metr
             }
             () = tokio::time::sleep_until(due.unwrap_or(now)), if due.is_some() => {}
             Ok(()) = authority.changed() => {
+                work.follow();
                 let found = self::roots(&work.visitor);
                 if found != roots {
                     roots = found;
                     work.queue.renew_all(Instant::now(), work.visitor.lifetime / ROOTS_SPREAD);
                 }
             }
-            _ = census.tick() => report.census(work.queue.census()),
+            _ = census.tick() => {
+                report.census(work.queue.census());
+                progress.send_replace(work.holders.progress(Instant::now(), SystemTime::now()));
+            }
         }
     }
 }
@@ -74,6 +88,7 @@ struct Work {
     changes: Pin<Box<dyn Stream<Item = Change> + Send>>,
     namespaces: Pin<Box<dyn Stream<Item = namespaces::Change> + Send>>,
     queue: Queue,
+    holders: Holders,
     visits: JoinSet<Ended>,
 }
 
@@ -93,6 +108,13 @@ impl Work {
         }
     }
 
+    /// Keeps in mind which step of a replacement of the root is under way.
+    fn follow(&mut self) {
+        let stored = self.visitor.authority.borrow().clone();
+        let rotation = stored.as_ref().and_then(|stored| stored.under_way());
+        self.holders.follow(rotation, Instant::now());
+    }
+
     fn is_news(&mut self, visit: &Visit, ended: &Result<Settled, VisitError>) -> bool {
         match ended {
             Ok(settled) => settled.done != Done::Nothing,
@@ -105,7 +127,10 @@ impl Work {
 
     fn end(&mut self, visit: &Visit, ended: &Result<Settled, VisitError>) {
         let next = match ended {
-            Ok(settled) => self.visitor.next(settled.until),
+            Ok(settled) => {
+                self.holders.shown(&visit.target.uid, settled.proof.clone());
+                self.visitor.next(settled.proof.until)
+            }
             Err(error) => Next::Again(error.trouble()),
         };
         self.queue.done(visit, next, Instant::now());
@@ -113,10 +138,22 @@ impl Work {
 
     fn note(&mut self, change: Change, metrics: &Metrics) {
         match change {
-            Change::Listing => self.queue.listing(),
-            Change::Listed => self.queue.listed(),
-            Change::Seen(sighting) => self.queue.seen(sighting, Instant::now()),
-            Change::Gone(uid) => self.queue.gone(&uid),
+            Change::Listing => {
+                self.holders.listing();
+                self.queue.listing();
+            }
+            Change::Listed => {
+                self.holders.listed();
+                self.queue.listed();
+            }
+            Change::Seen(sighting) => {
+                self.holders.seen(&sighting, Instant::now());
+                self.queue.seen(sighting, Instant::now());
+            }
+            Change::Gone(uid) => {
+                self.holders.gone(&uid);
+                self.queue.gone(&uid);
+            }
             Change::Failed(error) => {
                 metrics.failed("enrolment");
                 tracing::warn!(error, "can't watch the pods that have a gate");

@@ -75,6 +75,13 @@ pub fn bundle_digest(pem: &str) -> Option<String> {
     Some(HEXLOWER.encode(hash.finish().as_ref()))
 }
 
+/// Names a certificate by what it is: SHA-256 of its DER, as `openssl x509 -fingerprint -sha256` has it.
+pub fn certificate_digest(der: &[u8]) -> [u8; 32] {
+    let mut named = [0; 32];
+    named.copy_from_slice(digest(&SHA256, der).as_ref());
+    named
+}
+
 impl fmt::Debug for Enrolment {
     /// Without the token.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

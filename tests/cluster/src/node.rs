@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 /// The volume with the token.
 const TOKEN_VOLUME: &str = "sandgate-token";
+/// The memory-backed volume with what the gate was given.
+const STATE_VOLUME: &str = "sandgate-state";
 /// The gate's ports.
 const PORTS: [u16; 2] = [14443, 14480];
 
@@ -31,6 +33,7 @@ pub struct RunningGate {
     pub address: Ipv4Addr,
     process: Process,
     pod: Value,
+    reboots: u32,
     // Removed with it.
     volumes: Folder,
 }
@@ -44,6 +47,7 @@ impl RunningGate {
             address,
             process: start(pod, address, &volumes).await,
             pod: pod.clone(),
+            reboots: 0,
             volumes,
         }
     }
@@ -104,6 +108,21 @@ impl Namespace {
         let status = json!({"status": {"phase": "Running", "podIP": address, "podIPs": [{"$patch": "replace"}, {"ip": address}]}});
         let answer = self.change_part(pod, "status", &status).await;
         answer.unwrap_or_else(|status| panic!("the status of {}: {status}", pod["metadata"]["name"]));
+    }
+
+    /// Kills a gate and starts it in the same pod as a node does that was started again: what was in memory is gone. The API
+    /// server is told so.
+    pub async fn reboot(&self, gate: &mut RunningGate) {
+        gate.process.kill().await;
+        std::fs::remove_dir_all(gate.volumes.path(STATE_VOLUME)).unwrap();
+        gate.process = start(&gate.pod, gate.address, &gate.volumes).await;
+        gate.reboots += 1;
+        let found = json!({
+            "name": "sandgate", "image": "gate", "imageID": "", "ready": false, "restartCount": gate.reboots,
+        });
+        let status = json!({"status": {"initContainerStatuses": [found]}});
+        let answer = self.change_part(&gate.pod, "status", &status).await;
+        answer.unwrap_or_else(|status| panic!("the status of {}: {status}", gate.pod["metadata"]["name"]));
     }
 
     /// Creates a pod that must be taken, for the length of the test, and runs its gate as a kubelet would.

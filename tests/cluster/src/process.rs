@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -19,6 +20,31 @@ pub fn program() -> PathBuf {
     program
         .expect("SANDGATE_INJECTOR isn't set: use tests/cluster/run")
         .into()
+}
+
+/// What `sandbox-injector root` says, as the injector's ServiceAccount: as `kubectl exec` into its pod would have it.
+///
+/// # Errors
+/// What it says on its standard error, if it doesn't end well.
+pub async fn root(system: &System, arguments: &[&str]) -> Result<String, String> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let (process, number) = (std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+    let kubeconfig = std::env::temp_dir().join(format!("sandgate-root-{process}-{number}"));
+    let namespace = system.namespace.name();
+    std::fs::write(&kubeconfig, as_injector(namespace).to_string()).unwrap();
+    let mut command = Command::new(program());
+    command.arg("root").args(arguments);
+    command.env("POD_NAMESPACE", namespace).env("KUBECONFIG", &kubeconfig);
+    let done = tokio::task::spawn_blocking(move || command.output().unwrap())
+        .await
+        .unwrap();
+    std::fs::remove_file(kubeconfig).unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    if done.status.success() {
+        Ok(text(done.stdout))
+    } else {
+        Err(text(done.stderr))
+    }
 }
 
 /// A running injector. It is killed when dropped.

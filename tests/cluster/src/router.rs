@@ -97,6 +97,15 @@ impl RunningRouter {
         .await;
     }
 
+    /// The value of a series of its metrics: 0 if there is none.
+    pub async fn metric(&self, series: &str) -> u64 {
+        let (_, text) = get(self.metrics, "/metrics", "").await;
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.map_or(0, |value| value.parse().unwrap())
+    }
+
     /// What its readiness probe gets.
     pub async fn readiness(&self) -> (u16, String) {
         get(self.health, "/readyz", "").await
@@ -170,10 +179,16 @@ impl Identity {
     pub fn with(namespace: &str, chain: &str, key: &str, roots: &str) -> Self {
         let folder = std::env::temp_dir().join(format!("sandgate-router-identity-{namespace}"));
         std::fs::create_dir_all(&folder).unwrap();
-        for (name, text) in [("tls.crt", chain), ("tls.key", key), ("ca.crt", roots)] {
-            std::fs::write(folder.join(name), text).unwrap();
+        let identity = Self(folder);
+        identity.replace(chain, key, roots);
+        identity
+    }
+
+    /// Gives the router another one. It takes none that is half there.
+    pub fn replace(&self, chain: &str, key: &str, roots: &str) {
+        for (name, text) in [("ca.crt", roots), ("tls.key", key), ("tls.crt", chain)] {
+            std::fs::write(self.0.join(name), text).unwrap();
         }
-        Self(folder)
     }
 
     /// The flags that name them.

@@ -104,19 +104,11 @@ impl Scene {
     /// Somebody who has what a leader has, and may say to a pod's gate whatever they like.
     async fn leader_of(&self, pod: &Value, gate: &RunningGate) -> ControlPlane {
         let (root, root_key) = (self.stored("tls.crt").await, self.stored("tls.key").await);
-        let issuer = Issuer::from_ca_cert_pem(&root, KeyPair::from_pem(&root_key).unwrap()).unwrap();
         let own = self.system.namespace.name();
         let identity: WorkloadIdentity = format!("spiffe://cluster.local/ns/{own}/sa/sandbox-injector")
             .parse()
             .unwrap();
-        let mut params = CertificateParams::default();
-        let uri = identity.to_string().as_str().try_into().unwrap();
-        params.subject_alt_names = vec![SanType::URI(uri)];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.is_ca = IsCa::ExplicitNoCa;
-        let key = KeyPair::generate().unwrap();
-        let chain = params.signed_by(&key, &issuer).unwrap().pem();
+        let [chain, key] = leaf_under(&root, &root_key, &identity.to_string(), false);
         let text = |name: &str| pod["metadata"][name].as_str().unwrap();
         let sandbox = SandboxIdentity {
             trust_domain: identity.trust_domain.clone(),
@@ -126,7 +118,7 @@ impl Scene {
             },
             pod_uid: text("uid").parse().unwrap(),
         };
-        let pem = [chain.as_str(), &key.serialize_pem(), &root];
+        let pem = [chain.as_str(), &key, &root];
         ControlPlane::with(&identity, pem, (gate.address, 14443).into(), sandbox)
     }
 
@@ -137,6 +129,22 @@ impl Scene {
             "metadata": {"name": "sandgate-injector", "namespace": self.system.namespace.name()},
         })
     }
+}
+
+/// A leaf of the mesh as whoever has a root and its key can make it, for a server or for a client, and its key.
+pub(crate) fn leaf_under(root: &str, root_key: &str, identity: &str, server: bool) -> [String; 2] {
+    let issuer = Issuer::from_ca_cert_pem(root, KeyPair::from_pem(root_key).unwrap()).unwrap();
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI(identity.try_into().unwrap())];
+    params.extended_key_usages = vec![if server {
+        ExtendedKeyUsagePurpose::ServerAuth
+    } else {
+        ExtendedKeyUsagePurpose::ClientAuth
+    }];
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.is_ca = IsCa::ExplicitNoCa;
+    let key = KeyPair::generate().unwrap();
+    [params.signed_by(&key, &issuer).unwrap().pem(), key.serialize_pem()]
 }
 
 /// What a gate was told so far, as it counts it.

@@ -27,6 +27,8 @@ mod injector_guard;
 mod injector_trust;
 mod network_policy;
 mod rollout;
+mod root_rotation;
+mod root_stage;
 mod router_cache;
 mod trust_anchors;
 mod upstream;
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         injector_trust::TESTS,
         network_policy::TESTS,
         rollout::TESTS,
+        root_rotation::TESTS,
         trust_anchors::TESTS,
         router_cache::TESTS,
         upstream::TESTS,

@@ -1,0 +1,170 @@
+//! Has the leader move the replacement of the root on, from step to step, when nothing holds it back any more; begins one when
+//! the root is as old as it may be; and tells what it waits for.
+
+use super::RETRY;
+use super::holders::Progress;
+use super::rotate_report::RotationReport;
+use crate::authority_keeper::{Authority, Fresh};
+use crate::authority_secret::{AuthoritySecret, SecretError};
+use crate::authority_stored::Stored;
+use crate::ca_bundle::Confirmed;
+use crate::metrics::Metrics;
+use crate::rotation::blockers::{Blocker, Observed, Reason, Waits, blockers};
+use crate::rotation::status::Status;
+use crate::rotation::steps::{NotMoved, begun, moved_on};
+use crate::rotation::{Cause, Rotation, Schedule};
+use crate::serving::Served;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// How often it is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What the replacement works with on every replica.
+#[derive(Clone)]
+pub(crate) struct RotationContext {
+    pub(crate) schedule: Schedule,
+    pub(crate) waits: Waits,
+    /// How often at most the status is written.
+    pub(crate) tell_every: Duration,
+    /// What the webhook configurations hold; none where somebody else looks after those.
+    pub(crate) confirmed: Vec<watch::Receiver<Confirmed>>,
+    /// What the webhook is served with.
+    pub(crate) served: Served,
+    /// Has the Secret read at once.
+    pub(crate) fresh: Fresh,
+    pub(crate) report: RotationReport,
+}
+
+/// One leader's part in it.
+pub(super) struct Rotor {
+    context: RotationContext,
+    secret: AuthoritySecret,
+    authority: Authority,
+    progress: watch::Receiver<Option<Progress>>,
+    metrics: Arc<Metrics>,
+    /// What is told in the Secret, and when that was written; none before it was looked at.
+    told: Option<(Option<Status>, Instant)>,
+}
+
+impl Rotor {
+    pub(super) fn new(
+        context: RotationContext,
+        secret: AuthoritySecret,
+        authority: Authority,
+        progress: watch::Receiver<Option<Progress>>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            context,
+            secret,
+            authority,
+            progress,
+            metrics,
+            told: None,
+        }
+    }
+
+    /// Looks after it for ever.
+    pub(super) async fn run(mut self) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let Some(stored) = self.authority.borrow().clone() else {
+                continue;
+            };
+            match &stored.rotation {
+                Err(misfit) => self.context.report.misfit(misfit),
+                Ok(Some(rotation)) if rotation.is_under_way() => self.look(rotation).await,
+                Ok(_) => self.rest(&stored).await,
+            }
+        }
+    }
+
+    /// Nothing is under way: begins where the root is as old as it may be.
+    async fn rest(&mut self, stored: &Stored) {
+        self.context.report.rests();
+        self.tell(None).await;
+        let (root, now) = (stored.authority.root(), SystemTime::now());
+        let schedule = &self.context.schedule;
+        // With a next root that has no replacement somebody replaces it by hand.
+        if stored.roots.len() == 1 && schedule.is_due(root.not_before(), root.not_after(), now) {
+            let begin = |content: &_| begun(content, Cause::Age, now);
+            self.write(self.secret.change(begin).await).await;
+        }
+    }
+
+    async fn look(&mut self, rotation: &Rotation) {
+        let waits_for = self.blockers(rotation);
+        self.context.report.step(rotation, &waits_for, SystemTime::now());
+        if waits_for.is_empty() {
+            let now = SystemTime::now();
+            let next = |content: &_| moved_on(content, rotation, now);
+            self.write(self.secret.change(next).await).await;
+            return;
+        }
+        self.tell(Some(Status::new(rotation, waits_for, SystemTime::now())))
+            .await;
+    }
+
+    fn blockers(&self, rotation: &Rotation) -> Vec<Blocker> {
+        let progress = self.progress.borrow().clone();
+        let Some(progress) = progress.filter(|progress| progress.rotation.is_same_step(rotation)) else {
+            return vec![Blocker::new(Reason::Leader)];
+        };
+        let confirmed = self.context.confirmed.iter();
+        let serves = self.context.served.borrow();
+        let seen = Observed {
+            known_for: progress.since.elapsed(),
+            confirmed: confirmed.map(|confirmed| confirmed.borrow().clone()).collect(),
+            serves_under: serves.as_ref().and_then(|serving| serving.under),
+            gates: progress.behind.gates,
+            pods: progress.behind.pods,
+        };
+        blockers(rotation, seen, self.context.waits, &self.context.schedule)
+    }
+
+    /// What was written counts at once for this replica.
+    async fn write(&self, written: Result<Stored, SecretError>) {
+        match written {
+            Ok(stored) => {
+                if let Ok(Some(rotation)) = &stored.rotation {
+                    self.context.report.moved(rotation, SystemTime::now());
+                }
+            }
+            // Somebody else has done something, which is about to be seen.
+            Err(SecretError::NotMoved {
+                cause: NotMoved::Overtaken | NotMoved::UnderWay(_),
+                ..
+            }) => {}
+            Err(error) => {
+                self.metrics.failed("rotation");
+                tracing::warn!(%error, "can't move the replacement of the root on; it is tried again");
+            }
+        }
+        self.context.fresh.read(RETRY).await;
+    }
+
+    /// Tells how it stands, if that is new, and not too often.
+    async fn tell(&mut self, status: Option<Status>) {
+        if let Some((told, at)) = &self.told {
+            let same = match (told, &status) {
+                (Some(told), Some(status)) => told.tells_the_same(status),
+                (None, None) => true,
+                _ => false,
+            };
+            // That there is nothing more to tell is told at once.
+            if same || (status.is_some() && told.is_some() && at.elapsed() < self.context.tell_every) {
+                return;
+            }
+        }
+        let text = status.as_ref().and_then(|status| serde_json::to_string(status).ok());
+        match self.secret.tell(text.as_deref()).await {
+            Ok(()) => self.told = Some((status, Instant::now())),
+            // It is told at the next look.
+            Err(SecretError::Request { cause, .. }) if cause.is_conflict() => {}
+            Err(error) => tracing::warn!(%error, "can't tell in the Secret how the replacement of the root stands"),
+        }
+    }
+}
