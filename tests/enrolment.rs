@@ -205,7 +205,7 @@ async fn a_gate_that_cannot_read_its_token_says_so_and_takes_it_when_it_is_there
     let mut scene = Scene::start(PROGRAMS).await;
     std::fs::remove_file(scene.folder.path("token")).unwrap();
     let answer = scene.control.send(get(ENROLMENT_PATH)).await;
-    assert_detail(&answer, 503, "the gate can't read its token", "no token");
+    assert_detail(&answer, 503, "the token can't be read", "no token");
     scene.gate.logs("/token: ", 1).await;
     scene.folder.rename_over("token", TOKEN);
     assert_eq!(scene.control.enrolment().await.token, TOKEN);

@@ -127,7 +127,7 @@ async fn no_byte_of_a_request_goes_over_a_kept_connection_to_a_gate_whose_certif
 
     let first = tokio::spawn(send(router, request.clone()));
     let (stream, _) = gate.accept().await.unwrap();
-    let accepted = tls::accept_gate(stream, |_| Some(Arc::clone(&config))).await;
+    let accepted = tls::accept_mesh(stream, |_| Some(Arc::clone(&config))).await;
     let (mut kept, ..) = accepted.unwrap();
     read_until(&mut kept, b"\r\n\r\n").await;
     kept.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
@@ -139,7 +139,7 @@ async fn no_byte_of_a_request_goes_over_a_kept_connection_to_a_gate_whose_certif
     }
     let second = tokio::spawn(send(router, request));
     let (stream, _) = gate.accept().await.unwrap();
-    let accepted = tls::accept_gate(stream, |_| Some(config)).await;
+    let accepted = tls::accept_mesh(stream, |_| Some(config)).await;
     assert!(accepted.is_err(), "the certificate counts");
     assert_eq!(status(&second.await.unwrap()), 502);
     assert_eq!(kept.read(&mut [0]).await.unwrap_or(0), 0);

@@ -3,17 +3,12 @@
 // Tests fail by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use rustix::process::{Signal, geteuid};
+use rustix::process::Signal;
 use sandgate_tests::folder::Folder;
 use sandgate_tests::processes::{
-    Left, Process, ProcessMesh, Programs, command, json_lines, router_flags, sidecar_flags, until_ready,
+    Left, Process, ProcessMesh, Programs, command, json_lines, router_flags, sidecar_flags,
 };
 use sandgate_tests::{RecordingApp, TOKEN, exchange, programs, status};
-use std::collections::HashSet;
-use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::process::CommandExt;
-use std::process::Command;
 use tokio::net::{TcpListener, TcpStream};
 
 const PROGRAMS: Programs = programs!();

@@ -75,7 +75,7 @@ impl Spy {
         let mut client = TcpStream::connect(http).await.unwrap();
         client.write_all(request.as_bytes()).await.unwrap();
         let (stream, _) = timeout(PATIENCE, self.0.accept()).await.unwrap().unwrap();
-        let (stream, ..) = tls::accept_gate(stream, |_| Some(config)).await.ok()?;
+        let (stream, ..) = tls::accept_mesh(stream, |_| Some(config)).await.ok()?;
         Some(stream.get_ref().1.peer_certificates().unwrap()[0].to_vec())
     }
 }
@@ -256,7 +256,7 @@ async fn a_connection_that_was_begun_under_a_root_that_is_gone_serves_its_own_re
     // Its workers have noticed, too.
     tokio::time::sleep(LINGER * 3 / 2).await;
 
-    let accepted = tls::accept_gate(begun, |_| Some(Arc::clone(&config))).await;
+    let accepted = tls::accept_mesh(begun, |_| Some(Arc::clone(&config))).await;
     let (mut begun, ..) = accepted.unwrap();
     read_until(&mut begun, b"\r\n\r\n").await;
     begun
@@ -268,7 +268,7 @@ async fn a_connection_that_was_begun_under_a_root_that_is_gone_serves_its_own_re
 
     client.write_all(request.as_bytes()).await.unwrap();
     let (next, _) = timeout(PATIENCE, scene.spy.0.accept()).await.unwrap().unwrap();
-    let accepted = tls::accept_gate(next, |_| Some(config)).await;
+    let accepted = tls::accept_mesh(next, |_| Some(config)).await;
     assert!(accepted.is_err(), "the old root counts");
     let rest = timeout(PATIENCE, begun.read(&mut [0])).await.unwrap();
     assert!(

@@ -54,8 +54,7 @@ impl Loot {
     /// How the gate itself would serve with it.
     fn serving(&self) -> Arc<ServerConfig> {
         let own = sandbox("alpha", POD_UID);
-        let [chain, key, bundle] =
-            [&self.issued.chain_pem, &self.issued.key_pem, &self.bundle].map(|pem| pem.as_bytes());
+        let [chain, key, bundle] = [&self.issued.chain_pem, &self.issued.key_pem, &self.bundle].map(String::as_bytes);
         let credentials = MeshCredentials::from_pem(Role::Sidecar, chain, key, bundle, &own.trust_domain);
         Arc::new(ServerConfig::clone(
             &tls::sidecar_server_config(&credentials.unwrap()).unwrap(),
@@ -141,14 +140,14 @@ async fn a_copied_identity_stands_for_no_other_pod() {
     ];
     let (_router, http) = router(&scene, &endpoints).await;
     let ask = async |http: SocketAddr, namespace: &str, name: &str| {
-        let head = head_to(
+        let request = head_to(
             8888,
             "GET /secret HTTP/1.1",
             &format!("X-Sandbox-Namespace: {namespace}\r\n"),
         );
         send(
             http,
-            head.replace("X-Sandbox-ID: alpha", &format!("X-Sandbox-ID: {name}")),
+            request.replace("X-Sandbox-ID: alpha", &format!("X-Sandbox-ID: {name}")),
         )
         .await
     };

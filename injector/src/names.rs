@@ -95,6 +95,8 @@ pub const COMPONENT_LABEL: &str = "app.kubernetes.io/component";
 pub const DIALING_COMPONENTS: [&str; 2] = [ROUTER_COMPONENT, "injector"];
 /// The value of [`COMPONENT_LABEL`] of the router's pods.
 pub const ROUTER_COMPONENT: &str = "router";
+/// The label of a router's pod that is to get its identity from the control plane; its value is [`ENABLED`].
+pub const ENROL_LABEL: &str = "sandgate.dev/enrol";
 /// The label by which agent-sandbox's own `NetworkPolicy` knows router pods.
 pub const UPSTREAM_ROUTER_LABEL: &str = "app";
 /// The value of [`UPSTREAM_ROUTER_LABEL`].
@@ -111,5 +113,9 @@ pub const EPOCH_ENTRY: &str = "epoch";
 pub const ROTATION_ANNOTATION: &str = "sandgate.dev/root-rotation";
 /// The Lease in the own namespace that says which replica talks to gates.
 pub const LEASE: &str = "sandgate-injector";
+/// The `ConfigMap` in the own namespace with the roots, from which routers know the control plane, unless configured.
+pub const DEFAULT_ROOTS_CONFIG_MAP: &str = "sandgate-roots";
+/// The entry of that `ConfigMap`.
+pub const ROOTS_ENTRY: &str = "ca.crt";
 /// The webhook's Service and its configurations, unless configured.
 pub const DEFAULT_WEBHOOK: &str = "sandgate-injector";

@@ -229,6 +229,7 @@ impl Injector {
             authority: kept.authority.clone(),
             anchors: kept.anchors.clone(),
             secret: self.config.authority_secret.clone(),
+            roots_config_map: self.config.roots_config_map.clone(),
             lifetime: self.config.gate_certificate_lifetime,
             lease: self.timing.lease,
             rotation,

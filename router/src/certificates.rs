@@ -1,6 +1,7 @@
-//! The router's certificates, which follow their files: its identity in the mesh, and what its HTTPS listener shows.
+//! The router's certificates that follow files: its identity in the mesh, and what its HTTPS listener shows.
 
-use crate::config::{Config, Https, NO_IDENTITY};
+use crate::config::{Config, Https, MeshIdentity, NO_IDENTITY};
+use crate::enrolment::EnrolmentListener;
 use crate::metrics::Metrics;
 use anyhow::Context;
 use sandgate_mesh::credentials::{Credentials, FrontCredentials, poll_router, roots_from_pem};
@@ -13,20 +14,30 @@ use tokio::sync::watch;
 use tokio_rustls::rustls::ServerConfig;
 
 /// How often certificate files are looked at.
-const POLL_PERIOD: Duration = Duration::from_secs(1);
+pub(crate) const POLL_PERIOD: Duration = Duration::from_secs(1);
 
 /// The configuration of the HTTPS listener as it is now.
 pub(crate) type FrontTls = watch::Receiver<Option<Arc<Arc<ServerConfig>>>>;
 
-/// The router's own identity.
+/// The router's own identity, and the port on which control planes bring it, if that is how it comes.
 ///
 /// # Errors
-/// There are no files, or they can't be used.
-pub(crate) fn mesh_credentials(config: &Config, metrics: &Metrics) -> anyhow::Result<Credentials> {
-    let files = config.mesh_files.clone().context(NO_IDENTITY)?;
-    let (poller, credentials) = poll_router(files, config.trust_domain.clone());
-    follow(poller, metrics)?;
-    Ok(credentials)
+/// None is configured, its files can't be used, or the port is taken.
+pub(crate) fn mesh_identity(
+    config: &Config,
+    metrics: &Metrics,
+) -> anyhow::Result<(Option<Credentials>, Option<EnrolmentListener>)> {
+    match config.mesh_identity.clone().context(NO_IDENTITY)? {
+        MeshIdentity::Files(files) => {
+            let (poller, credentials) = poll_router(files, config.trust_domain.clone());
+            follow(poller, metrics)?;
+            Ok((Some(credentials), None))
+        }
+        MeshIdentity::Enrolment(enrolment) => {
+            let listener = EnrolmentListener::bind(&enrolment, metrics)?;
+            Ok((Some(listener.credentials()), Some(listener)))
+        }
+    }
 }
 
 /// What the HTTPS listener proves itself with, and whom it asks for.

@@ -3,10 +3,13 @@
 
 mod environment;
 mod flags;
+mod mesh_identity;
 mod static_sandbox;
 
 pub use crate::pods::Source;
 pub use flags::Mesh;
+pub(crate) use mesh_identity::NO_IDENTITY;
+pub use mesh_identity::{Enrolment, MeshIdentity};
 pub use sandgate_mesh::command_line::ConfigError;
 pub use static_sandbox::StaticSandbox;
 
@@ -15,7 +18,6 @@ use flags::{AuthzMode, Flags, MtlsFlag};
 use ipnet::IpNet;
 use sandgate_mesh::command_line;
 use sandgate_mesh::contract::DEFAULT_PROXY_TIMEOUT;
-use sandgate_mesh::credentials::MeshFiles;
 use sandgate_mesh::framing::Limits;
 use sandgate_mesh::identity::TrustDomain;
 use sandgate_mesh::listener::{ConnectionLimits, parse_address};
@@ -71,7 +73,7 @@ pub struct Config {
     pub metrics: SocketAddr,
     pub health: SocketAddr,
     pub mesh: Mesh,
-    pub mesh_files: Option<MeshFiles>,
+    pub mesh_identity: Option<MeshIdentity>,
     pub trust_domain: TrustDomain,
     pub sandboxes: Vec<StaticSandbox>,
     pub cache: Option<Source>,
@@ -105,9 +107,6 @@ pub(crate) const PROGRAM: &str = "sandbox-router";
 const NO_CHOICE: &str = "nothing says who may call: set ROUTER_AUTH_TOKEN (or --auth-token) to require a bearer token, or let \
                          everybody in with --authz-mode=allow-all or ALLOW_UNAUTHENTICATED_ROUTER=true";
 
-pub(crate) const NO_IDENTITY: &str = "--mesh=required and --mesh=auto need the router's own certificate: set --mesh-cert-file, \
-                           --mesh-key-file and --mesh-trust-bundle-file, or --mesh=off to forward without gates";
-
 impl Config {
     /// Reads flags (without the program's name) and the environment. Go's `-flag` is taken as `--flag`.
     ///
@@ -117,7 +116,7 @@ impl Config {
         Self::read(args, false)
     }
 
-    /// As [`from_args`](Self::from_args), for a program that can have its mesh identity from files only.
+    /// As [`from_args`](Self::from_args), for a program that nobody else gives its mesh identity.
     ///
     /// # Errors
     /// See [`ConfigError`].
@@ -140,10 +139,10 @@ impl Config {
         self.trusted_proxies.iter().any(|network| network.contains(&ip))
     }
 
-    fn read(args: Vec<OsString>, needs_files: bool) -> Result<Self, ConfigError> {
+    fn read(args: Vec<OsString>, needs_identity: bool) -> Result<Self, ConfigError> {
         let args = args.into_iter().map(two_dashes).collect();
         command_line::read(PROGRAM, Flags::command(), args, |matches, problems| {
-            check(Flags::from_arg_matches(matches).ok()?, needs_files, problems)
+            check(Flags::from_arg_matches(matches).ok()?, needs_identity, problems)
         })
     }
 }
@@ -156,10 +155,12 @@ fn two_dashes(arg: OsString) -> OsString {
     }
 }
 
-fn check(flags: Flags, needs_files: bool, problems: &mut Vec<String>) -> Option<Config> {
+fn check(flags: Flags, needs_identity: bool, problems: &mut Vec<String>) -> Option<Config> {
     let authentication = authentication(&flags, problems);
     let https = https(&flags, problems);
-    let mesh_files = mesh_files(&flags, needs_files, problems);
+    let mesh_identity = flags
+        .mesh_identity
+        .identity(flags.mesh, &flags.trust_domain, needs_identity, problems);
     problems.extend(static_sandbox::repeated(&flags.sandbox_endpoint));
     let framing = flags.framing.limits();
     problems.extend(framing.problems());
@@ -175,7 +176,7 @@ fn check(flags: Flags, needs_files: bool, problems: &mut Vec<String>) -> Option<
         metrics: flags.metrics_bind_address,
         health: flags.health_probe_bind_address,
         mesh: flags.mesh,
-        mesh_files,
+        mesh_identity,
         trust_domain: flags.trust_domain,
         sandboxes: flags.sandbox_endpoint,
         cache,
@@ -292,30 +293,6 @@ fn cache(flags: &Flags, problems: &mut Vec<String>) -> Option<Source> {
         kubeconfig: flags.kubeconfig.clone(),
         namespace,
     })
-}
-
-fn mesh_files(flags: &Flags, needed: bool, problems: &mut Vec<String>) -> Option<MeshFiles> {
-    let given = (
-        &flags.mesh_cert_file,
-        &flags.mesh_key_file,
-        &flags.mesh_trust_bundle_file,
-    );
-    match given {
-        (Some(chain), Some(key), Some(bundle)) => Some(MeshFiles {
-            chain: chain.clone(),
-            key: key.clone(),
-            bundle: bundle.clone(),
-        }),
-        (None, None, None) if needed && flags.mesh != Mesh::Off => {
-            problems.push(NO_IDENTITY.into());
-            None
-        }
-        (None, None, None) => None,
-        _ => {
-            problems.push("--mesh-cert-file, --mesh-key-file and --mesh-trust-bundle-file belong together".into());
-            None
-        }
-    }
 }
 
 #[cfg(test)]

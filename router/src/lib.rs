@@ -8,6 +8,7 @@ mod authenticate;
 mod certificates;
 pub mod cli;
 pub mod config;
+mod enrolment;
 mod error;
 mod forward;
 mod metrics;

@@ -1,11 +1,13 @@
 //! What the router counts, under the names and labels that existing dashboards use (CONTRACT section 7). Label values
 //! that a caller can choose are bounded: what isn't known counts as `other`.
 
+use crate::enrolment::EnrolmentMetrics;
 use foldhash::HashMap;
 use http::{Method, StatusCode};
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
+use sandgate_mesh::control::server::{ControlMetrics, Pushes};
 use sandgate_mesh::metrics;
 use sandgate_mesh::polled::Reload;
 use sandgate_mesh::sandbox::Namespace;
@@ -209,6 +211,31 @@ impl Metrics {
     pub(crate) fn on_cert_reload(&self) -> impl Fn(Reload) + Send + use<> {
         let reloads = self.cert_reloads.clone();
         move |outcome| reloads.with_label_values(&[outcome.as_str()]).inc()
+    }
+
+    /// What is counted of enrolment. Only a router that a control plane brings its identity has these metrics.
+    pub(crate) fn enrolment(&self) -> prometheus::Result<EnrolmentMetrics> {
+        let identities = metrics::counters(
+            &self.registry,
+            "sandbox_router_enrolments_total",
+            "Identities that control planes brought, by outcome.",
+            &["outcome"],
+        )?;
+        let refused = metrics::counters(
+            &self.registry,
+            "sandbox_router_refused_control_connections_total",
+            "Connections to the mesh port of no control plane, or too many of them, by reason.",
+            &["reason"],
+        )?;
+        Ok(EnrolmentMetrics {
+            control: ControlMetrics {
+                identities: Pushes::new(&identities),
+                policies: None,
+                displaced: refused.with_label_values(&["connections"]),
+            },
+            refused: refused.with_label_values(&["control"]),
+            handshakes: refused.with_label_values(&["handshakes"]),
+        })
     }
 
     /// The end of the mesh certificate. Only a router that has one has this metric: 0 stands for a missing one.

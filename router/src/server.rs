@@ -1,8 +1,9 @@
 //! Listeners, worker threads, readiness and drain.
 
 use crate::authenticate::{Authenticator, certificate_caller};
-use crate::certificates::{FrontTls, front_tls, mesh_credentials};
+use crate::certificates::{FrontTls, front_tls, mesh_identity};
 use crate::config::{Config, Mesh};
+use crate::enrolment::EnrolmentListener;
 use crate::forward::Forwarder;
 use crate::metrics::Metrics;
 use crate::pods::{self, PodCache};
@@ -12,7 +13,7 @@ use anyhow::Context;
 use prometheus::IntCounter;
 use sandgate_mesh::admin::{Admin, Readiness};
 use sandgate_mesh::caller::Caller;
-use sandgate_mesh::credentials::Credentials;
+use sandgate_mesh::credentials::{Credentials, Unfit};
 use sandgate_mesh::drain::{self, Draining};
 use sandgate_mesh::listener::{self, ConnectionCount, ConnectionSlot, Full};
 use sandgate_mesh::memory::MemoryBudget;
@@ -35,6 +36,8 @@ const TOO_MANY: &str = "The router has too many connections; try again.";
 const TOO_MANY_OF_PEER: &str = "The router has too many connections from this address; try again.";
 /// What a client hears that connects while the memory budget is spent.
 const SHORT_OF_MEMORY: &str = "The router is short of memory; try again.";
+/// Why a router isn't ready that nobody can bring its identity yet.
+const NO_ANCHORS: &str = "no identity, and no roots yet by which to know who brings it";
 /// Accepted connections that may wait for a worker.
 const HANDOVER: usize = 1024;
 
@@ -54,6 +57,8 @@ pub struct Router {
     metrics_listener: TcpListener,
     health: TcpListener,
     credentials: Option<Credentials>,
+    /// Where a control plane brings them, if one does.
+    enrolment: Option<EnrolmentListener>,
     metrics: Arc<Metrics>,
     authenticator: Arc<Authenticator>,
     resolver: Arc<Resolver>,
@@ -76,10 +81,10 @@ impl Router {
         for sandbox in &config.sandboxes {
             metrics.learn(&sandbox.key.namespace);
         }
-        let credentials = match (credentials, config.mesh) {
-            (_, Mesh::Off) => None,
-            (Some(credentials), Mesh::Required | Mesh::Auto) => Some(credentials),
-            (None, Mesh::Required | Mesh::Auto) => Some(mesh_credentials(&config, &metrics)?),
+        let (credentials, enrolment) = match (credentials, config.mesh) {
+            (_, Mesh::Off) => (None, None),
+            (Some(credentials), Mesh::Required | Mesh::Auto) => (Some(credentials), None),
+            (None, Mesh::Required | Mesh::Auto) => mesh_identity(&config, &metrics)?,
         };
         let watched = |credentials: &Credentials| -> anyhow::Result<_> {
             Ok(IdentityWatch::new(
@@ -114,6 +119,7 @@ impl Router {
             metrics_listener: listener::bind(config.metrics)?,
             health: listener::bind(config.health)?,
             credentials,
+            enrolment,
             authenticator: Arc::new(Authenticator::new(&config.authentication)?),
             resolver: Arc::new(Resolver::new(&config, pods.clone())),
             pods,
@@ -139,6 +145,11 @@ impl Router {
         self.https.as_ref().and_then(|(listener, _)| listener.local_addr().ok())
     }
 
+    /// Where control planes dial, if one brings the router's identity.
+    pub fn mesh_address(&self) -> Option<SocketAddr> {
+        self.enrolment.as_ref().and_then(EnrolmentListener::address)
+    }
+
     /// Where the health listener is.
     pub fn health_address(&self) -> SocketAddr {
         self.health.local_addr().unwrap_or(self.config.health)
@@ -158,6 +169,7 @@ impl Router {
             http = %self.http_address(),
             metrics = %self.metrics_address(),
             health = %self.health_address(),
+            mesh = self.mesh_address().map(tracing::field::display),
             "listening"
         );
         if let (Some(source), Some(pods)) = (self.config.cache.clone(), self.pods.clone()) {
@@ -176,6 +188,9 @@ impl Router {
             ..Admin::default()
         };
         tokio::spawn(scraped.serve(self.metrics_listener, admin_draining));
+        if let Some(enrolment) = self.enrolment {
+            tokio::spawn(enrolment.serve(draining.clone()));
+        }
         let watcher = self.identity.map(|identity| tokio::spawn(identity.run(|| {})));
 
         let access = self.config.access_log.then(LineLog::stderr).transpose()?;
@@ -231,6 +246,7 @@ impl Router {
 
     fn readiness(&self, drain: drain::DrainState) -> Readiness {
         let (credentials, pods) = (self.credentials.clone(), self.pods.clone());
+        let anchors = self.enrolment.as_ref().map(EnrolmentListener::anchors);
         Arc::new(move || {
             if drain.has_started() {
                 return Err("draining".into());
@@ -240,7 +256,10 @@ impl Router {
             }
             let stands = |credentials: &Credentials| fit(credentials, SystemTime::now()).map(|_| ());
             let stands = credentials.as_ref().map_or(Ok(()), stands);
-            stands.map_err(|unfit| unfit.to_string().into())
+            stands.map_err(|unfit| match (&anchors, unfit) {
+                (Some(anchors), Unfit::Absent) if anchors.borrow().is_none() => NO_ANCHORS.into(),
+                _ => unfit.to_string().into(),
+            })
         })
     }
 }

@@ -11,6 +11,7 @@ ENUMS = {
     "injection.image.pullPolicy": ["Always", "IfNotPresent", "Never"],
     "router.auth.mode": ["", "token", "allow-all"],
     "router.mesh.mode": ["required", "auto", "off"],
+    "router.mesh.certificate.source": ["enrolled", "secret"],
     "router.service.type": ["ClusterIP", "LoadBalancer", "NodePort"],
     "injector.defaultPolicy": ["deny", "authenticated", "anonymous"],
     "injector.webhook.certificate.source": ["self", "cert-manager", "secret"],

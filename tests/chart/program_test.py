@@ -19,7 +19,7 @@ POD = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {sandgate.dev/inje
 TAKEN = [
     {},
     {"injection.logLevel": "trace"},
-    {"trustDomain": "a_b-c.d", "injection.routerIdentities": ["spiffe://a_b-c.d/ns/n/sa/a.b"]},
+    {"trustDomain": "a_b-c.d", "injection.routerIdentities": ["spiffe://a_b-c.d/ns/n/sa/a.b"], "router.mesh.certificate.source": "secret"},
     {"injection.acceptedImages": ["localhost:5000/a/b@sha256:00ff", "a"]},
     {"injection.acceptedRouterIdentities": ["spiffe://cluster.local/ns/n/sa/a.b", "spiffe://cluster.local/ns/n/sa/c"]},
     {"imageRegistry": "mirror.example:5000/x", "injection.image.repository": "a/b_c", "injection.image.tag": "1.0-rc_1"},

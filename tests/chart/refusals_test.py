@@ -21,6 +21,8 @@ def half_a_choice_is_refused_and_everything_that_is_missing_is_named(chart):
         ("router.httpRoute.enabled=true", "router.httpRoute.parentRefs"),
         ("router.mesh.mode=auto,router.cache.enabled=false", "router.mesh.mode"),
         ("router.cache.namespace=a,router.cache.enabled=false", "router.cache.namespace"),
+        # The injector would sign for nobody that gates don't know.
+        ("injection.routerIdentities={spiffe://cluster.local/ns/a/sa/b}", "router.mesh.certificate.source"),
         (f"{certificate}.source=secret", f"{certificate}.caBundle"),
         (f"{certificate}.source=cert-manager", f"{certificate}.issuerRef"),
         (f"{certificate}.source=cert-manager,{certificate}.issuerRef.kind=Issuer", f"{certificate}.issuerRef"),
@@ -95,7 +97,27 @@ def the_webhook_can_be_kept_for_the_networks_of_the_api_servers(chart):
     assert "apiServerCIDRs" in chart.refusal(*DECIDED, "--set", key + "={10.0.0.1}")
 
 
+def only_the_injector_reaches_the_mesh_port_of_routers_that_it_enrols(chart):
+    source = "router.mesh.certificate.source"
+    for arguments, enrolled in (([], True), (sets(f"{source}=secret"), False), (sets("router.mesh.mode=off"), False)):
+        objects = {(o["kind"], o["metadata"]["name"]): o for o in chart.objects(*DECIDED, *arguments)}
+        template = objects["Deployment", "sandbox-router"]["spec"]["template"]
+        rules = objects["NetworkPolicy", "sandbox-router"]["spec"]["ingress"]
+        opened = [rule.get("from") for rule in rules for port in rule["ports"] if port["port"] == "mesh"]
+        (container,) = template["spec"]["containers"]
+        assert ("mesh" in {port["name"] for port in container["ports"]}) == enrolled, arguments
+        assert (template["metadata"]["labels"].get("sandgate.dev/enrol") == "enabled") == enrolled, arguments
+        volumes = {volume["name"] for volume in template["spec"].get("volumes", [])}
+        assert volumes == {True: {"roots", "token", "state"}, False: {"identity"} if "secret" in str(arguments) else set()}[enrolled], volumes
+        labels = objects["Deployment", "sandgate-injector"]["spec"]["selector"]["matchLabels"]
+        assert opened == ([[{"podSelector": {"matchLabels": labels}}]] if enrolled else []), opened
+        # Clients of the router have no way there.
+        ports = [port["port"] for (kind, _), o in objects.items() if kind == "Service" for port in o["spec"]["ports"]]
+        assert ports == [8080, 443] or ports == [443, 8080], ports
+
+
 TESTS = [
+    only_the_injector_reaches_the_mesh_port_of_routers_that_it_enrols,
     a_misspelt_key_and_a_bad_value_are_refused,
     nothing_is_rendered_without_a_decision_about_callers,
     half_a_choice_is_refused_and_everything_that_is_missing_is_named,

@@ -24,6 +24,7 @@ GIVEN_CERTIFICATE = {
     "injector.webhook.certificate.source": "secret",
     "injector.webhook.certificate.caBundle": "Zm9v",
     "injection.routerIdentities": ["spiffe://cluster.local/ns/a/sa/b"],
+    "router.mesh.certificate.source": "secret",
 }
 # A value has to matter beside one of these.
 BESIDE = [TOKEN, EVERYTHING_OPTIONAL, GIVEN_CERTIFICATE]
@@ -31,6 +32,7 @@ BESIDE = [TOKEN, EVERYTHING_OPTIONAL, GIVEN_CERTIFICATE]
 OTHERS = {
     "router.auth.mode": "allow-all",
     "router.mesh.mode": "off",
+    "router.mesh.certificate.source": "secret",
     "router.cache.namespace": "sandboxes",
     "router.service.type": "LoadBalancer",
     "router.proxyTimeout": "7s",

@@ -1,4 +1,4 @@
-//! A control plane for tests: it dials gates as the real one does, and says whatever it is told.
+//! A control plane for tests: it dials gates and routers as the real one does, and says whatever it is told.
 
 use crate::{exchange, status};
 use sandgate_local::authority::{Authority, Issued, LeafSpec, Usage};
@@ -7,7 +7,7 @@ use sandgate_mesh::control::{ENROLMENT_PATH, Enrolment, IDENTITY_PATH, IdentityG
 use sandgate_mesh::credentials::{MeshCredentials, Role};
 use sandgate_mesh::identity::{ExpectedSandbox, SandboxIdentity, WorkloadIdentity};
 use sandgate_mesh::policy::model::{Generation, Snapshot};
-use sandgate_mesh::tls::{self, GateStanding};
+use sandgate_mesh::tls::{self, ControlDialError, Dialed, GateStanding};
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,14 +21,16 @@ use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, Error, Signature
 /// Whom gates take for a control plane.
 pub const CONTROL: &str = "spiffe://cluster.local/ns/agent-sandbox-system/sa/sandgate-injector";
 
-/// What a control plane says of a gate that it has enrolled.
+/// A control plane of one gate, or of one router.
 #[derive(Debug)]
 pub struct ControlPlane {
     credentials: MeshCredentials,
-    /// Where the gate is.
+    /// Where the gate or the router is.
     pub gate: SocketAddr,
-    /// Who it must be.
+    /// Who it must be; of a router, its pod.
     pub sandbox: SandboxIdentity,
+    /// Who a router must be.
+    router: Option<WorkloadIdentity>,
 }
 
 impl ControlPlane {
@@ -59,20 +61,39 @@ impl ControlPlane {
             credentials: credentials.unwrap(),
             gate,
             sandbox,
+            router: None,
+        }
+    }
+
+    /// The same for a router of this identity, in the pod that was named.
+    #[must_use]
+    pub fn of_router(self, identity: WorkloadIdentity) -> Self {
+        Self {
+            router: Some(identity),
+            ..self
         }
     }
 
     /// A connection, and what the gate has proven on it.
     pub async fn connect(&self) -> (TlsStream<TcpStream>, GateStanding) {
-        let expected = ExpectedSandbox {
-            trust_domain: self.sandbox.trust_domain.clone(),
-            sandbox: self.sandbox.sandbox.clone(),
-            pod_uid: Some(self.sandbox.pod_uid.clone()),
+        self.try_connect().await.unwrap()
+    }
+
+    /// The same where it may come to nothing.
+    ///
+    /// # Errors
+    /// The handshake failed.
+    pub async fn try_connect(&self) -> Result<(TlsStream<TcpStream>, GateStanding), ControlDialError> {
+        let expected = match &self.router {
+            Some(identity) => Dialed::Router(identity.clone()),
+            None => Dialed::Gate(ExpectedSandbox {
+                trust_domain: self.sandbox.trust_domain.clone(),
+                sandbox: self.sandbox.sandbox.clone(),
+                pod_uid: Some(self.sandbox.pod_uid.clone()),
+            }),
         };
         let stream = TcpStream::connect(self.gate).await.unwrap();
-        tls::connect_control(stream, &self.credentials, &expected)
-            .await
-            .unwrap()
+        tls::connect_control(stream, &self.credentials, &expected).await
     }
 
     /// Whether the gate proves to be enrolled.
@@ -97,7 +118,7 @@ impl ControlPlane {
         self.send(put(path, serde_json::to_string(body).unwrap())).await
     }
 
-    /// What `authority` grants for the key of this request: a leaf of the gate's, as `change` leaves it.
+    /// What `authority` grants for the key of this request: a leaf of the gate's or the router's, as `change` leaves it.
     pub fn grant(
         &self,
         authority: &Authority,
@@ -105,7 +126,10 @@ impl ControlPlane {
         csr: &str,
         change: impl FnOnce(&mut LeafSpec),
     ) -> IdentityGrant {
-        let mut spec = LeafSpec::new("gate", self.sandbox.to_string(), Usage::Server);
+        let mut spec = match &self.router {
+            Some(identity) => LeafSpec::new("router", identity.to_string(), Usage::Client),
+            None => LeafSpec::new("gate", self.sandbox.to_string(), Usage::Server),
+        };
         change(&mut spec);
         IdentityGrant {
             pod_uid: self.sandbox.pod_uid.clone(),

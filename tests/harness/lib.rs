@@ -8,6 +8,7 @@
 mod app;
 pub mod control;
 pub mod enrolled;
+pub mod enrolled_router;
 pub mod folder;
 pub mod front;
 pub mod impostor;

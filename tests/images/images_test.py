@@ -19,7 +19,7 @@ CONTENT = {
     "router": ["/sandbox-router", "/sandbox-sidecar"],
     "injector": ["/sandbox-injector"],
 }
-PORTS = {"sidecar": {14443, 14480}, "router": {8080, 8081, 9090}, "injector": {8443, 8081}}
+PORTS = {"sidecar": {14443, 14480}, "router": {8080, 8081, 9090, 14443}, "injector": {8443, 8081}}
 MACHINES = {"amd64": 62, "arm64": 183}
 LARGEST_SIDECAR = 10_000_000
 # What clusters choose that give each namespace users of its own.

@@ -1,6 +1,6 @@
 //! What a gate keeps on disk, to somebody who runs as another user. That takes several users, so it takes root.
 
-use crate::network::{Network, said, sidecar};
+use crate::network::{Network, ip, said, sidecar};
 use sandgate_tests::enrolled::Scene;
 use sandgate_tests::processes::Programs;
 use std::os::unix::process::CommandExt;
@@ -19,6 +19,8 @@ fn cat(path: &std::path::Path, user: u32) -> std::process::Output {
 }
 
 fn no_other_user_reads_what_a_gate_keeps(_: &Network) {
+    // The gate and its control plane are in this program's own namespace, which is new.
+    ip(&["link", "set", "lo", "up"]);
     let program: &'static str = sidecar().display().to_string().leak();
     let programs = Programs {
         router: "",

@@ -105,9 +105,14 @@ topologySpreadConstraints:
   {{- end }}
 {{- end }}
 
+{{/* SPIFFE ID of this chart's router. */}}
+{{- define "sandgate.routerIdentity" -}}
+{{ printf "spiffe://%s/ns/%s/sa/%s" .Values.trustDomain .Release.Namespace .Values.router.serviceAccount.name }}
+{{- end }}
+
 {{/* SPIFFE IDs of the routers whose word gates take, as a JSON list. */}}
 {{- define "sandgate.routerIdentities" -}}
-{{- $own := list (printf "spiffe://%s/ns/%s/sa/%s" .Values.trustDomain .Release.Namespace .Values.router.serviceAccount.name) -}}
+{{- $own := list (include "sandgate.routerIdentity" .) -}}
 {{- ternary .Values.injection.routerIdentities $own (not (empty .Values.injection.routerIdentities)) | toJson -}}
 {{- end }}
 
@@ -205,8 +210,9 @@ kubectl exec -i -n {{ .Release.Namespace }} deploy/{{ include "sandgate.injector
 - --default-policy={{ .Values.injector.defaultPolicy }}
 - --gate-certificate-lifetime={{ .Values.injector.gateCertificateLifetime }}
 - --authority-secret={{ include "sandgate.authoritySecret" . }}
+- --roots-config-map={{ include "sandgate.rootsConfigMap" . }}
 - --root-max-age={{ .Values.injector.authority.rotateAfter }}
-{{- with .Values.injector.authority.routersFollowWithin }}
+{{- with include "sandgate.routersFollowWithin" . }}
 - --routers-follow-within={{ . }}
 {{- end }}
 - --webhook-configuration={{ include "sandgate.injectorName" . }}
@@ -220,8 +226,23 @@ kubectl exec -i -n {{ .Release.Namespace }} deploy/{{ include "sandgate.injector
 - --log-level={{ .Values.injector.logLevel }}
 {{- end }}
 
+{{/* How soon routers that nobody here can see follow a step of the root's replacement. Of those that are enrolled the injector
+knows, so where there are no others nobody has to be waited for. */}}
+{{- define "sandgate.routersFollowWithin" -}}
+{{- $enrolled := and .Values.router.enabled (ne .Values.router.mesh.mode "off") (eq .Values.router.mesh.certificate.source "enrolled") -}}
+{{- if .Values.injector.authority.routersFollowWithin -}}
+{{ .Values.injector.authority.routersFollowWithin }}
+{{- else if and $enrolled (not .Values.injection.routerIdentities) -}}
+0s
+{{- end -}}
+{{- end }}
+
 {{- define "sandgate.authoritySecret" -}}
 {{ include "sandgate.fullname" . }}-authority
+{{- end }}
+
+{{- define "sandgate.rootsConfigMap" -}}
+{{ include "sandgate.fullname" . }}-roots
 {{- end }}
 
 {{- define "sandgate.clientConfig" -}}

@@ -1,4 +1,4 @@
-//! The leafs that a root vouches for: the webhook's, the control plane's own, and those of gates.
+//! The leafs that a root vouches for: the webhook's, the control plane's own, and those of gates and routers.
 
 use super::request::{self, RequestError};
 use super::{Authority, params};
@@ -18,6 +18,8 @@ pub const SERVING_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 const INJECTOR_NAME: &str = "sandbox-injector";
 /// The subject of every gate's. It identifies nobody: the SPIFFE ID does.
 const GATE_NAME: &str = "sandbox-sidecar";
+/// The same of every router's.
+const ROUTER_NAME: &str = "sandbox-router";
 
 /// A DNS name or an address by which the API server reaches the webhook.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,11 +77,11 @@ pub struct Signed {
     pub not_after: SystemTime,
 }
 
-/// Why a gate gets no leaf.
+/// Why a gate or a router gets no leaf.
 #[derive(Debug, thiserror::Error)]
 pub enum SignError {
-    /// What the gate sent is no request for a key of the mesh.
-    #[error("the gate's certificate request: {0}")]
+    /// What was sent is no request for a key of the mesh.
+    #[error("the certificate request: {0}")]
     Request(#[from] RequestError),
     /// A leaf would be worthless.
     #[error("the root certificate isn't valid now; it may have expired, or this machine's clock is wrong")]
@@ -125,13 +127,39 @@ impl Authority {
         identity: &SandboxIdentity,
         lifetime: Duration,
     ) -> Result<Signed, SignError> {
+        let usage = ExtendedKeyUsagePurpose::ServerAuth;
+        self.sign(csr_pem, GATE_NAME, usage, identity.to_string(), lifetime)
+    }
+
+    /// The same for a router, which is a client.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn sign_router(
+        &self,
+        csr_pem: &str,
+        identity: &WorkloadIdentity,
+        lifetime: Duration,
+    ) -> Result<Signed, SignError> {
+        let usage = ExtendedKeyUsagePurpose::ClientAuth;
+        self.sign(csr_pem, ROUTER_NAME, usage, identity.to_string(), lifetime)
+    }
+
+    fn sign(
+        &self,
+        csr_pem: &str,
+        common_name: &str,
+        usage: ExtendedKeyUsagePurpose,
+        identity: String,
+        lifetime: Duration,
+    ) -> Result<Signed, SignError> {
         if !self.root.valid_at(SystemTime::now()) {
             return Err(SignError::RootNotValid);
         }
         let key = request::public_key(csr_pem)?;
         let not_after = self.end_of(lifetime);
-        let mut params = leaf(GATE_NAME, ExtendedKeyUsagePurpose::ServerAuth, not_after);
-        params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into()?)];
+        let mut params = leaf(common_name, usage, not_after);
+        params.subject_alt_names = vec![SanType::URI(identity.try_into()?)];
         let leaf = params.signed_by(&key, &self.issuer)?;
         Ok(Signed {
             chain_pem: leaf.pem(),

@@ -93,6 +93,27 @@ fn the_mesh_takes_a_gates_leaf_for_a_sidecars() {
 }
 
 #[test]
+fn a_routers_leaf_is_that_workload_as_a_client_and_as_nothing_else() {
+    let (authority, key) = (authority(), KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap());
+    let identity: WorkloadIdentity = "spiffe://cluster.local/ns/here/sa/sandbox-router".parse().unwrap();
+    // Names in the request count for as little as a gate's do.
+    let csr = signed_with(&key, |params| {
+        params.subject_alt_names = vec![SanType::URI(sandbox().to_string().as_str().try_into().unwrap())];
+    });
+    let signed = authority.sign_router(&csr, &identity, LIFETIME).unwrap();
+    let leaf = der(&signed.chain_pem);
+    let id = PeerId::from_leaf(&leaf, ExtendedKeyUsage::ClientAuth).unwrap();
+    assert_eq!(id, PeerId::Workload(identity.clone()));
+    assert!(PeerId::from_leaf(&leaf, ExtendedKeyUsage::ServerAuth).is_err());
+    let bundle = crate::ca_bundle::pem(&[authority.root().der()]);
+    let (chain, key) = (signed.chain_pem.as_bytes(), key.serialize_pem());
+    let of =
+        |identity: &WorkloadIdentity| MeshCredentials::of_router(chain, key.as_bytes(), bundle.as_bytes(), identity);
+    assert_eq!(of(&identity).unwrap().validity().not_after, signed.not_after);
+    assert!(of(&"spiffe://cluster.local/ns/here/sa/other".parse().unwrap()).is_err());
+}
+
+#[test]
 fn the_control_planes_leaf_is_that_workload_as_a_client_and_as_nothing_else() {
     let authority = authority();
     let identity: WorkloadIdentity = "spiffe://cluster.local/ns/here/sa/sandbox-injector".parse().unwrap();

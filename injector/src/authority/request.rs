@@ -1,4 +1,4 @@
-//! A gate's PKCS#10 request (RFC 2986), of which the key is all that counts.
+//! A gate's or a router's PKCS#10 request (RFC 2986), of which the key is all that counts.
 //!
 //! Whoever wrote it is believed nothing: names, extensions and attributes in it are never looked at, so none of them can
 //! get into a certificate.

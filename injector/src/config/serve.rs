@@ -2,7 +2,7 @@
 
 use super::{InjectionFlags, parse};
 use crate::authority::ServingName;
-use crate::names::{DEFAULT_AUTHORITY_SECRET, DEFAULT_WEBHOOK};
+use crate::names::{DEFAULT_AUTHORITY_SECRET, DEFAULT_ROOTS_CONFIG_MAP, DEFAULT_WEBHOOK};
 use crate::rotation::Schedule;
 use crate::settings::Settings;
 use clap::{ArgAction, Args, ValueEnum};
@@ -61,6 +61,10 @@ pub struct ServeFlags {
     /// each step waits until somebody runs `sandbox-injector root confirm`.
     #[arg(long, value_name = "DURATION", help_heading = "Root")]
     routers_follow_within: Option<String>,
+    /// `ConfigMap` in the own namespace in which routers find the roots by which they know this program. It is made where
+    /// there is none.
+    #[arg(long, default_value = DEFAULT_ROOTS_CONFIG_MAP, help_heading = "Routers")]
+    roots_config_map: String,
     /// Who may call a sandbox that no policy selects: nobody, everybody who is somebody, or everybody.
     #[arg(long, value_enum, default_value_t = DefaultPolicy::Deny, help_heading = "Gates")]
     default_policy: DefaultPolicy,
@@ -102,6 +106,7 @@ pub struct Config {
     pub authority_secret: String,
     /// When the root in it is replaced.
     pub schedule: Schedule,
+    pub roots_config_map: String,
     pub default_policy: model::DefaultPolicy,
     pub gate_certificate_lifetime: Duration,
     pub webhook_configuration: String,
@@ -167,6 +172,7 @@ impl ServeFlags {
         }
         object_name("--webhook-configuration", &self.webhook_configuration, &mut problems);
         object_name("--authority-secret", &self.authority_secret, &mut problems);
+        object_name("--roots-config-map", &self.roots_config_map, &mut problems);
         let certificate = self.certificate(&mut problems);
         let settings = self.injection.settings().map_err(|more| problems.extend(more)).ok();
         let config = || {
@@ -180,6 +186,7 @@ impl ServeFlags {
                     max_age: max_age.map(|most| (!most.is_zero()).then_some(most))?,
                     routers_follow_within: routers_follow_within?,
                 },
+                roots_config_map: self.roots_config_map,
                 default_policy: match self.default_policy {
                     DefaultPolicy::Deny => model::DefaultPolicy::Deny,
                     DefaultPolicy::Authenticated => model::DefaultPolicy::Authenticated,
@@ -274,6 +281,7 @@ mod tests {
         };
         assert_eq!(config.certificate, issued);
         assert_eq!(config.authority_secret, "sandgate-authority");
+        assert_eq!(config.roots_config_map, "sandgate-roots");
         assert_eq!(config.default_policy, model::DefaultPolicy::Deny);
         assert_eq!((config.webhook.port(), config.admin.port()), (8443, 8081));
         assert!(config.network_policy && !config.restrict_connect);
@@ -327,6 +335,7 @@ mod tests {
             "--admin-bind-address=8081",
             "--webhook-name=*.svc",
             "--authority-secret=A",
+            "--roots-config-map=A",
             "--webhook-configuration=a/b",
             "--drain-delay=5",
             "--root-max-age=5y",
@@ -335,7 +344,7 @@ mod tests {
             "--sidecar-image=a b",
         ]);
         let problems = problems.unwrap_err();
-        assert_eq!(problems.len(), 10, "{problems:#?}");
+        assert_eq!(problems.len(), 11, "{problems:#?}");
     }
 
     #[test]

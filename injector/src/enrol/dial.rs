@@ -1,4 +1,4 @@
-//! The way to a gate's control API. Whoever answers there may be a stranger, so this bounds what it can send and how long
+//! The way to the control API of a gate or a router. Whoever answers there may be a stranger, so this bounds what it can send and how long
 //! it can take; and a policy goes to nobody but a gate that has proven who it is.
 
 use super::pods::Target;
@@ -13,10 +13,10 @@ use rustls_pki_types::CertificateDer;
 use sandgate_mesh::contract::{CONNECT_TIMEOUT, MESH_PORT};
 use sandgate_mesh::control::{ENROLMENT_PATH, Enrolment, IDENTITY_PATH, IdentityGrant, POLICY_PATH, PolicyPush};
 use sandgate_mesh::credentials::MeshCredentials;
-use sandgate_mesh::identity::ExpectedSandbox;
+use sandgate_mesh::identity::{ExpectedSandbox, TrustDomain};
 use sandgate_mesh::sandbox::SandboxKey;
 use sandgate_mesh::telemetry::{LONGEST_TEXT, cut};
-use sandgate_mesh::tls::{ControlDialError, GateStanding, NotEnrolled, connect_control};
+use sandgate_mesh::tls::{ControlDialError, Dialed, GateStanding, NotEnrolled, connect_control};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::net::SocketAddr;
@@ -104,32 +104,44 @@ struct Detail {
     detail: String,
 }
 
-/// Dials a gate, or whoever has its address.
-///
-/// # Errors
-/// Nobody is there, or who is doesn't speak the control API.
-pub(super) async fn dial(target: &Target, credentials: &MeshCredentials) -> Result<Connection, DialError> {
-    dial_at((target.ip, MESH_PORT).into(), target, credentials).await
-}
-
-async fn dial_at(address: SocketAddr, target: &Target, credentials: &MeshCredentials) -> Result<Connection, DialError> {
-    let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
-    let stream = stream
-        .map_err(|_| DialError::Unanswered)?
-        .map_err(DialError::Unreachable)?;
-    let expected = ExpectedSandbox {
-        trust_domain: credentials.trust_domain().clone(),
+/// Whom the gate of a pod must prove to be.
+pub(super) fn gate(target: &Target, trust_domain: &TrustDomain) -> Dialed {
+    Dialed::Gate(ExpectedSandbox {
+        trust_domain: trust_domain.clone(),
         sandbox: SandboxKey {
             namespace: target.namespace.clone(),
             name: target.name.clone(),
         },
         pod_uid: Some(target.uid.clone()),
-    };
+    })
+}
+
+/// Dials a gate or a router, or whoever has its address.
+///
+/// # Errors
+/// Nobody is there, or who is doesn't speak the control API.
+pub(super) async fn dial(
+    target: &Target,
+    expected: &Dialed,
+    credentials: &MeshCredentials,
+) -> Result<Connection, DialError> {
+    dial_at((target.ip, MESH_PORT).into(), expected, credentials).await
+}
+
+async fn dial_at(
+    address: SocketAddr,
+    expected: &Dialed,
+    credentials: &MeshCredentials,
+) -> Result<Connection, DialError> {
+    let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+    let stream = stream
+        .map_err(|_| DialError::Unanswered)?
+        .map_err(DialError::Unreachable)?;
     let stream = Capped {
         stream,
         left: MAX_RECEIVED,
     };
-    let (stream, standing) = connect_control(stream, credentials, &expected).await?;
+    let (stream, standing) = connect_control(stream, credentials, expected).await?;
     let presented = stream.get_ref().1.peer_certificates();
     let leaf = presented
         .and_then(|chain| chain.first())
@@ -154,17 +166,17 @@ async fn dial_at(address: SocketAddr, target: &Target, credentials: &MeshCredent
 }
 
 impl Connection {
-    /// What the gate has proven.
+    /// What who was dialed has proven.
     pub(super) fn standing(&self) -> &GateStanding {
         &self.standing
     }
 
-    /// Whether what the gate presented was signed by this root.
+    /// Whether what was presented was signed by this root.
     pub(super) fn is_under(&self, root: &Root) -> bool {
         self.leaf.as_ref().is_some_and(|leaf| root.has_signed(leaf))
     }
 
-    /// Asks for what enrols the gate.
+    /// Asks for what enrols it.
     ///
     /// # Errors
     /// What comes isn't that, or doesn't come.
@@ -181,8 +193,7 @@ impl Connection {
         self.put(IDENTITY_PATH, grant).await
     }
 
-    /// The same connection, if it leads to the gate that was dialed and that has an identity of this root until `least` or
-    /// later.
+    /// The same connection, if it leads to whom was dialed and that has an identity of this root until `least` or later.
     ///
     /// # Errors
     /// What it has proven instead, if anything.

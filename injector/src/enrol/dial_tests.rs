@@ -111,7 +111,7 @@ impl Stranger {
     async fn dial(&self) -> Result<Connection, DialError> {
         let workload = "spiffe://cluster.local/ns/here/sa/sandbox-injector".parse().unwrap();
         let own = OwnIdentity::new(workload, LIFETIME).credentials(&self.stored).unwrap();
-        dial_at(self.address, &target(), &own[0]).await
+        dial_at(self.address, &gate(&target(), &identity().trust_domain), &own[0]).await
     }
 
     async fn asked(&self) -> Result<Enrolment, DialError> {

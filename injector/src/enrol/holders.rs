@@ -48,7 +48,8 @@ struct Pod {
     namespace: Namespace,
     name: SandboxName,
     born_with: Vec<RootId>,
-    /// When this leader first saw it with an address, without which nobody can have given it anything.
+    /// When this leader first saw it with an address, without which nobody can have given it anything; of those that were
+    /// there before it, when it began.
     addressed: Option<Instant>,
     proof: Option<Proof>,
 }
@@ -57,6 +58,8 @@ struct Pod {
 #[derive(Debug)]
 pub(super) struct Holders {
     pods: HashMap<PodUid, Pod>,
+    /// When this leader began, before it knew of any pod or step.
+    began: Instant,
     opted_in: OptedIn,
     /// How long an identity may have been given for.
     lifetime: Duration,
@@ -70,9 +73,10 @@ pub(super) struct Holders {
 
 impl Holders {
     /// Nobody is known yet. Only pods of namespaces that have opted in count: others get nothing from anybody.
-    pub(super) fn new(opted_in: OptedIn, lifetime: Duration) -> Self {
+    pub(super) fn new(opted_in: OptedIn, lifetime: Duration, now: Instant) -> Self {
         Self {
             pods: HashMap::new(),
+            began: now,
             opted_in,
             lifetime,
             listed: None,
@@ -112,7 +116,8 @@ impl Holders {
         };
         let pod = self.pods.entry(seen.uid.clone()).or_insert_with(new);
         if seen.target.is_some() {
-            pod.addressed.get_or_insert(now);
+            let first = if self.complete { now } else { self.began };
+            pod.addressed.get_or_insert(first);
         }
     }
 

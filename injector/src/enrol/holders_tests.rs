@@ -53,7 +53,7 @@ fn holders(now: Instant, pods: &[Sighting]) -> Holders {
     let opted_in = OptedIn::default();
     let namespaces = ["team".parse().unwrap()].into();
     opted_in.note(Change::Listed(namespaces)).unwrap();
-    let mut holders = Holders::new(opted_in, LIFETIME);
+    let mut holders = Holders::new(opted_in, LIFETIME, now);
     holders.listing();
     for pod in pods {
         holders.seen(pod, now);
@@ -137,6 +137,26 @@ async fn of_a_gate_that_has_shown_nothing_the_worst_is_assumed_as_long_as_it_can
     );
 }
 
+/// It hears of the step before it has seen anybody.
+#[tokio::test(start_paused = true)]
+async fn whom_a_new_leader_finds_was_there_before_it() {
+    let began = Instant::now();
+    let opted_in = OptedIn::default();
+    opted_in.note(Change::Listed(["team".parse().unwrap()].into())).unwrap();
+    let mut holders = Holders::new(opted_in, LIFETIME, began);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    holders.follow(Some(&rotation(Step::Switch)), Instant::now());
+    tokio::time::advance(Duration::from_secs(1)).await;
+    let now = Instant::now();
+    holders.listing();
+    holders.seen(&sighting("box", &["old", "new"]), now);
+    holders.listed();
+    assert_eq!(at(&holders, now, SystemTime::now())[0], ["box"]);
+    holders.seen(&sighting("later", &["old", "new"]), now);
+    assert_eq!(at(&holders, now, SystemTime::now())[0], ["box"]);
+    assert_eq!(at(&holders, began + LIFETIME, SystemTime::now()), NOBODY);
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_comes_after_the_step_has_begun_has_nothing_older() {
     let now = Instant::now();
@@ -202,7 +222,7 @@ async fn a_pod_that_knows_only_a_root_that_leaves_is_named_until_it_ends() {
 async fn nothing_is_said_before_everybody_was_seen_and_who_was_not_seen_again_is_gone() {
     let now = Instant::now();
     let opted_in = OptedIn::default();
-    let mut holders = Holders::new(opted_in.clone(), LIFETIME);
+    let mut holders = Holders::new(opted_in.clone(), LIFETIME, now);
     holders.follow(Some(&rotation(Step::Switch)), now);
     let knows = |holders: &Holders| holders.progress(now, SystemTime::now()).is_some();
     holders.listing();

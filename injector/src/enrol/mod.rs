@@ -1,16 +1,20 @@
-//! The control plane's side of enrolment: gives each gate its identity and its policy. One replica does, and dials the
-//! gates: nothing in a sandbox has to reach the control plane, which upstream's network policies rule out.
+//! The control plane's side of enrolment: gives each gate its identity and its policy, and each router its identity. One
+//! replica does, and dials them: nothing in a sandbox has to reach the control plane, which upstream's network policies rule
+//! out.
 //!
 //! | module | hides |
 //! |---|---|
-//! | [`pods`] | the watch that says which gates there are and where |
+//! | [`pods`] | the watches that say which gates and which routers there are and where |
 //! | [`namespaces`] | the watch that says which namespaces have opted in |
 //! | [`queue`] | which of them is visited when |
 //! | [`work`] | that visits are made side by side, and how many |
 //! | [`visit`] | what is said to a gate, and in which order |
+//! | [`visit_router`] | the same of a router |
 //! | [`dial`] | the connection, and that a stranger may be at its other end |
 //! | [`evidence`] | requests to the API server about a gate |
 //! | [`verify`] | what proves that a gate is the gate of its pod |
+//! | [`verify_router`] | what proves that a router is one |
+//! | [`published_roots`] | where a router finds the roots by which it knows the control plane |
 //! | [`policy`] | what a gate's policy consists of |
 //! | [`own`] | the control plane's own certificate |
 //! | [`leader`] | which replica does all this |
@@ -28,12 +32,15 @@ mod namespaces;
 mod own;
 mod pods;
 mod policy;
+mod published_roots;
 mod queue;
 pub(crate) mod report;
 pub(crate) mod rotate;
 pub(crate) mod rotate_report;
 mod verify;
+mod verify_router;
 mod visit;
+mod visit_router;
 mod work;
 
 use crate::anchors::Anchors;
@@ -48,15 +55,16 @@ use kube::Client;
 use leader::Candidate;
 use namespaces::OptedIn;
 use own::OwnIdentity;
+use published_roots::PublishedRoots;
 use report::Report;
-use rotate::{RotationContext, Rotor};
+use rotate::{Followers, RotationContext, Rotor};
 use sandgate_mesh::drain::Draining;
 use sandgate_mesh::policy::model::DefaultPolicy;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::sync::watch;
-use visit::Visitor;
+use visit::{Party, Visitor};
 
 /// How long to wait before an epoch is asked for again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -68,10 +76,12 @@ pub(crate) struct Context {
     pub(crate) settings: Settings,
     pub(crate) default_policy: DefaultPolicy,
     pub(crate) authority: Authority,
-    /// The roots that gates are given.
+    /// The roots that gates and routers are given.
     pub(crate) anchors: watch::Receiver<Option<Arc<Anchors>>>,
     /// The Secret that holds the authority, and the epoch.
     pub(crate) secret: String,
+    /// The `ConfigMap` in which routers find the roots.
+    pub(crate) roots_config_map: String,
     /// How long identities live.
     pub(crate) lifetime: Duration,
     /// How long a leader may be silent before another replica takes over.
@@ -144,26 +154,45 @@ async fn term(context: &Context) {
     context.report.epoch(epoch);
     tracing::info!(epoch, "a new epoch has begun");
     context.rotation.fresh.read(RETRY).await;
-    let visitor = Visitor {
+    let own_namespace = context.settings.own_namespace.clone();
+    let gates = visitor(context, Party::Gates, OptedIn::default(), epoch);
+    let routers = visitor(context, Party::Routers, OptedIn::only(own_namespace), epoch);
+    let (tell_of_gates, gates_follow) = watch::channel(None);
+    let (tell_of_routers, routers_follow) = watch::channel(None);
+    let followers = Followers {
+        gates: gates_follow,
+        routers: routers_follow,
+    };
+    let (client, report, metrics) = (&context.client, &context.report, &context.metrics);
+    // Each for ever. Routers have a queue of their own: gates that stall, however many, keep none of them waiting.
+    tokio::join!(
+        work::work(client.clone(), gates, tell_of_gates, report, metrics),
+        work::work(client.clone(), routers, tell_of_routers, report, metrics),
+        PublishedRoots::new(context).run(),
+        rotor(context, followers).run(),
+    );
+}
+
+fn rotor(context: &Context, followers: Followers) -> Rotor {
+    let namespace = context.settings.own_namespace.as_str();
+    let secret = AuthoritySecret::new(context.client.clone(), namespace, &context.secret);
+    let (authority, metrics) = (context.authority.clone(), Arc::clone(&context.metrics));
+    Rotor::new(context.rotation.clone(), secret, authority, followers, metrics)
+}
+
+fn visitor(context: &Context, party: Party, opted_in: OptedIn, epoch: u64) -> Visitor {
+    Visitor {
+        party,
         evidence: Evidence::new(context.client.clone()),
         settings: context.settings.clone(),
         shapes: SHAPES,
         default_policy: context.default_policy,
         authority: context.authority.clone(),
         anchors: context.anchors.clone(),
-        opted_in: OptedIn::default(),
+        opted_in,
         own: OwnIdentity::new(context.settings.control_identity.clone(), context.lifetime),
         lifetime: context.lifetime,
         epoch,
         counter: AtomicU64::new(1),
-    };
-    let (tell, progress) = watch::channel(None);
-    let namespace = context.settings.own_namespace.as_str();
-    let secret = AuthoritySecret::new(context.client.clone(), namespace, &context.secret);
-    let (authority, metrics) = (context.authority.clone(), Arc::clone(&context.metrics));
-    let rotor = Rotor::new(context.rotation.clone(), secret, authority, progress, metrics);
-    tokio::select! {
-        () = work::work(context.client.clone(), visitor, tell, &context.report, &context.metrics) => {}
-        () = rotor.run() => {}
     }
 }

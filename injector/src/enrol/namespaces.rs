@@ -37,6 +37,14 @@ pub(super) enum Change {
 type Seen = PartialObjectMeta<v1::Namespace>;
 
 impl OptedIn {
+    /// This one, for ever.
+    pub(super) fn only(namespace: Namespace) -> Self {
+        Self(Arc::new(RwLock::new(Known {
+            namespaces: HashSet::from([namespace]),
+            complete: true,
+        })))
+    }
+
     pub(super) fn contains(&self, namespace: &Namespace) -> bool {
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
         known.namespaces.contains(namespace)

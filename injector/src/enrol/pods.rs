@@ -1,7 +1,10 @@
-//! Which pods have a gate that can be dialed: a watch that keeps a few words of each, and says what changed about it.
+//! Which pods have a gate that can be dialed, and which are routers': watches that keep a few words of each, and say what
+//! changed about it.
 
 use crate::authority::RootId;
-use crate::names::{CONTAINER, INJECTED, INJECTED_LABEL};
+use crate::names::{
+    APP, APP_LABEL, COMPONENT_LABEL, CONTAINER, ENABLED, ENROL_LABEL, INJECTED, INJECTED_LABEL, ROUTER_COMPONENT,
+};
 use futures_util::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ApiResource};
@@ -16,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::pin::Pin;
 
-/// A pod with a gate, and where to dial it.
+/// A pod with a gate, or a router's, and where to dial it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Target {
     pub(super) namespace: Namespace,
@@ -35,9 +38,9 @@ pub(super) struct Sighting {
     pub(super) born_with: Option<Vec<RootId>>,
     /// None while it can't be dialed, or needn't be any more.
     pub(super) target: Option<Target>,
-    /// How often its gate was started again.
+    /// How often its gate, or the router, was started again.
     pub(super) restarts: i32,
-    /// Whether the kubelet takes its gate for ready.
+    /// Whether the kubelet takes it for ready.
     pub(super) ready: bool,
 }
 
@@ -87,6 +90,7 @@ struct Status {
     #[serde(rename = "podIP")]
     pod_ip: Option<String>,
     init_container_statuses: Vec<ContainerStatus>,
+    container_statuses: Vec<ContainerStatus>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
@@ -100,16 +104,45 @@ struct ContainerStatus {
 /// Follows the pods of the whole cluster that have a gate.
 pub(super) fn changes(client: Client) -> Pin<Box<dyn Stream<Item = Change> + Send>> {
     let api = Api::<Seen>::all_with(client, &ApiResource::erase::<Pod>(&()));
-    let injected = watcher::Config::default().labels(&format!("{INJECTED_LABEL}={INJECTED}"));
-    let events = watcher(api, injected).default_backoff();
-    events.filter_map(async |event| change(event)).boxed()
+    follow(api, &format!("{INJECTED_LABEL}={INJECTED}"), gate)
 }
 
-fn change(event: watcher::Result<watcher::Event<Seen>>) -> Option<Change> {
+/// Follows the pods of routers that want an identity, which are in this namespace.
+pub(super) fn router_changes(client: Client, namespace: &Namespace) -> Pin<Box<dyn Stream<Item = Change> + Send>> {
+    let pods = ApiResource::erase::<Pod>(&());
+    let api = Api::<Seen>::namespaced_with(client, namespace.as_str(), &pods);
+    let labels = format!("{APP_LABEL}={APP},{COMPONENT_LABEL}={ROUTER_COMPONENT},{ENROL_LABEL}={ENABLED}");
+    follow(api, &labels, router)
+}
+
+/// How often what answers in a pod was started again, and whether it is ready.
+type Life = (i32, bool);
+
+fn follow(api: Api<Seen>, labels: &str, life: fn(&Status) -> Life) -> Pin<Box<dyn Stream<Item = Change> + Send>> {
+    let events = watcher(api, watcher::Config::default().labels(labels)).default_backoff();
+    events
+        .filter_map(move |event| std::future::ready(change(event, life)))
+        .boxed()
+}
+
+fn gate(status: &Status) -> Life {
+    let mut containers = status.init_container_statuses.iter();
+    let gate = containers.find(|gate| gate.name == CONTAINER);
+    gate.map_or((0, false), |gate| (gate.restart_count, gate.ready))
+}
+
+fn router(status: &Status) -> Life {
+    let containers = &status.container_statuses;
+    let restarts = containers.iter().map(|container| container.restart_count).sum();
+    let ready = !containers.is_empty() && containers.iter().all(|container| container.ready);
+    (restarts, ready)
+}
+
+fn change(event: watcher::Result<watcher::Event<Seen>>, life: fn(&Status) -> Life) -> Option<Change> {
     match event {
         Ok(watcher::Event::Init) => Some(Change::Listing),
         Ok(watcher::Event::InitDone) => Some(Change::Listed),
-        Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod)) => sighting(&pod).map(Change::Seen),
+        Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod)) => sighting(&pod, life).map(Change::Seen),
         Ok(watcher::Event::Delete(pod)) => uid(&pod.metadata).map(Change::Gone),
         Err(error) => Some(Change::Failed(error.to_string())),
     }
@@ -119,8 +152,8 @@ fn uid(metadata: &ObjectMeta) -> Option<PodUid> {
     metadata.uid.as_deref()?.parse().ok()
 }
 
-/// `None` of a pod whose name no sandbox can have: the webhook lets none such be injected.
-fn sighting(pod: &Seen) -> Option<Sighting> {
+/// `None` of a pod whose name no sandbox can have: the webhook lets none such be injected, and no Deployment makes one.
+fn sighting(pod: &Seen, life: fn(&Status) -> Life) -> Option<Sighting> {
     let uid = uid(&pod.metadata)?;
     let status = pod.status.clone().unwrap_or_default();
     let over =
@@ -133,18 +166,15 @@ fn sighting(pod: &Seen) -> Option<Sighting> {
         uid: uid.clone(),
         ip,
     });
-    let gate = status
-        .init_container_statuses
-        .iter()
-        .find(|gate| gate.name == CONTAINER);
+    let (restarts, ready) = life(&status);
     Some(Sighting {
         uid,
         namespace,
         name,
         born_with: (!over).then(|| born_with(&pod.spec)),
         target,
-        restarts: gate.map_or(0, |gate| gate.restart_count),
-        ready: gate.is_some_and(|gate| gate.ready),
+        restarts,
+        ready,
     })
 }
 
@@ -168,6 +198,10 @@ mod tests {
     use serde_json::{Value, json};
 
     fn seen(change: &Value) -> Option<Sighting> {
+        seen_of(gate, change)
+    }
+
+    fn seen_of(life: fn(&Status) -> Life, change: &Value) -> Option<Sighting> {
         let mut pod = json!({
             "apiVersion": "v1",
             "kind": "Pod",
@@ -183,7 +217,7 @@ mod tests {
             },
         });
         json_patch::merge(&mut pod, change);
-        sighting(&serde_json::from_value(pod).unwrap())
+        sighting(&serde_json::from_value(pod).unwrap(), life)
     }
 
     #[test]
@@ -229,6 +263,18 @@ mod tests {
         );
         waits["status"] = json!({"phase": "Succeeded"});
         assert_eq!(seen(&waits).unwrap().born_with, None);
+    }
+
+    #[test]
+    fn a_router_is_as_ready_as_its_containers_are() {
+        let seen = |containers: Value| {
+            let found = seen_of(router, &json!({"status": {"containerStatuses": containers}})).unwrap();
+            (found.restarts, found.ready)
+        };
+        let container = |ready, count| json!({"name": "router", "ready": ready, "restartCount": count});
+        assert_eq!(seen(json!([])), (0, false));
+        assert_eq!(seen(json!([container(true, 1)])), (1, true));
+        assert_eq!(seen(json!([container(true, 1), container(false, 2)])), (3, false));
     }
 
     #[test]

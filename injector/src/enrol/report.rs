@@ -1,7 +1,7 @@
 //! What is told about enrolment: metrics with bounded labels, and one line for each identity, policy and refusal.
 
 use super::queue::{Census, Visit};
-use super::visit::{Settled, VisitError};
+use super::visit::{Party, Settled, VisitError};
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use sandgate_mesh::metrics;
 use sandgate_mesh::telemetry::{LONGEST_TEXT, LineLog, cut, timestamp, utc};
@@ -12,13 +12,22 @@ use std::time::Duration;
 /// Seconds: most visits take some ten milliseconds, and none more than thirty seconds.
 const BUCKETS: [f64; 9] = [0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 10.0, 30.0];
 
+/// What is counted of gates, or of routers.
+#[derive(Clone)]
+struct Counts {
+    visits: IntCounterVec,
+    /// How many there are, by state.
+    all: IntGaugeVec,
+    /// How many of them haven't shown to have the roots that are in force.
+    behind: IntGaugeVec,
+}
+
 /// Counts and tells.
 #[derive(Clone)]
 pub(crate) struct Report {
-    visits: IntCounterVec,
+    gates: Counts,
+    routers: Counts,
     durations: HistogramVec,
-    gates: IntGaugeVec,
-    behind: IntGaugeVec,
     leader: IntGauge,
     epoch: IntGauge,
     log: LineLog,
@@ -28,27 +37,49 @@ impl Report {
     pub(crate) fn new(registry: &Registry, log: LineLog) -> prometheus::Result<Self> {
         let durations = HistogramOpts::new(
             "sandgate_injector_enrolment_duration_seconds",
-            "How long visits to gates took, by outcome.",
+            "How long visits to gates and routers took, by outcome.",
         );
         let durations = HistogramVec::new(durations.buckets(BUCKETS.to_vec()), &["outcome"]);
-        let gates = Opts::new(
-            "sandgate_injector_gates",
-            "Gates that this replica looks after as the leader, by state: waiting for a first visit, enrolled, refused, failing.",
-        );
-        let behind = Opts::new(
-            "sandgate_injector_gates_behind",
-            "Gates that haven't shown to have the roots that are in force, by the same states.",
-        );
-        Ok(Self {
+        let gates = Counts {
             visits: metrics::counters(
                 registry,
                 "sandgate_injector_enrolments_total",
                 "Visits to gates, by outcome (ok, refused, failed) and what was done or why not.",
                 &["outcome", "reason"],
             )?,
+            all: states(
+                registry,
+                "sandgate_injector_gates",
+                "Gates that this replica looks after as the leader, by state: waiting for a first visit, enrolled, refused, failing.",
+            )?,
+            behind: states(
+                registry,
+                "sandgate_injector_gates_behind",
+                "Gates that haven't shown to have the roots that are in force, by the same states.",
+            )?,
+        };
+        let routers = Counts {
+            visits: metrics::counters(
+                registry,
+                "sandgate_injector_router_enrolments_total",
+                "Visits to routers, by outcome (ok, refused, failed) and what was done or why not.",
+                &["outcome", "reason"],
+            )?,
+            all: states(
+                registry,
+                "sandgate_injector_routers",
+                "Routers that this replica looks after as the leader, by the states of gates.",
+            )?,
+            behind: states(
+                registry,
+                "sandgate_injector_routers_behind",
+                "Routers that haven't shown to have the roots that are in force, by the same states.",
+            )?,
+        };
+        Ok(Self {
+            gates,
+            routers,
             durations: metrics::registered(registry, durations)?,
-            gates: metrics::registered(registry, IntGaugeVec::new(gates, &["state"]))?,
-            behind: metrics::registered(registry, IntGaugeVec::new(behind, &["state"]))?,
             leader: metrics::gauge(
                 registry,
                 "sandgate_injector_leader",
@@ -66,7 +97,8 @@ impl Report {
     pub(super) fn leads(&self, leads: bool) {
         self.leader.set(leads.into());
         if !leads {
-            self.census(Census::default());
+            self.census(Party::Gates, Census::default());
+            self.census(Party::Routers, Census::default());
         }
     }
 
@@ -74,8 +106,16 @@ impl Report {
         self.epoch.set(i64::try_from(epoch).unwrap_or(i64::MAX));
     }
 
-    pub(super) fn census(&self, census: Census) {
-        for (gauge, count) in [(&self.gates, census.all), (&self.behind, census.behind)] {
+    fn counts(&self, party: Party) -> &Counts {
+        match party {
+            Party::Gates => &self.gates,
+            Party::Routers => &self.routers,
+        }
+    }
+
+    pub(super) fn census(&self, party: Party, census: Census) {
+        let counts = self.counts(party);
+        for (gauge, count) in [(&counts.all, census.all), (&counts.behind, census.behind)] {
             for (state, count) in [
                 ("waiting", count.waiting),
                 ("enrolled", count.enrolled),
@@ -89,12 +129,19 @@ impl Report {
     }
 
     /// Counts how a visit ended, and has a line for it where that is `news`.
-    pub(super) fn visited(&self, visit: &Visit, ended: &Result<Settled, VisitError>, took: Duration, news: bool) {
+    pub(super) fn visited(
+        &self,
+        party: Party,
+        visit: &Visit,
+        ended: &Result<Settled, VisitError>,
+        took: Duration,
+        news: bool,
+    ) {
         let (outcome, reason) = match ended {
             Ok(settled) => ("ok", settled.done.as_str()),
             Err(error) => (error.outcome(), error.as_str()),
         };
-        self.visits.with_label_values(&[outcome, reason]).inc();
+        self.counts(party).visits.with_label_values(&[outcome, reason]).inc();
         self.durations.with_label_values(&[outcome]).observe(took.as_secs_f64());
         if news {
             let target = &visit.target;
@@ -102,6 +149,10 @@ impl Report {
             self.log.write(&Line {
                 time: timestamp(),
                 log: "enrolment",
+                of: match party {
+                    Party::Gates => "gate",
+                    Party::Routers => "router",
+                },
                 outcome,
                 reason,
                 message: message.as_deref().map(|message| cut(message, 2 * LONGEST_TEXT)),
@@ -117,10 +168,16 @@ impl Report {
     }
 }
 
+/// A gauge for each state.
+fn states(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntGaugeVec> {
+    metrics::registered(registry, IntGaugeVec::new(Opts::new(name, help), &["state"]))
+}
+
 #[derive(Serialize)]
 struct Line<'a> {
     time: String,
     log: &'static str,
+    of: &'static str,
     outcome: &'static str,
     reason: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -38,12 +38,29 @@ pub(crate) struct RotationContext {
     pub(crate) report: RotationReport,
 }
 
+/// How those follow who are told by this leader.
+pub(super) struct Followers {
+    pub(super) gates: watch::Receiver<Option<Progress>>,
+    pub(super) routers: watch::Receiver<Option<Progress>>,
+}
+
+impl Followers {
+    /// How they follow this step; none while that isn't known of all of them.
+    fn of(&self, rotation: &Rotation) -> Option<[Progress; 2]> {
+        let of = |party: &watch::Receiver<Option<Progress>>| {
+            let progress = party.borrow().clone();
+            progress.filter(|progress| progress.rotation.is_same_step(rotation))
+        };
+        Some([of(&self.gates)?, of(&self.routers)?])
+    }
+}
+
 /// One leader's part in it.
 pub(super) struct Rotor {
     context: RotationContext,
     secret: AuthoritySecret,
     authority: Authority,
-    progress: watch::Receiver<Option<Progress>>,
+    followers: Followers,
     metrics: Arc<Metrics>,
     /// What is told in the Secret, and when that was written; none before it was looked at.
     told: Option<(Option<Status>, Instant)>,
@@ -54,14 +71,14 @@ impl Rotor {
         context: RotationContext,
         secret: AuthoritySecret,
         authority: Authority,
-        progress: watch::Receiver<Option<Progress>>,
+        followers: Followers,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             context,
             secret,
             authority,
-            progress,
+            followers,
             metrics,
             told: None,
         }
@@ -109,18 +126,18 @@ impl Rotor {
     }
 
     fn blockers(&self, rotation: &Rotation) -> Vec<Blocker> {
-        let progress = self.progress.borrow().clone();
-        let Some(progress) = progress.filter(|progress| progress.rotation.is_same_step(rotation)) else {
+        let Some([gates, routers]) = self.followers.of(rotation) else {
             return vec![Blocker::new(Reason::Leader)];
         };
         let confirmed = self.context.confirmed.iter();
         let serves = self.context.served.borrow();
         let seen = Observed {
-            known_for: progress.since.elapsed(),
+            known_for: gates.since.max(routers.since).elapsed(),
             confirmed: confirmed.map(|confirmed| confirmed.borrow().clone()).collect(),
             serves_under: serves.as_ref().and_then(|serving| serving.under),
-            gates: progress.behind.gates,
-            pods: progress.behind.pods,
+            gates: gates.behind.gates,
+            pods: gates.behind.pods,
+            routers: routers.behind.gates,
         };
         blockers(rotation, seen, self.context.waits, &self.context.schedule)
     }
@@ -149,13 +166,16 @@ impl Rotor {
     /// Tells how it stands, if that is new, and not too often.
     async fn tell(&mut self, status: Option<Status>) {
         if let Some((told, at)) = &self.told {
-            let same = match (told, &status) {
-                (Some(told), Some(status)) => told.tells_the_same(status),
+            // A step that has begun is told at once, and so is that there is nothing more to tell.
+            let can_wait = match (told, &status) {
+                (Some(told), Some(status)) => {
+                    let recent = at.elapsed() < self.context.tell_every;
+                    told.tells_the_same(status) || (told.is_of_same_step(status) && recent)
+                }
                 (None, None) => true,
                 _ => false,
             };
-            // That there is nothing more to tell is told at once.
-            if same || (status.is_some() && told.is_some() && at.elapsed() < self.context.tell_every) {
+            if can_wait {
                 return;
             }
         }

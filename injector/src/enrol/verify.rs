@@ -13,7 +13,7 @@ use crate::pod::{Pod, at, is_true, items, text_at};
 use crate::settings::Settings;
 use k8s_openapi::api::authentication::v1::TokenReviewStatus;
 use sandgate_mesh::identity::SandboxIdentity;
-use sandgate_mesh::sandbox::{PodUid, SandboxKey};
+use sandgate_mesh::sandbox::{Namespace, PodUid, SandboxKey, SandboxName};
 use serde_json::Value;
 use std::net::IpAddr;
 
@@ -24,7 +24,7 @@ const POD_UID_EXTRA: &str = "authentication.kubernetes.io/pod-uid";
 /// Phases of pods in which nothing runs any more.
 const ENDED: [&str; 2] = ["Succeeded", "Failed"];
 
-/// Why a gate gets no identity.
+/// Why a gate, or a router, gets no identity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refusal {
     #[error("the pod isn't there any more, or is going away")]
@@ -59,6 +59,10 @@ pub(super) enum Refusal {
         "the pod has the name of a Sandbox that isn't its owner; a pod that agent-sandbox didn't make needs another name"
     )]
     NameTaken,
+    #[error("the pod isn't in the namespace of routers, or has no labels of a router")]
+    NotARouter,
+    #[error("the pod's ServiceAccount {0} is none of --router-identity")]
+    RouterAccount(String),
 }
 
 impl Refusal {
@@ -80,6 +84,8 @@ impl Refusal {
             Self::NoOwner => "no_owner",
             Self::OwnerGone => "owner_gone",
             Self::NameTaken => "name_taken",
+            Self::NotARouter => "not_a_router",
+            Self::RouterAccount(_) => "router_account",
         }
     }
 }
@@ -156,15 +162,10 @@ pub(super) fn candidate(
     if *claimed != target.uid {
         return Err(Refusal::OtherPod);
     }
-    if text_at(raw, &["status", "phase"]).is_some_and(|phase| ENDED.contains(&phase)) {
-        return Err(Refusal::PodEnded);
-    }
     if pod.label(INJECTED_LABEL) != Some(INJECTED) {
         return Err(Refusal::NotInjected);
     }
-    if !addresses(raw).any(|address| address == target.ip) {
-        return Err(Refusal::OtherAddress);
-    }
+    check_place(target, raw)?;
     born::check(terms, pod)?;
     Ok(Candidate {
         identity: SandboxIdentity {
@@ -175,9 +176,7 @@ pub(super) fn candidate(
             },
             pod_uid: target.uid.clone(),
         },
-        account: text_at(raw, &["spec", "serviceAccountName"])
-            .unwrap_or("default")
-            .to_owned(),
+        account: account(raw).to_owned(),
         owner: owner(target, pod)?,
     })
 }
@@ -199,7 +198,8 @@ impl Candidate {
         sandbox: Option<&Value>,
         opted_in: &OptedIn,
     ) -> Result<Verified, Refusal> {
-        self.check_token(token)?;
+        let SandboxKey { namespace, name } = &self.identity.sandbox;
+        check_token(token, &self.account, namespace, name, &self.identity.pod_uid)?;
         match (&self.owner, sandbox) {
             (Some(owner), found) => {
                 let live = found.filter(|found| {
@@ -218,30 +218,50 @@ impl Candidate {
         }
         Ok(Verified(self.identity))
     }
+}
 
-    /// An API server that knows no audiences takes any token that opens its API, so the audience must come back.
-    fn check_token(&self, token: &TokenReviewStatus) -> Result<(), Refusal> {
-        if token.authenticated != Some(true) {
-            return Err(Refusal::Token(token.error.clone().unwrap_or_default()));
-        }
-        let audiences = token.audiences.as_deref().unwrap_or_default();
-        if !audiences.iter().any(|audience| audience == TOKEN_AUDIENCE) {
-            return Err(Refusal::TokenAudience);
-        }
-        let user = token.user.clone().unwrap_or_default();
-        let SandboxKey { namespace, name } = &self.identity.sandbox;
-        let account = format!("system:serviceaccount:{namespace}:{}", self.account);
-        if user.username.as_deref() != Some(account.as_str()) {
-            return Err(Refusal::TokenAccount);
-        }
-        let extra = user.extra.unwrap_or_default();
-        let is = |key: &str, value: &str| extra.get(key).is_some_and(|values| *values == [value]);
-        if is(POD_NAME_EXTRA, name.as_str()) && is(POD_UID_EXTRA, self.identity.pod_uid.as_str()) {
-            Ok(())
-        } else {
-            Err(Refusal::TokenPod)
-        }
+/// Whether the token is this ServiceAccount's and bound to this pod. An API server that knows no audiences takes any token
+/// that opens its API, so the audience must come back.
+pub(super) fn check_token(
+    token: &TokenReviewStatus,
+    account: &str,
+    namespace: &Namespace,
+    name: &SandboxName,
+    uid: &PodUid,
+) -> Result<(), Refusal> {
+    if token.authenticated != Some(true) {
+        return Err(Refusal::Token(token.error.clone().unwrap_or_default()));
     }
+    let audiences = token.audiences.as_deref().unwrap_or_default();
+    if !audiences.iter().any(|audience| audience == TOKEN_AUDIENCE) {
+        return Err(Refusal::TokenAudience);
+    }
+    let user = token.user.clone().unwrap_or_default();
+    let account = format!("system:serviceaccount:{namespace}:{account}");
+    if user.username.as_deref() != Some(account.as_str()) {
+        return Err(Refusal::TokenAccount);
+    }
+    let extra = user.extra.unwrap_or_default();
+    let is = |key: &str, value: &str| extra.get(key).is_some_and(|values| *values == [value]);
+    if is(POD_NAME_EXTRA, name.as_str()) && is(POD_UID_EXTRA, uid.as_str()) {
+        Ok(())
+    } else {
+        Err(Refusal::TokenPod)
+    }
+}
+
+/// Whether the pod still runs, at the address that was dialed.
+pub(super) fn check_place(target: &Target, pod: &Value) -> Result<(), Refusal> {
+    if text_at(pod, &["status", "phase"]).is_some_and(|phase| ENDED.contains(&phase)) {
+        return Err(Refusal::PodEnded);
+    }
+    let found = addresses(pod).any(|address| address == target.ip);
+    found.then_some(()).ok_or(Refusal::OtherAddress)
+}
+
+/// The ServiceAccount of a stored pod.
+pub(super) fn account(pod: &Value) -> &str {
+    text_at(pod, &["spec", "serviceAccountName"]).unwrap_or("default")
 }
 
 /// Every address of a pod.

@@ -1,7 +1,7 @@
 //! One visit to one gate, from the dial to the policy: what it has already is left alone, and what it lacks it gets only
-//! after all that proves who it is.
+//! after all that proves who it is. [`super::visit_router`] is the same for a router.
 
-use super::dial::{Connection, DialError, Proven, dial};
+use super::dial::{Connection, DialError, Proven, dial, gate};
 use super::evidence::Evidence;
 use super::holders::Proof;
 use super::namespaces::OptedIn;
@@ -21,7 +21,7 @@ use crate::shape::Shapes;
 use sandgate_mesh::control::{Enrolment, IdentityGrant, PolicyPush, bundle_digest, policy_digest};
 use sandgate_mesh::credentials::MeshCredentials;
 use sandgate_mesh::policy::model::{DefaultPolicy, Generation, Snapshot};
-use sandgate_mesh::tls::{GateStanding, NotEnrolled};
+use sandgate_mesh::tls::{Dialed, GateStanding, NotEnrolled};
 use serde_json::Value;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,8 +33,16 @@ const VISIT_TIME: Duration = Duration::from_secs(30);
 /// No identity is renewed more often than in this part of its life, however soon the root ends.
 const SHORTEST: f64 = 0.05;
 
+/// Whom a visitor looks after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Party {
+    Gates,
+    Routers,
+}
+
 /// Who makes the visits of one leader.
 pub(super) struct Visitor {
+    pub(super) party: Party,
     pub(super) evidence: Evidence,
     pub(super) settings: Settings,
     pub(super) shapes: Shapes,
@@ -53,7 +61,7 @@ pub(super) struct Visitor {
 /// What a visit has done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Done {
-    /// The gate has its first identity, and a policy.
+    /// It has its first identity, and a gate its policy.
     Enrolled,
     /// It has a new identity before the end of the old one.
     Renewed,
@@ -75,7 +83,7 @@ impl Done {
     }
 }
 
-/// A gate that is as it should be.
+/// A gate, or a router, that is as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Settled {
     pub(super) done: Done,
@@ -83,7 +91,7 @@ pub(super) struct Settled {
     pub(super) proof: Proof,
 }
 
-/// Why a gate isn't as it should be.
+/// Why it isn't as it should be.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum VisitError {
     #[error(transparent)]
@@ -94,7 +102,7 @@ pub(super) enum VisitError {
     Api(#[from] RequestError),
     #[error(transparent)]
     Sign(#[from] SignError),
-    #[error("the gate has taken an identity and doesn't show it: {}", .0.as_ref().map_or("it shows an older one".to_owned(), ToString::to_string))]
+    #[error("an identity was taken and isn't shown: {}", .0.as_ref().map_or("it shows an older one".to_owned(), ToString::to_string))]
     NotShown(Option<NotEnrolled>),
     #[error("the control plane has no identity of its own: {0}")]
     Own(anyhow::Error),
@@ -135,8 +143,8 @@ impl VisitError {
     }
 }
 
-/// Where a gate stands, as far as it has proven it.
-enum Standing {
+/// Where a gate or a router stands, as far as it has proven it.
+pub(super) enum Standing {
     /// It has an identity that lasts, until then.
     Lasting(SystemTime),
     /// It has one that has to be renewed.
@@ -149,10 +157,17 @@ impl Visitor {
     /// Makes a visit within bounded time.
     ///
     /// # Errors
-    /// What keeps the gate from being as it should be.
+    /// What keeps who is visited from being as it should be.
     pub(super) async fn visit(&self, visit: &queue::Visit) -> Result<Settled, VisitError> {
-        let visit = tokio::time::timeout(VISIT_TIME, self.bring_up_to_date(&visit.target, visit.renew));
-        visit.await.map_err(|_| VisitError::TooLong)?
+        let (target, renew) = (&visit.target, visit.renew);
+        let visiting = async {
+            match self.party {
+                Party::Gates => self.bring_up_to_date(target, renew).await,
+                Party::Routers => self.bring_router_up_to_date(target, renew).await,
+            }
+        };
+        let visited = tokio::time::timeout(VISIT_TIME, visiting).await;
+        visited.map_err(|_| VisitError::TooLong)?
     }
 
     /// When to visit a gate again whose identity ends then: when half of its life or a little more is over, so that gates
@@ -167,17 +182,13 @@ impl Visitor {
         let stored = self.stored()?;
         let own = self.own.credentials(&stored).map_err(VisitError::Own)?;
 
-        let (mut connection, enrolment, credentials) = match reach(target, &own).await {
+        let expected = gate(target, &self.settings.trust_domain);
+        let (mut connection, enrolment, credentials) = match reach(target, &expected, &own).await {
             Ok(reached) => reached,
             Err(VisitError::Dial(error)) => return Err(self.explained(target, error).await),
             Err(error) => return Err(error),
         };
         let (bundle, root) = (bundle(&stored.roots), stored.authority.root());
-        let proof = |until| Proof {
-            roots: stored.roots.iter().map(Root::id).collect(),
-            under: root.id(),
-            until,
-        };
         // A former leader may have told it other roots, or may not have come to tell it these; and of the same roots another
         // may have signed then.
         let renew = renew || enrolment.bundle_digest != bundle_digest(&bundle) || !connection.is_under(root);
@@ -196,7 +207,7 @@ impl Visitor {
                 self.push_policy(&mut gate, target, pod).await?;
             }
             let done = if same { Done::Nothing } else { Done::Policy };
-            let proof = proof(until);
+            let proof = proof(&stored, until);
             return Ok(Settled { done, proof });
         }
 
@@ -216,7 +227,7 @@ impl Visitor {
         drop(connection);
 
         // Whoever took it must show that it holds the key, before it is told anything else.
-        let connection = dial(target, credentials).await?;
+        let connection = dial(target, &expected, credentials).await?;
         let shown = connection.proven(root, signed.not_after);
         let mut gate = shown.map_err(VisitError::NotShown)?;
         self.push_policy(&mut gate, target, pod).await?;
@@ -224,7 +235,7 @@ impl Visitor {
             Standing::Nothing => Done::Enrolled,
             Standing::Ending | Standing::Lasting(_) => Done::Renewed,
         };
-        let proof = proof(signed.not_after);
+        let proof = proof(&stored, signed.not_after);
         Ok(Settled { done, proof })
     }
 
@@ -240,12 +251,12 @@ impl Visitor {
         held.map_or_else(VisitError::from, |()| error.into())
     }
 
-    fn stored(&self) -> Result<Arc<Stored>, VisitError> {
+    pub(super) fn stored(&self) -> Result<Arc<Stored>, VisitError> {
         let stored = self.authority.borrow().clone();
         stored.ok_or_else(unknown_root)
     }
 
-    fn standing(&self, proven: &GateStanding, renew: bool) -> Standing {
+    pub(super) fn standing(&self, proven: &GateStanding, renew: bool) -> Standing {
         match proven {
             GateStanding::Unproven(_) => Standing::Nothing,
             GateStanding::Enrolled { until } => {
@@ -303,7 +314,7 @@ impl Visitor {
         policy::snapshot(pod, self.default_policy, generation)
     }
 
-    fn generation(&self) -> Generation {
+    pub(super) fn generation(&self) -> Generation {
         Generation {
             epoch: self.epoch,
             counter: self.counter.fetch_add(1, Ordering::Relaxed),
@@ -311,16 +322,26 @@ impl Visitor {
     }
 }
 
-/// Dials a gate with whatever it may know the control plane by, and asks what enrols it. While the root is replaced, gates
+/// What it has shown by now, and until when: the roots that are in force, and an identity under the one that signs.
+pub(super) fn proof(stored: &Stored, until: SystemTime) -> Proof {
+    Proof {
+        roots: stored.roots.iter().map(Root::id).collect(),
+        under: stored.authority.root().id(),
+        until,
+    }
+}
+
+/// Dials a gate, or a router, with whatever it may know the control plane by, and asks what enrols it. While the root is replaced, gates
 /// that have lost their identity know the roots that they were born with, and others those that they were told last.
-async fn reach<'a>(
+pub(super) async fn reach<'a>(
     target: &Target,
+    expected: &Dialed,
     own: &'a [Arc<MeshCredentials>],
 ) -> Result<(Connection, Enrolment, &'a MeshCredentials), VisitError> {
     let mut disbelieved = None;
     for credentials in own {
         let asked = async {
-            let mut connection = dial(target, credentials).await?;
+            let mut connection = dial(target, expected, credentials).await?;
             let enrolment = connection.enrolment().await?;
             Ok::<_, DialError>((connection, enrolment, credentials.as_ref()))
         };

@@ -1,14 +1,14 @@
-//! A leader's work: follows the pods, and visits their gates, so many at once.
+//! A leader's work: follows the pods, and visits their gates, or the routers in them, so many at once.
 
 use super::holders::{Holders, Progress};
 use super::namespaces;
 use super::pods::{self, Change};
 use super::queue::{Limits, Next, Queue, Visit};
 use super::report::Report;
-use super::visit::{Done, Settled, VisitError, Visitor};
+use super::visit::{Done, Party, Settled, VisitError, Visitor};
 use crate::authority::Root;
 use crate::metrics::Metrics;
-use futures_util::{FutureExt, Stream, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt, stream};
 use kube::Client;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -44,11 +44,21 @@ pub(super) async fn work(
 ) {
     let mut authority = visitor.authority.clone();
     let mut roots = roots(&visitor);
+    let party = visitor.party;
+    let own = &visitor.settings.own_namespace;
+    let (changes, namespaces) = match party {
+        Party::Gates => (
+            pods::changes(client.clone()),
+            namespaces::changes(client, &visitor.settings),
+        ),
+        // Their namespace is the one that it is.
+        Party::Routers => (pods::router_changes(client, own), stream::pending().boxed()),
+    };
     let mut work = Work {
-        changes: pods::changes(client.clone()),
-        namespaces: namespaces::changes(client, &visitor.settings),
+        changes,
+        namespaces,
         queue: Queue::new(LIMITS, visitor.opted_in.clone()),
-        holders: Holders::new(visitor.opted_in.clone(), visitor.lifetime),
+        holders: Holders::new(visitor.opted_in.clone(), visitor.lifetime, Instant::now()),
         visitor: Arc::new(visitor),
         visits: JoinSet::new(),
     };
@@ -63,7 +73,7 @@ pub(super) async fn work(
             Some(change) = work.namespaces.next() => work.note_namespaces(change, metrics),
             Some(Ok((visit, ended, took))) = work.visits.join_next() => {
                 let told = work.is_news(&visit, &ended);
-                report.visited(&visit, &ended, took, told);
+                report.visited(party, &visit, &ended, took, told);
                 work.end(&visit, &ended);
             }
             () = tokio::time::sleep_until(due.unwrap_or(now)), if due.is_some() => {}
@@ -76,7 +86,7 @@ pub(super) async fn work(
                 }
             }
             _ = census.tick() => {
-                report.census(work.queue.census());
+                report.census(party, work.queue.census());
                 progress.send_replace(work.holders.progress(Instant::now(), SystemTime::now()));
             }
         }
@@ -156,7 +166,7 @@ impl Work {
             }
             Change::Failed(error) => {
                 metrics.failed("enrolment");
-                tracing::warn!(error, "can't watch the pods that have a gate");
+                tracing::warn!(error, "can't watch the pods that have a gate, or are a router's");
             }
         }
     }

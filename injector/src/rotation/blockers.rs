@@ -28,19 +28,22 @@ pub(crate) enum Reason {
     Gates,
     /// Gates were born too early.
     Pods,
+    /// Routers that are enrolled haven't followed.
+    Routers,
     /// Nobody has said that all else has followed.
     Confirmation,
 }
 
 impl Reason {
     /// Every reason.
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Leader,
         Self::Replicas,
         Self::CaBundle,
         Self::Certificate,
         Self::Gates,
         Self::Pods,
+        Self::Routers,
         Self::Confirmation,
     ];
 
@@ -53,6 +56,7 @@ impl Reason {
             Self::Certificate => "certificate",
             Self::Gates => "gates",
             Self::Pods => "pods",
+            Self::Routers => "routers",
             Self::Confirmation => "confirmation",
         }
     }
@@ -83,11 +87,23 @@ impl Reason {
                 "pods that were created before the new root was given to gates: without the old one they could never get an \
                  identity again. They end by themselves, or delete them"
             }
+            (Self::Routers, Step::Distribute) => {
+                "routers that haven't taken the new root; the injector's log says why. Delete pods that can't be mended"
+            }
+            (Self::Routers, Step::Switch) => {
+                "routers whose identity is under the old root, or that nobody could ask; the injector's log says why. Delete \
+                 pods that can't be mended"
+            }
+            (Self::Routers, _) => {
+                "routers that still believe the old root; the injector's log says why. Delete pods that can't be mended"
+            }
             (Self::Confirmation, Step::Distribute) => {
-                "routers must trust the new root too: give them both, then run `sandbox-injector root confirm`"
+                "routers that aren't enrolled must trust the new root too: give them both, then run `sandbox-injector root \
+                 confirm`"
             }
             (Self::Confirmation, _) => {
-                "routers must show certificates under the new root: renew theirs, then run `sandbox-injector root confirm`"
+                "routers that aren't enrolled must show certificates under the new root: renew theirs, then run \
+                 `sandbox-injector root confirm`"
             }
         }
     }
@@ -160,6 +176,8 @@ pub(crate) struct Observed {
     pub(crate) gates: Names,
     /// Pods whose gates know a root that leaves, and not the one that stays.
     pub(crate) pods: Names,
+    /// Routers that haven't followed.
+    pub(crate) routers: Names,
 }
 
 /// How long things take that nobody can see.
@@ -204,7 +222,12 @@ pub(crate) fn blockers(rotation: &Rotation, seen: Observed, waits: Waits, schedu
     } else {
         seen.pods
     };
-    let named = [(Reason::Gates, seen.gates), (Reason::Pods, pods)].into_iter();
+    let named = [
+        (Reason::Gates, seen.gates),
+        (Reason::Pods, pods),
+        (Reason::Routers, seen.routers),
+    ]
+    .into_iter();
     let named = named.filter(|(_, names)| names.count > 0);
     found.extend(named.map(|(reason, names)| Blocker::named(reason, names)));
     found.sort_by_key(|blocker| blocker.reason);

@@ -32,9 +32,14 @@ impl Status {
         }
     }
 
+    /// Whether it tells of the same step.
+    pub(crate) fn is_of_same_step(&self, other: &Self) -> bool {
+        self.step == other.step && self.since == other.since
+    }
+
     /// Whether it tells the same, at whatever time.
     pub(crate) fn tells_the_same(&self, other: &Self) -> bool {
-        self.step == other.step && self.since == other.since && self.waits_for == other.waits_for
+        self.is_of_same_step(other) && self.waits_for == other.waits_for
     }
 }
 

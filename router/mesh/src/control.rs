@@ -1,18 +1,26 @@
-//! The control API: what a control plane says to a gate that it has dialed, and what the gate answers. HTTP/1.1 over the
-//! mesh port under [`ALPN_CONTROL`](crate::contract::ALPN_CONTROL), JSON bodies, strict both ways.
+//! The control API: what a control plane says to a gate or a router that it has dialed, and what that answers. HTTP/1.1 over
+//! the mesh port under [`ALPN_CONTROL`](crate::contract::ALPN_CONTROL), JSON bodies, strict both ways. [`server`] is the end
+//! that is dialed.
 //!
 //! | request | body | answer |
 //! |---|---|---|
 //! | `GET` [`ENROLMENT_PATH`] | | 200 [`Enrolment`] |
 //! | `PUT` [`IDENTITY_PATH`] | [`IdentityGrant`] | 204 |
-//! | `PUT` [`POLICY_PATH`] | [`PolicyPush`] | 204 |
+//! | `PUT` [`POLICY_PATH`], of gates only | [`PolicyPush`] | 204 |
 //!
 //! Errors are `{"detail":"<text>"}`: 400 what can't be read or used, 403 a control plane whose certificate counts no more, 409 a
-//! [`Generation`] below the gate's floor, 500 and 503 what is for the gate to mend; 404, 405, 408 and 413 as everywhere.
-//! Who is no control plane of the gate gets none of them: its handshake fails. Each PUT may be repeated.
+//! [`Generation`] below the floor, 500 and 503 what is for the gate or the router to mend; 404, 405, 408 and 413 as everywhere.
+//! Who is no control plane of theirs gets none of them: its handshake fails. Each PUT may be repeated.
 //!
 //! The floor is the highest generation of what is in force, identity and policy. An identity for the leaf in force and with
-//! another bundle changes what the gate believes, and no more.
+//! another bundle changes what is believed, and no more.
+
+mod enroller;
+mod metrics;
+pub mod server;
+mod state;
+
+pub use enroller::Enrollee;
 
 use crate::credentials::{Part, certificates};
 use crate::policy::model::{Generation, Snapshot};
@@ -22,26 +30,26 @@ use ring::digest::{Context, SHA256, digest};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
 
-/// Asks the gate for what enrols it.
+/// Asks for what enrols whoever was dialed.
 pub const ENROLMENT_PATH: &str = "/control/v1/enrolment";
-/// Gives the gate an identity.
+/// Gives it an identity.
 pub const IDENTITY_PATH: &str = "/control/v1/identity";
-/// Gives the gate a policy.
+/// Gives a gate a policy.
 pub const POLICY_PATH: &str = "/control/v1/policy";
 /// The largest body in either direction, in bytes: a policy snapshot and what is around it.
 pub const MAX_BODY_BYTES: usize = crate::policy::MAX_SNAPSHOT_BYTES + 4096;
 
-/// What enrols a gate: the proof of where it runs, and the key that it wants signed.
+/// What enrols a gate or a router: the proof of where it runs, and the key that it wants signed.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Enrolment {
-    /// The pod that the gate believes to run in.
+    /// The pod that it believes to run in.
     pub pod_uid: PodUid,
     /// A PKCS#10 request in PEM for a fresh key. No name in it counts.
     pub csr: String,
     /// The pod's own token for the audience `sandgate`.
     pub token: String,
-    /// The lowest generation that the gate takes.
+    /// The lowest generation that it takes.
     pub floor: Generation,
     /// The [`policy_digest`] of the policy in force, if there is one.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
@@ -92,7 +100,7 @@ impl fmt::Debug for Enrolment {
     }
 }
 
-/// An identity for a gate.
+/// An identity for a gate or a router.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct IdentityGrant {
@@ -102,7 +110,7 @@ pub struct IdentityGrant {
     pub generation: Generation,
     /// The leaf for the key of [`Enrolment::csr`] and its intermediates, PEM, leaf first.
     pub chain: String,
-    /// The roots that the gate verifies its peers under, PEM.
+    /// The roots that it verifies its peers under, PEM.
     pub bundle: String,
 }
 

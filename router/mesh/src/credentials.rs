@@ -10,7 +10,7 @@ mod validity;
 pub use files::{MeshFiles, poll_router, poll_sidecar};
 pub use validity::{Unfit, Validity};
 
-use crate::identity::{ExtendedKeyUsage, IdentityError, PeerId, SandboxIdentity, TrustDomain};
+use crate::identity::{ExtendedKeyUsage, IdentityError, PeerId, SandboxIdentity, TrustDomain, WorkloadIdentity};
 use crate::tls;
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::ring;
@@ -41,6 +41,15 @@ impl Role {
         match self {
             Self::Sidecar => ExtendedKeyUsage::ServerAuth,
             Self::Router | Self::ControlPlane => ExtendedKeyUsage::ClientAuth,
+        }
+    }
+
+    /// What it is called in a sentence.
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Sidecar => "gate",
+            Self::Router => "router",
+            Self::ControlPlane => "control plane",
         }
     }
 
@@ -137,11 +146,13 @@ pub enum CredentialsError {
         /// Whom the leaf identifies.
         found: Box<PeerId>,
     },
-    /// The leaf is a sandbox's, but not this one's.
-    #[error("certificate chain: {found} is not this gate's identity, which is {expected}")]
-    WrongSandbox {
-        /// Whose gate this is.
-        expected: Box<SandboxIdentity>,
+    /// The leaf is another's than this program's.
+    #[error("certificate chain: {found} is not this {}'s identity, which is {expected}", .role.word())]
+    WrongIdentity {
+        /// The role it is for.
+        role: Role,
+        /// Who this is.
+        expected: Box<PeerId>,
         /// Whom the leaf identifies.
         found: Box<PeerId>,
     },
@@ -204,12 +215,32 @@ impl MeshCredentials {
     /// Another sandbox's are refused, too: every router would.
     pub fn of_gate(chain: &[u8], key: &[u8], bundle: &[u8], own: &SandboxIdentity) -> Result<Self, CredentialsError> {
         let found = Self::from_pem(Role::Sidecar, chain, key, bundle, &own.trust_domain)?;
-        if matches!(&found.identity, PeerId::Sandbox(found) if found == own) {
-            return Ok(found);
+        found.only(PeerId::Sandbox(own.clone()))
+    }
+
+    /// The credentials of a router that is to be `own`, as [`from_pem`](Self::from_pem) reads them.
+    ///
+    /// # Errors
+    /// Another workload's are refused, too: gates wouldn't know it.
+    pub fn of_router(
+        chain: &[u8],
+        key: &[u8],
+        bundle: &[u8],
+        own: &WorkloadIdentity,
+    ) -> Result<Self, CredentialsError> {
+        let found = Self::from_pem(Role::Router, chain, key, bundle, &own.trust_domain)?;
+        found.only(PeerId::Workload(own.clone()))
+    }
+
+    /// These credentials, if they are those of `expected`.
+    fn only(self, expected: PeerId) -> Result<Self, CredentialsError> {
+        if self.identity == expected {
+            return Ok(self);
         }
-        Err(CredentialsError::WrongSandbox {
-            expected: Box::new(own.clone()),
-            found: Box::new(found.identity),
+        Err(CredentialsError::WrongIdentity {
+            role: self.role,
+            expected: Box::new(expected),
+            found: Box::new(self.identity),
         })
     }
 

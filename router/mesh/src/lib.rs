@@ -2,7 +2,7 @@
 //!
 //! The router, the sidecar and the control plane share these pieces and nothing else: who somebody is
 //! ([`identity`], [`caller`]), how that is proven ([`tls`], [`credentials`], [`standing`]), what is allowed ([`policy`]), how
-//! a gate comes to both ([`control`]), how bytes are framed ([`framing`]) and moved ([`exchange`], [`tunnel`]), and how a
+//! a gate comes to both and a router to an identity ([`control`]), how bytes are framed ([`framing`]) and moved ([`exchange`], [`tunnel`]), and how a
 //! process starts, reports and ends ([`command_line`], [`admin`], [`probe`], [`drain`], [`metrics`], [`telemetry`],
 //! [`process`]).
 

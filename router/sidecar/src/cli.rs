@@ -3,7 +3,6 @@
 mod source;
 
 use crate::authorize::OwnPorts;
-use crate::control::Control;
 use crate::lockdown::{OpenPorts, lock_down};
 use crate::{Caps, Gate, Settings, probe};
 use anyhow::Context;
@@ -14,6 +13,8 @@ use sandgate_mesh::command_line::{self, ConfigError};
 use sandgate_mesh::contract::{
     APP_PROBES_VARIABLE, DEFAULT_TRUST_DOMAIN, HEALTH_PORT, NAMESPACE_VARIABLE, POD_UID_VARIABLE, SANDBOX_VARIABLE,
 };
+use sandgate_mesh::control::Enrollee;
+use sandgate_mesh::control::server::Control;
 use sandgate_mesh::credentials::poll_sidecar;
 use sandgate_mesh::framing::LimitFlags;
 use sandgate_mesh::identity::{SandboxIdentity, TrustDomain, WorkloadIdentity};
@@ -249,7 +250,10 @@ async fn serve(flags: Flags, source: Source, allocated: Allocated) -> anyhow::Re
 /// The gate, and what feeds it: its control planes, or pollers of its files.
 fn start_gate(settings: Settings, identity: SandboxIdentity, source: Source) -> anyhow::Result<Arc<Gate>> {
     let (files, policy_file) = match source {
-        Source::Control(control) => return Gate::controlled(settings, Control::open(control, identity)?),
+        Source::Control(control) => {
+            let control = Control::open(control, Enrollee::Gate(identity)).context("--state-folder")?;
+            return Gate::controlled(settings, control);
+        }
         Source::Files(files, policy_file) => (files, policy_file),
     };
     let (credentials_poller, credentials) = poll_sidecar(files, identity);

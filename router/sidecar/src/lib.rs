@@ -1,15 +1,13 @@
 //! The gate in a sandbox pod: mTLS in, that sandbox's own policy on every request, loopback out and nothing else.
 //!
 //! [`request`] is the way of a request, top to bottom; [`authorize`] decides; [`dial`] is the only door out. Beside it,
-//! [`control`] is how the gate gets its identity and its policy where they aren't files, [`lockdown`] closes the ways around
+//! [`sandgate_mesh::control`] is how the gate gets its identity and its policy where they aren't files, [`lockdown`] closes the ways around
 //! the gate, and [`probe`] keeps the kubelet's one open.
 
 mod audit;
 pub mod authorize;
 pub mod cli;
-pub mod control;
 pub mod dial;
-mod enrolment;
 mod error;
 #[cfg(test)]
 mod flood_tests;
@@ -21,8 +19,6 @@ mod peer;
 pub mod probe;
 mod relay;
 mod request;
-mod server_tls;
-mod state;
 mod strangers;
 
 // Tests of enrolment need certificates; the one authority that issues them outside a cluster is sandgate-local's.
@@ -31,14 +27,13 @@ mod strangers;
 pub mod authority;
 
 use crate::authorize::OwnPorts;
-use crate::control::Control;
 use crate::dial::Door;
 use crate::error::too_many_connections;
 use crate::metrics::{File, Metrics};
 use crate::peer::Peer;
-use crate::server_tls::ServerTls;
 use crate::strangers::Strangers;
 use sandgate_mesh::admin::Readiness;
+use sandgate_mesh::control::server::Control;
 use sandgate_mesh::credentials::{Credentials, MeshCredentials, Unfit};
 use sandgate_mesh::drain::{DrainState, Draining};
 use sandgate_mesh::framing::Limits;
@@ -52,7 +47,7 @@ use sandgate_mesh::pool::LINGER;
 use sandgate_mesh::sandbox::{PodUid, SandboxKey};
 use sandgate_mesh::standing::{IdentityWatch, fit};
 use sandgate_mesh::telemetry::LineLog;
-use sandgate_mesh::tls::{HandshakeError, MeshPeer, Purpose};
+use sandgate_mesh::tls::{HandshakeError, MeshPeer, Purpose, ServerTls};
 use sandgate_mesh::tunnel::TunnelLimits;
 use sandgate_mesh::{serve, tls};
 use std::net::SocketAddr;
@@ -249,9 +244,8 @@ impl Gate {
         let Some(control) = self.control.as_ref().filter(|_| purpose == Purpose::Control) else {
             return self.server_tls();
         };
-        let identity = self.credentials.borrow().clone();
-        let config = control.server_tls(identity.as_ref(), SystemTime::now());
-        config
+        control
+            .server_tls()
             .inspect_err(|error| tracing::error!(%error, "the control API can't be served"))
             .ok()
     }
@@ -260,7 +254,7 @@ impl Gate {
         let credentials = self.valid_credentials().inspect_err(|unfit| self.refuse_for(*unfit));
         let credentials = credentials.ok()?;
         let make = || tls::sidecar_server_config(&credentials);
-        let config = self.tls.get(Some(&credentials), SystemTime::now(), make);
+        let config = self.tls.get(Some(&credentials), None, SystemTime::now(), make);
         config
             .inspect_err(|error| tracing::error!(%error, "identity can't be used"))
             .ok()
@@ -317,7 +311,7 @@ impl Gate {
             self.tls_for(purpose)
         };
         let accepted = tokio::select! {
-            accepted = tls::accept_gate(stream, choose) => accepted,
+            accepted = tls::accept_mesh(stream, choose) => accepted,
             () = newcomer.displaced() => {
                 self.metrics.refused.handshakes.inc();
                 return None;
@@ -335,7 +329,10 @@ impl Gate {
         drop(newcomer);
         let control = self.control.clone();
         match (control, purpose) {
-            (Some(control), Purpose::Control) => Some(Box::pin(control.serve(self, stream, peer, address, draining))),
+            (Some(control), Purpose::Control) => {
+                let metrics = self.metrics.control.clone();
+                Some(Box::pin(control.serve(metrics, stream, peer, address, draining)))
+            }
             (Some(control), Purpose::Requests) if control.is_control_plane(&peer.id) => {
                 self.metrics.refused.control.inc();
                 tracing::warn!(peer = %peer.id, %address, "a control plane asked for the app, and was refused");

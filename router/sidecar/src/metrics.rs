@@ -1,6 +1,7 @@
 //! What the gate counts. Hides what metrics and labels are called; none holds anything that a caller can choose.
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
+use sandgate_mesh::control::server::{ControlMetrics, Pushes};
 use sandgate_mesh::metrics;
 use sandgate_mesh::outcome::Outcome;
 use sandgate_mesh::policy::PolicySnapshot;
@@ -15,10 +16,8 @@ pub(crate) struct Metrics {
     pub(crate) handshake_failures: IntCounter,
     pub(crate) refused: RefusedConnections,
     pub(crate) certificate_not_after: IntGauge,
-    /// Identities that control planes brought.
-    pub(crate) identities: Pushes,
-    /// Policies that control planes brought.
-    pub(crate) policies: Pushes,
+    /// What control planes brought.
+    pub(crate) control: ControlMetrics,
     policy_epoch: IntGauge,
     policy_counter: IntGauge,
     reloads: IntCounterVec,
@@ -37,40 +36,6 @@ pub(crate) struct RefusedConnections {
     /// They were for the control API and not from a control plane, or from one that has enough others; or a control plane
     /// asked for the app.
     pub(crate) control: IntCounter,
-}
-
-/// What became of what a control plane brought.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Pushed {
-    /// It is in force now.
-    Accepted,
-    /// It was in force already.
-    Repeated,
-    /// It can't be read, can't be used, or is old.
-    Refused,
-    /// The gate couldn't keep it.
-    Failed,
-}
-
-/// Counts what control planes brought.
-#[derive(Debug)]
-pub(crate) struct Pushes([IntCounter; 4]);
-
-impl Pushes {
-    /// With all of the counters there from the first.
-    fn new(counters: &IntCounterVec) -> Self {
-        Self(["accepted", "repeated", "refused", "failed"].map(|outcome| counters.with_label_values(&[outcome])))
-    }
-
-    pub(crate) fn count(&self, outcome: Pushed) {
-        let Self([accepted, repeated, refused, failed]) = self;
-        match outcome {
-            Pushed::Accepted => accepted.inc(),
-            Pushed::Repeated => repeated.inc(),
-            Pushed::Refused => refused.inc(),
-            Pushed::Failed => failed.inc(),
-        }
-    }
 }
 
 /// Files that the gate follows, as metrics name them.
@@ -111,16 +76,19 @@ impl Metrics {
                 no_identity: refused("no-identity"),
                 control: refused("control"),
             },
-            identities: Pushes::new(&counters(
-                "sandgate_sidecar_enrolments_total",
-                "Identities that control planes brought, by outcome.",
-                &["outcome"],
-            )?),
-            policies: Pushes::new(&counters(
-                "sandgate_sidecar_policy_pushes_total",
-                "Policies that control planes brought, by outcome.",
-                &["outcome"],
-            )?),
+            control: ControlMetrics {
+                identities: Pushes::new(&counters(
+                    "sandgate_sidecar_enrolments_total",
+                    "Identities that control planes brought, by outcome.",
+                    &["outcome"],
+                )?),
+                policies: Some(Pushes::new(&counters(
+                    "sandgate_sidecar_policy_pushes_total",
+                    "Policies that control planes brought, by outcome.",
+                    &["outcome"],
+                )?)),
+                displaced: refused("control"),
+            },
             certificate_not_after: gauge(
                 "sandgate_sidecar_certificate_not_after_seconds",
                 "End of the gate's certificate, in seconds since 1970; 0 without one.",

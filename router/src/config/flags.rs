@@ -1,6 +1,7 @@
 //! The router's flags, as clap reads and explains them.
 
 use super::StaticSandbox;
+use super::mesh_identity::MeshIdentityFlags;
 use clap::{ArgAction, Parser, ValueEnum};
 use sandgate_mesh::contract::DEFAULT_TRUST_DOMAIN;
 use sandgate_mesh::duration;
@@ -78,15 +79,8 @@ pub(super) struct Flags {
     /// namespace has opted in and straight to the app elsewhere (auto, which needs --cache-enabled).
     #[arg(long, value_enum, default_value_t = Mesh::Required)]
     pub(super) mesh: Mesh,
-    /// PEM file with the router's own mesh certificate chain; polled.
-    #[arg(long)]
-    pub(super) mesh_cert_file: Option<PathBuf>,
-    /// PEM file with its private key.
-    #[arg(long)]
-    pub(super) mesh_key_file: Option<PathBuf>,
-    /// PEM file with the roots that gates are verified under.
-    #[arg(long)]
-    pub(super) mesh_trust_bundle_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) mesh_identity: MeshIdentityFlags,
     /// SPIFFE trust domain of the gates.
     #[arg(long, default_value = DEFAULT_TRUST_DOMAIN)]
     pub(super) trust_domain: TrustDomain,

@@ -3,9 +3,10 @@
 
 use crate::pods::Pod;
 use sandbox_sidecar::authorize::OwnPorts;
-use sandbox_sidecar::control::{Control, ControlSettings};
 use sandbox_sidecar::{Caps, Gate, Settings};
 use sandgate_mesh::admin::Readiness;
+use sandgate_mesh::control::Enrollee;
+use sandgate_mesh::control::server::{Control, ControlSettings};
 use sandgate_mesh::credentials::roots_from_pem;
 use sandgate_mesh::drain::{self, DrainState, Draining};
 use sandgate_mesh::framing::Limits;
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// The gate's ports.
 const PORTS: OwnPorts = OwnPorts {
@@ -146,7 +148,7 @@ fn start(told: &Value, folder: &Path, drained: DrainState, draining: Draining) -
     };
     let control = ControlSettings {
         control_planes: identities("control"),
-        anchors: roots_from_pem(text("anchors").as_bytes()).unwrap(),
+        anchors: watch::channel(Some(roots_from_pem(text("anchors").as_bytes()).unwrap())).1,
         state_folder: own_folder.join("state"),
         token_file,
     };
@@ -163,7 +165,7 @@ fn start(told: &Value, folder: &Path, drained: DrainState, draining: Draining) -
     };
     let address: Ipv4Addr = text("address").parse().unwrap();
     let listener = bind((address, PORTS.mesh).into()).unwrap();
-    let gate = Gate::controlled(settings, Control::open(control, own).unwrap()).unwrap();
+    let gate = Gate::controlled(settings, Control::open(control, Enrollee::Gate(own)).unwrap()).unwrap();
     let ready = gate.readiness(drained);
     tokio::spawn(gate.serve(listener, draining));
     ready

@@ -20,6 +20,7 @@ mod namespace;
 pub mod node;
 pub mod process;
 pub mod router;
+pub mod router_pod;
 pub mod runner;
 pub mod service;
 pub mod upstream;

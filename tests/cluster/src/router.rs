@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// The router's ServiceAccount.
-const ACCOUNT: &str = "sandbox-router";
+pub(crate) const ACCOUNT: &str = "sandbox-router";
 
 /// A running router; it ends when dropped.
 pub struct RunningRouter {
@@ -113,9 +113,7 @@ impl RunningRouter {
 
     /// What a client gets for this sandbox and port, with further header lines.
     pub async fn ask(&self, namespace: &str, sandbox: &str, port: u16, more: &str) -> (u16, String) {
-        let fields =
-            format!("X-Sandbox-ID: {sandbox}\r\nX-Sandbox-Namespace: {namespace}\r\nX-Sandbox-Port: {port}\r\n{more}");
-        get(self.http, "/some/path", &fields).await
+        ask(self.http, namespace, sandbox, port, more).await
     }
 
     /// Returns when a client gets this status for a sandbox; the answer's body.
@@ -128,6 +126,13 @@ impl RunningRouter {
         })
         .await
     }
+}
+
+/// What a client of this router gets for this sandbox and port, with further header lines.
+pub(crate) async fn ask(router: SocketAddr, namespace: &str, sandbox: &str, port: u16, more: &str) -> (u16, String) {
+    let fields =
+        format!("X-Sandbox-ID: {sandbox}\r\nX-Sandbox-Namespace: {namespace}\r\nX-Sandbox-Port: {port}\r\n{more}");
+    get(router, "/some/path", &fields).await
 }
 
 async fn get(address: SocketAddr, path: &str, fields: &str) -> (u16, String) {
@@ -149,7 +154,7 @@ async fn get(address: SocketAddr, path: &str, fields: &str) -> (u16, String) {
 }
 
 /// A kubeconfig for the router's ServiceAccount, from the administrator's.
-fn kubeconfig(namespace: &str, server: Option<&str>) -> Value {
+pub(crate) fn kubeconfig(namespace: &str, server: Option<&str>) -> Value {
     let path = std::env::var_os("KUBECONFIG").expect("these tests need a cluster of their own: use tests/cluster/run");
     let mut config = documents(&std::fs::read_to_string(path).unwrap()).remove(0);
     for user in config["users"].as_array_mut().unwrap() {
@@ -306,8 +311,14 @@ impl Cluster {
     /// A namespace with the router's ServiceAccount and the rights that the chart gives it.
     pub async fn router_system(&self) -> Namespace {
         let namespace = self.namespace(&[]).await;
+        self.let_route(&namespace).await;
+        namespace
+    }
+
+    /// Gives the router's ServiceAccount of a namespace the rights that the chart gives it.
+    pub async fn let_route(&self, namespace: &Namespace) {
         let objects = crate::chart::Chart::render(&[]).of_component("router", &["ClusterRole", "ClusterRoleBinding"]);
-        let mut objects = crate::injector::in_namespace(&namespace, &objects);
+        let mut objects = crate::injector::in_namespace(namespace, &objects);
         // Tests that run at a time have rights of their own.
         for object in &mut objects {
             let name = format!("sandbox-router-{}", namespace.name());
@@ -327,6 +338,5 @@ impl Cluster {
             may.then_some(()).ok_or("it may not watch pods and namespaces")
         })
         .await;
-        namespace
     }
 }

@@ -220,11 +220,11 @@ async fn a_pod_with_a_gate_becomes_nobody_elses(cluster: Cluster) {
     own["metadata"]["ownerReferences"] = json!([controller("1")]);
     let own = namespace.admitted(&chart.injected(&own)).await;
     let hash = |value: Value| json!({"metadata": {"labels": {"agents.x-k8s.io/sandbox-name-hash": value}}});
-    let owned = |owner: Value| json!({"metadata": {"ownerReferences": [owner]}});
+    let controlled_by = |controller: Value| json!({"metadata": {"ownerReferences": [controller]}});
     let changed = |change: Value| {
-        let mut owner = controller("1");
-        json_patch::merge(&mut owner, &change);
-        owned(owner)
+        let mut other = controller("1");
+        json_patch::merge(&mut other, &change);
+        controlled_by(other)
     };
     let label = "metadata.labels[agents.x-k8s.io/sandbox-name-hash]: ";
     let owner = "metadata.ownerReferences: ";
@@ -232,7 +232,7 @@ async fn a_pod_with_a_gate_becomes_nobody_elses(cluster: Cluster) {
         (&other, hash(json!("1")), label),
         (&own, hash(json!("2")), label),
         (&own, hash(Value::Null), label),
-        (&other, owned(controller("1")), owner),
+        (&other, controlled_by(controller("1")), owner),
         (&own, changed(json!({"uid": "2"})), owner),
         (&own, changed(json!({"name": "gamma"})), owner),
         (&own, changed(json!({"kind": "SandboxClaim"})), owner),
@@ -263,6 +263,6 @@ async fn a_pod_with_a_gate_becomes_nobody_elses(cluster: Cluster) {
         .merge(&own, &json!({"metadata": {"ownerReferences": null}}))
         .await
         .unwrap();
-    let refusal = cluster.merge(&own, &owned(controller("1"))).await.unwrap_err();
+    let refusal = cluster.merge(&own, &controlled_by(controller("1"))).await.unwrap_err();
     assert!(refusal.message.contains(owner), "{refusal}");
 }

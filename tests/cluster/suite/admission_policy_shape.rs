@@ -113,6 +113,8 @@ async fn a_pod_with_its_gate_passes_whatever_the_operator_chose(cluster: Cluster
         "injection.image.pullPolicy=Always",
         "injection.routerIdentities={spiffe://sandboxes.example/ns/edge/sa/router,spiffe://sandboxes.example/ns/b/sa/c}",
         "trustDomain=sandboxes.example",
+        // Of two other routers.
+        "router.mesh.certificate.source=secret",
         "injection.logLevel=warn",
         "injection.resources.limits.cpu=2",
         "injection.resources.requests.memory=24Mi",

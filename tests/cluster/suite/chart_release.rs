@@ -311,11 +311,10 @@ async fn the_test_of_a_release_asks_the_injector_what_it_can_answer(_: Cluster) 
     let flags = Explain::parse_from(arguments);
     let mount = container["volumeMounts"][0]["mountPath"].as_str().unwrap();
     let file = flags.filename.strip_prefix(&format!("{mount}/")).unwrap();
-    let config_map = chart.of_kinds(&["ConfigMap"]).remove(0);
-    assert_eq!(
-        pod["spec"]["volumes"][0]["configMap"]["name"],
-        config_map["metadata"]["name"]
-    );
+    let name = &pod["spec"]["volumes"][0]["configMap"]["name"];
+    let config_maps = chart.of_kinds(&["ConfigMap"]);
+    let config_map = config_maps.iter().find(|found| found["metadata"]["name"] == *name);
+    let config_map = config_map.expect("the ConfigMap that the test's pod mounts");
     let settings = flags.injection.settings().unwrap();
     assert_eq!(settings, chart.config().settings);
     let text = config_map["data"][file].as_str().unwrap();

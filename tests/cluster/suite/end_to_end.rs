@@ -22,7 +22,10 @@ async fn identity_by_the_book(cluster: &Cluster, system: &System) -> Identity {
     let own = system.namespace.name();
     let folder = std::env::temp_dir().join(format!("sandgate-router-runbook-{own}"));
     std::fs::create_dir_all(&folder).unwrap();
-    for block in commands(include_str!("../../../docs/install.md"), "### The router's identity") {
+    for block in commands(
+        include_str!("../../../docs/install.md"),
+        "### A router's certificate of your own",
+    ) {
         let mut shell = Command::new("sh");
         shell
             .args(["-euc", &block.replace(OWN_NAMESPACE, own)])
@@ -46,7 +49,7 @@ async fn identity_by_the_book(cluster: &Cluster, system: &System) -> Identity {
 }
 
 /// A Sandbox of this name, its pod as the controller makes it, and the pod's gate, which is ready.
-async fn gated(namespace: &Namespace, name: &str, port: u16) -> (Value, RunningGate) {
+pub(crate) async fn gated(namespace: &Namespace, name: &str, port: u16) -> (Value, RunningGate) {
     let app = json!({"name": "app", "image": "app.example/app:1", "ports": [{"containerPort": port}]});
     let owner = namespace.admitted(&sandbox(name, &json!({"containers": [app]}))).await;
     namespace.cluster().remove_afterwards(&owner);

@@ -243,7 +243,7 @@ async fn settings_and_annotations_that_change_cut_off_no_gate(cluster: Cluster) 
     drop(again);
     replica.stop().await;
     let replica = scene.system.start(&scene.chart, |config, _| {
-        config.settings.router_identities = vec![other("router")]
+        config.settings.router_identities = vec![other("router")];
     });
     let again = run(sandboxes, &pod, &token).await;
     refused(&replica, &again, "settings").await;
@@ -252,7 +252,7 @@ async fn settings_and_annotations_that_change_cut_off_no_gate(cluster: Cluster) 
 
     // It knows nothing of another control plane, and the reason has the same name.
     let replica = scene.system.start(&scene.chart, |config, _| {
-        config.settings.control_identity = other("injector")
+        config.settings.control_identity = other("injector");
     });
     let again = run(sandboxes, &pod, &token).await;
     refused(&replica, &again, "settings").await;

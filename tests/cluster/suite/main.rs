@@ -30,6 +30,8 @@ mod rollout;
 mod root_rotation;
 mod root_stage;
 mod router_cache;
+mod router_enrolment;
+mod router_enrolment_refusals;
 mod trust_anchors;
 mod upstream;
 mod upstream_examples;
@@ -65,6 +67,8 @@ fn main() -> ExitCode {
         root_rotation::TESTS,
         trust_anchors::TESTS,
         router_cache::TESTS,
+        router_enrolment::TESTS,
+        router_enrolment_refusals::TESTS,
         upstream::TESTS,
         upstream_examples::TESTS,
     ])

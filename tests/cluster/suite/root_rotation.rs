@@ -149,7 +149,7 @@ async fn who_has_the_old_key_is_nobody(
         let listener = TcpListener::bind((address, 14443)).await.unwrap();
         let accepted = async {
             let (stream, _) = listener.accept().await.unwrap();
-            tls::accept_gate(stream, |_| Some(config)).await.is_ok()
+            tls::accept_mesh(stream, |_| Some(config)).await.is_ok()
         };
         let (namespace, name) = (sandbox.sandbox.namespace.as_str(), sandbox.sandbox.name.as_str());
         let asked = router.ask(namespace, name, app.port(), "");

@@ -29,7 +29,7 @@ pub fn poll_sidecar(files: MeshFiles, own: SandboxIdentity) -> (Poller<MeshCrede
     poll(files, move |chain, key, bundle| {
         MeshCredentials::of_gate(chain, key, bundle, &own).inspect_err(|error| {
             // Not a file that is half written: whoever issued it, or wrote the gate's flags, has to be told.
-            if let CredentialsError::WrongSandbox { expected, found } = error {
+            if let CredentialsError::WrongIdentity { expected, found, .. } = error {
                 let text = "the certificate is not this gate's; compare it with the gate's flags";
                 tracing::error!(%expected, %found, "{text}");
             }

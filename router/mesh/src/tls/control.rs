@@ -1,4 +1,4 @@
-//! Handshakes of the control API, and the gate's choice between its two uses of one port.
+//! Handshakes of the control API, which gates and routers serve, and the choice between the two uses of a mesh port.
 
 use super::verify::{AnyGate, MeshCallerVerifier, PeerRejected, SandboxVerifier, reason};
 use super::{
@@ -7,7 +7,7 @@ use super::{
 };
 use crate::contract::{ALPN_CONTROL, ALPN_MESH_HTTP1, HANDSHAKE_TIMEOUT};
 use crate::credentials::{MeshCredentials, Role};
-use crate::identity::{ExpectedSandbox, TrustDomain, WorkloadIdentity};
+use crate::identity::{ExpectedSandbox, ExtendedKeyUsage, PeerId, TrustDomain, WorkloadIdentity};
 use rustls::server::Acceptor;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
@@ -16,9 +16,10 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 use tokio_rustls::{LazyConfigAcceptor, client, server};
 
-/// What a connection to a gate is for, as its first message says.
+/// What a connection to a mesh port is for, as its first message says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// Requests to the app.
@@ -37,11 +38,16 @@ impl Purpose {
     }
 }
 
-/// Whom a gate takes for its control plane, and what it says to one while it has no identity.
+/// Roots of a control plane as they are now; `None` before the first are known.
+pub type Anchors = watch::Receiver<Option<Arc<RootCertStore>>>;
+
+/// Whom a gate or a router takes for its control plane, and what it says to one while it has no identity.
 #[derive(Debug, Clone)]
 pub struct ControlTrust {
+    /// Which of the two it is.
+    pub role: Role,
     /// Roots that count while there is no identity that is valid.
-    pub anchors: Arc<RootCertStore>,
+    pub anchors: Anchors,
     /// The control planes. Nobody else gets through the handshake.
     pub control_planes: Vec<WorkloadIdentity>,
     /// The trust domain of everybody.
@@ -50,15 +56,15 @@ pub struct ControlTrust {
     pub stand_in: Arc<CertifiedKey>,
 }
 
-/// The gate's end of the control API at `now`. It demands a control plane's certificate, and presents `identity`.
+/// The end of the control API at `now` that is dialed. It demands a control plane's certificate, and presents `identity`.
 ///
 /// While that is valid, nothing counts but its bundle: a root that has left it is nobody's any more. One that isn't can't be
 /// renewed by whoever is under the bundle alone, if the roots have moved on meanwhile. So the anchors count beside it then, as
-/// they do for a gate without any, and what stands in for it is presented.
+/// they do without any identity, and what stands in for it is presented.
 ///
 /// # Errors
-/// `identity` isn't a sidecar's, there are no roots, or rustls refuses the key.
-pub fn gate_control_config(
+/// `identity` is of another role, there are no roots, or rustls refuses the key.
+pub fn control_server_config(
     trust: &ControlTrust,
     identity: Option<&MeshCredentials>,
     now: SystemTime,
@@ -67,7 +73,7 @@ pub fn gate_control_config(
     server_config(Arc::new(verifier), key, &[ALPN_CONTROL])
 }
 
-/// Whether the gate would still believe at `now` whoever it accepted with this chain, leaf first. Connections outlive
+/// Whether it would still believe at `now` whoever it accepted with this chain, leaf first. Connections outlive
 /// certificates, and roots that leave.
 pub fn is_still_control_plane(
     trust: &ControlTrust,
@@ -83,20 +89,22 @@ pub fn is_still_control_plane(
     verifier.verify_client_cert(leaf, intermediates, now).is_ok()
 }
 
-/// Whom the gate believes at `now`, and what it proves itself with.
+/// Whom it believes at `now`, and what it proves itself with.
 fn believing<'a>(
     trust: &'a ControlTrust,
     identity: Option<&'a MeshCredentials>,
     now: SystemTime,
 ) -> Result<(MeshCallerVerifier, &'a Arc<CertifiedKey>), TlsError> {
     if let Some(identity) = identity {
-        check_role(identity, Role::Sidecar)?;
+        check_role(identity, trust.role)?;
     }
+    let anchors = trust.anchors.borrow().clone();
+    let anchors = anchors.unwrap_or_else(|| Arc::new(RootCertStore::empty()));
     let (roots, key) = match identity {
-        None => (Arc::clone(&trust.anchors), &trust.stand_in),
+        None => (anchors, &trust.stand_in),
         Some(identity) if identity.valid_at(now) => (Arc::clone(identity.roots()), identity.certified_key()),
         Some(identity) => {
-            let mut roots = RootCertStore::clone(&trust.anchors);
+            let mut roots = Arc::unwrap_or_clone(anchors);
             roots.extend(identity.roots().roots.iter().cloned());
             (Arc::new(roots), &trust.stand_in)
         }
@@ -105,12 +113,12 @@ fn believing<'a>(
     Ok((verifier, key))
 }
 
-/// The gate's half of a handshake on the mesh port, for whichever purpose the peer names. `choose` gives the configuration
+/// The half of a handshake on a mesh port that is dialed, for whichever purpose the peer names. `choose` gives the configuration
 /// for it, and none where nothing can be served. The peer is who it says when this returns, and nobody else's bytes follow.
 ///
 /// # Errors
 /// The peer took too long, isn't of this mesh, speaks another protocol, or asked for what isn't served.
-pub async fn accept_gate<S>(
+pub async fn accept_mesh<S>(
     stream: S,
     choose: impl FnOnce(Purpose) -> Option<Arc<ServerConfig>>,
 ) -> Result<(server::TlsStream<S>, MeshPeer, Purpose), HandshakeError>
@@ -139,7 +147,22 @@ where
     Ok((stream, peer, purpose))
 }
 
-/// What a gate has proven to the control plane that dialed it.
+/// Whom a control plane means to reach.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Dialed {
+    /// The gate of this sandbox, in this pod.
+    Gate(ExpectedSandbox),
+    /// A router. Of several with one identity, each holds a key of its own.
+    Router(WorkloadIdentity),
+}
+
+impl From<ExpectedSandbox> for Dialed {
+    fn from(expected: ExpectedSandbox) -> Self {
+        Self::Gate(expected)
+    }
+}
+
+/// What a gate or a router has proven to the control plane that dialed it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum GateStanding {
     /// It presented the leaf that it was enrolled with.
@@ -151,7 +174,7 @@ pub enum GateStanding {
     Unproven(NotEnrolled),
 }
 
-/// Why what a gate presented doesn't prove that it is enrolled.
+/// Why what was presented doesn't prove that whoever was dialed is enrolled.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum NotEnrolled {
     /// Another identity of this mesh.
@@ -162,15 +185,15 @@ pub enum NotEnrolled {
     Unverified(Error),
 }
 
-/// The control plane's half: the gate believes `credentials`, or the first read says that it doesn't. What the gate has
+/// The control plane's half: who was dialed believes `credentials`, or the first read says that it doesn't. What it has
 /// proven in return is told, compared with `expected`.
 ///
 /// # Errors
-/// The credentials aren't a control plane's, the gate took too long, or it speaks another protocol.
+/// The credentials aren't a control plane's, the handshake took too long, or the other end speaks another protocol.
 pub async fn connect_control<S>(
     stream: S,
     credentials: &MeshCredentials,
-    expected: &ExpectedSandbox,
+    expected: &Dialed,
 ) -> Result<(client::TlsStream<S>, GateStanding), ControlDialError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -181,8 +204,7 @@ where
     let connection = stream.get_ref().1;
     let leaf = peer_leaf(connection)?;
     let intermediates = connection.peer_certificates().and_then(|chain| chain.get(1..));
-    let verifier = SandboxVerifier::new(credentials, expected);
-    let standing = match verifier.check(leaf, intermediates.unwrap_or_default(), UnixTime::now()) {
+    let standing = match check_dialed(credentials, expected, leaf, intermediates.unwrap_or_default()) {
         Ok(()) => GateStanding::Enrolled {
             until: end_of_validity(leaf),
         },
@@ -194,7 +216,33 @@ where
     Ok((stream, standing))
 }
 
-/// Why a gate's control API can't be reached.
+/// Whether this chain is of whom a control plane means to reach.
+fn check_dialed(
+    credentials: &MeshCredentials,
+    expected: &Dialed,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+) -> Result<(), Error> {
+    let now = UnixTime::now();
+    match expected {
+        Dialed::Gate(sandbox) => SandboxVerifier::new(credentials, sandbox).check(leaf, intermediates, now),
+        Dialed::Router(identity) => {
+            let caller = MeshCallerVerifier::new(credentials.roots(), credentials.trust_domain())
+                .map_err(|error| Error::General(error.to_string()))?;
+            caller.verify_client_cert(leaf, intermediates, now)?;
+            match PeerId::from_leaf(leaf, ExtendedKeyUsage::ClientAuth).map_err(PeerRejected::from)? {
+                PeerId::Workload(found) if found == *identity => Ok(()),
+                found => Err(PeerRejected::OtherRouter {
+                    expected: Box::new(identity.clone()),
+                    found: Box::new(found),
+                }
+                .into()),
+            }
+        }
+    }
+}
+
+/// Why a control API can't be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlDialError {
     /// The configuration can't be made.

@@ -9,6 +9,7 @@
 //! | resumption, early data | none | each connection proves who is there, with today's roots; nothing is replayable |
 //! | client certificate | always, on the mesh | see [`crate::identity`] |
 //! | a gate's certificate | the expected sandbox's; to a control plane any, and it says what that proves | a gate that isn't enrolled has nothing but what it made itself |
+//! | a router's certificate, to a control plane | likewise; its leaf for clients, which nobody else takes for a server's | a router serves nobody else |
 //! | ALPN | one name per purpose, required on the mesh | a stranger's handshake can't be taken for the mesh's |
 //! | SNI | never sent by the router | sandboxes have no DNS names, and an observer learns none |
 //!
@@ -19,15 +20,17 @@
 //! authority by taking it out of the bundle, which counts from the next handshake. Neither ends what is under way.
 
 mod control;
+mod server_tls;
 mod verify;
 
 #[cfg(test)]
 mod tests;
 
 pub use control::{
-    ControlDialError, ControlTrust, GateStanding, NotEnrolled, Purpose, accept_gate, connect_control,
-    gate_control_config, is_still_control_plane,
+    Anchors, ControlDialError, ControlTrust, Dialed, GateStanding, NotEnrolled, Purpose, accept_mesh, connect_control,
+    control_server_config, is_still_control_plane,
 };
+pub use server_tls::ServerTls;
 pub use verify::{FrontPeer, FrontPeerError, PeerRejected};
 
 use crate::contract::{ALPN_HTTP1, ALPN_HTTP2, ALPN_MESH_HTTP1, HANDSHAKE_TIMEOUT};

@@ -2,6 +2,7 @@
 
 mod choices;
 mod control;
+mod control_router;
 mod front;
 mod leafs;
 mod protocol;
@@ -100,11 +101,11 @@ async fn sockets() -> (TcpStream, TcpStream) {
 }
 
 /// A gate's half that has one configuration, whatever the peer asks for.
-async fn accept_mesh(
+async fn accept_requests(
     stream: TcpStream,
     config: Arc<ServerConfig>,
 ) -> Result<(server::TlsStream<TcpStream>, MeshPeer), HandshakeError> {
-    let (stream, peer, _) = accept_gate(stream, |_| Some(config)).await?;
+    let (stream, peer, _) = accept_mesh(stream, |_| Some(config)).await?;
     Ok((stream, peer))
 }
 
@@ -114,7 +115,7 @@ type Halves = (Result<PeerId, HandshakeError>, Result<io::Result<u8>, HandshakeE
 async fn meet(gate: &Arc<ServerConfig>, router: &Arc<ClientConfig>) -> Halves {
     let (near, far) = sockets().await;
     let accepted = async {
-        let (mut stream, peer) = accept_mesh(far, Arc::clone(gate)).await?;
+        let (mut stream, peer) = accept_requests(far, Arc::clone(gate)).await?;
         stream.write_u8(7).await.unwrap();
         stream.shutdown().await.unwrap();
         Ok(peer.id)

@@ -37,6 +37,14 @@ pub enum PeerRejected {
         /// Who answered.
         found: Box<PeerId>,
     },
+    /// Somebody else of the same authority answered in a router's place.
+    #[error("expected {expected}, but {found} answered; the address may belong to another pod by now")]
+    OtherRouter {
+        /// Whom the control plane meant to reach.
+        expected: Box<WorkloadIdentity>,
+        /// Who answered.
+        found: Box<PeerId>,
+    },
     /// The leaf identifies nobody.
     #[error("the peer's certificate is not one of this mesh: {0}")]
     Nobody(#[from] IdentityError),
@@ -52,7 +60,7 @@ pub enum PeerRejected {
     #[error("{0} is a sandbox, and sandboxes do not call others; its certificate should not be for clients")]
     SandboxCalls(Box<PeerId>),
     /// Somebody else of this mesh asks for the control API.
-    #[error("{0} is no control plane of this gate; if it is one, correct --control-identity")]
+    #[error("{0} is no control plane of this program; if it is one, correct --control-identity")]
     NoControlPlane(Box<PeerId>),
 }
 

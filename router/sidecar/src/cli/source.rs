@@ -1,11 +1,12 @@
 //! The two ways to an identity and a policy, as flags: files, or control planes. Hides which flags belong together.
 
-use crate::control::ControlSettings;
 use clap::Args;
 use sandgate_mesh::contract::TRUST_ANCHORS_VARIABLE;
+use sandgate_mesh::control::server::ControlSettings;
 use sandgate_mesh::credentials::{MeshFiles, roots_from_pem};
 use sandgate_mesh::identity::{TrustDomain, WorkloadIdentity};
 use std::path::PathBuf;
+use tokio::sync::watch;
 
 /// Where the kubelet puts the token, unless told otherwise.
 const TOKEN_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
@@ -108,7 +109,8 @@ impl SourceFlags {
         let anchors = anchors.map_err(|error| problems.push(format!("--trust-anchors: {error}")));
         Some(Source::Control(ControlSettings {
             control_planes: self.control_identity.clone(),
-            anchors: anchors.ok()?,
+            // They stay what they are for as long as the gate runs.
+            anchors: watch::channel(Some(anchors.ok()?)).1,
             state_folder: self.state_folder.clone()?,
             token_file: self.token_file.clone().unwrap_or_else(|| TOKEN_FILE.into()),
         }))
@@ -164,7 +166,8 @@ mod tests {
         };
         let token = "/var/run/secrets/kubernetes.io/serviceaccount/token";
         assert_eq!(settings.token_file.to_str(), Some(token));
-        assert_eq!((settings.control_planes.len(), settings.anchors.len()), (1, 1));
+        let anchors = settings.anchors.borrow().as_ref().map(|roots| roots.len());
+        assert_eq!((settings.control_planes.len(), anchors), (1, Some(1)));
 
         let said = |ways: &[&[&str]]| {
             let error = read(ways).unwrap_err();

@@ -2,22 +2,24 @@
 
 use super::*;
 use crate::tls::verify::AnyGate;
+use tokio::sync::watch;
 
 const CONTROL: &str = "spiffe://cluster.local/ns/system/sa/injector";
 
 /// A gate and its control plane under one authority.
-struct Scene {
-    authority: Authority,
-    trust: ControlTrust,
+pub(super) struct Scene {
+    pub(super) authority: Authority,
+    pub(super) trust: ControlTrust,
 }
 
 impl Scene {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let authority = Authority::new("mesh").unwrap();
         let own = Authority::new("itself").unwrap();
         let leaf = own.issue(&LeafSpec::new("stand-in", SANDBOX, Usage::Server)).unwrap();
         let trust = ControlTrust {
-            anchors: roots_from_pem(authority.root_pem().as_bytes()).unwrap(),
+            role: Role::Sidecar,
+            anchors: watch::channel(Some(roots_from_pem(authority.root_pem().as_bytes()).unwrap())).1,
             control_planes: vec![CONTROL.parse().unwrap()],
             trust_domain: "cluster.local".parse().unwrap(),
             // As if somebody had given itself the right name.
@@ -32,7 +34,7 @@ impl Scene {
         credentials(Role::Sidecar, &self.authority.issue(&spec).unwrap(), &self.authority)
     }
 
-    fn control_plane(&self) -> MeshCredentials {
+    pub(super) fn control_plane(&self) -> MeshCredentials {
         let issued = self.authority.issue(&LeafSpec::new("control", CONTROL, Usage::Client));
         credentials(Role::ControlPlane, &issued.unwrap(), &self.authority)
     }
@@ -66,12 +68,12 @@ type Met = (
 /// A control plane dials a gate that holds this identity.
 async fn dial(scene: &Scene, identity: Option<&MeshCredentials>, control_plane: &MeshCredentials) -> Met {
     let (near, far) = sockets().await;
-    let config = gate_control_config(&scene.trust, identity, SystemTime::now()).unwrap();
+    let config = control_server_config(&scene.trust, identity, SystemTime::now()).unwrap();
     let accepted = async {
-        let (_, peer, purpose) = accept_gate(far, |_| Some(config)).await?;
+        let (_, peer, purpose) = accept_mesh(far, |_| Some(config)).await?;
         Ok((peer.id.to_string(), purpose))
     };
-    let connected = async { Ok(connect_control(near, control_plane, &expected(SANDBOX)).await?.1) };
+    let connected = async { Ok(connect_control(near, control_plane, &expected(SANDBOX).into()).await?.1) };
     tokio::join!(accepted, connected)
 }
 
@@ -83,12 +85,12 @@ async fn accept(
 ) -> Result<(String, Purpose), HandshakeError> {
     let (near, far) = sockets().await;
     let choose = |purpose| match (purpose, identity) {
-        (Purpose::Control, _) => Some(gate_control_config(&scene.trust, identity, SystemTime::now()).unwrap()),
+        (Purpose::Control, _) => Some(control_server_config(&scene.trust, identity, SystemTime::now()).unwrap()),
         (Purpose::Requests, None) => None,
         (Purpose::Requests, Some(identity)) => Some(sidecar_server_config(identity).unwrap()),
     };
     let accepted = async {
-        let (mut stream, peer, purpose) = accept_gate(far, choose).await?;
+        let (mut stream, peer, purpose) = accept_mesh(far, choose).await?;
         stream.write_u8(7).await.unwrap();
         Ok((peer.id.to_string(), purpose))
     };
@@ -144,12 +146,12 @@ async fn the_expected_leaf_without_its_key_proves_nothing() {
     let leaf = identity.certified_key().cert.clone();
     let stolen = CertifiedKey::new(leaf, Arc::clone(&scene.trust.stand_in.key));
     let mut config =
-        ServerConfig::clone(&gate_control_config(&scene.trust, Some(&identity), SystemTime::now()).unwrap());
+        ServerConfig::clone(&control_server_config(&scene.trust, Some(&identity), SystemTime::now()).unwrap());
     config.cert_resolver = Arc::new(SingleCertAndKey::from(stolen));
     let (near, far) = sockets().await;
-    let (control_plane, sandbox) = (scene.control_plane(), expected(SANDBOX));
+    let (control_plane, sandbox) = (scene.control_plane(), expected(SANDBOX).into());
     let connected = connect_control(near, &control_plane, &sandbox);
-    let (accepted, connected) = tokio::join!(accept_gate(far, |_| Some(Arc::new(config))), connected);
+    let (accepted, connected) = tokio::join!(accept_mesh(far, |_| Some(Arc::new(config))), connected);
     assert!(accepted.is_err());
     let refusal = connected.err();
     let refused = matches!(
@@ -246,7 +248,7 @@ async fn a_connection_is_for_the_purpose_that_was_named_and_no_other() {
         let config = sidecar_server_config(&identity).unwrap();
         let name = ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let client = TlsConnector::from(Arc::new(naming(protocols))).connect(name, near);
-        let (accepted, _) = tokio::join!(accept_gate(far, |_| Some(config)), client);
+        let (accepted, _) = tokio::join!(accept_mesh(far, |_| Some(config)), client);
         assert!(matches!(accepted, Err(HandshakeError::Alpn)), "{protocols:?}");
     }
     // Without an identity there are no requests.
@@ -268,7 +270,7 @@ async fn a_router_is_no_control_plane_even_if_it_names_both_purposes() {
 async fn a_root_that_has_left_the_bundle_counts_only_without_a_valid_identity() {
     let mut scene = Scene::new();
     let (old, next) = (Authority::new("old").unwrap(), Authority::new("next").unwrap());
-    scene.trust.anchors = roots_from_pem(old.root_pem().as_bytes()).unwrap();
+    scene.trust.anchors = watch::channel(Some(roots_from_pem(old.root_pem().as_bytes()).unwrap())).1;
     let client = |authority: &Authority| {
         let issued = authority.issue(&LeafSpec::new("control", CONTROL, Usage::Client));
         scene.client(&issued.unwrap())
@@ -320,12 +322,12 @@ async fn only_a_control_plane_dials_as_one() {
     let issued = scene.issue(|spec| spec.uris = vec![ROUTER.into()]);
     let router = credentials(Role::Router, &issued, &scene.authority);
     let (near, _far) = sockets().await;
-    let refusal = connect_control(near, &router, &expected(SANDBOX)).await.err();
+    let refusal = connect_control(near, &router, &expected(SANDBOX).into()).await.err();
     assert!(matches!(
         refusal,
         Some(ControlDialError::Tls(TlsError::WrongRole { .. }))
     ));
-    let router = gate_control_config(&scene.trust, Some(&router), SystemTime::now());
+    let router = control_server_config(&scene.trust, Some(&router), SystemTime::now());
     assert!(matches!(router, Err(TlsError::WrongRole { .. })));
 }
 
@@ -333,6 +335,6 @@ async fn only_a_control_plane_dials_as_one() {
 pub(super) fn configurations() -> (Arc<ServerConfig>, ClientConfig) {
     let scene = Scene::new();
     let identity = scene.identity(|_| {});
-    let server = gate_control_config(&scene.trust, Some(&identity), SystemTime::now()).unwrap();
+    let server = control_server_config(&scene.trust, Some(&identity), SystemTime::now()).unwrap();
     (server, scene.client(&scene.issue(|_| {})))
 }

@@ -22,7 +22,7 @@ async fn send_raw(bytes: &[u8]) -> (Vec<u8>, HandshakeError) {
     let mesh = Mesh::new();
     let (mut near, far) = sockets().await;
     near.write_all(bytes).await.unwrap();
-    let refusal = accept_mesh(far, mesh.gate).await.unwrap_err();
+    let refusal = accept_requests(far, mesh.gate).await.unwrap_err();
     let mut answer = Vec::new();
     near.read_to_end(&mut answer).await.unwrap();
     (answer, refusal)
@@ -77,7 +77,7 @@ async fn a_peer_that_stalls_is_given_up_at_both_ends() {
     let mesh = Mesh::new();
     let ((_quiet, far), (near, _silent)) = (sockets().await, sockets().await);
     let started = Instant::now();
-    let (accepted, connected) = tokio::join!(accept_mesh(far, mesh.gate), connect_mesh(near, mesh.router));
+    let (accepted, connected) = tokio::join!(accept_requests(far, mesh.gate), connect_mesh(near, mesh.router));
     assert!(matches!(accepted.unwrap_err(), HandshakeError::TimedOut));
     assert!(matches!(connected.unwrap_err(), HandshakeError::TimedOut));
     assert!((HANDSHAKE_TIMEOUT..2 * HANDSHAKE_TIMEOUT).contains(&started.elapsed()));
@@ -88,7 +88,7 @@ async fn a_peer_that_hangs_up_is_an_io_error() {
     let mesh = Mesh::new();
     let (near, far) = sockets().await;
     drop(near);
-    let refusal = accept_mesh(far, mesh.gate).await.unwrap_err();
+    let refusal = accept_requests(far, mesh.gate).await.unwrap_err();
     assert!(matches!(refusal, HandshakeError::Io(_)), "{refusal}");
 }
 
@@ -115,7 +115,7 @@ async fn second_handshake(gate: &Arc<ServerConfig>, router: &Arc<ClientConfig>) 
     for _ in 0..2 {
         let (near, far) = sockets().await;
         let gate = async {
-            let (mut stream, _) = accept_mesh(far, Arc::clone(gate)).await.unwrap();
+            let (mut stream, _) = accept_requests(far, Arc::clone(gate)).await.unwrap();
             stream.write_u8(7).await.unwrap();
         };
         let router = async {

@@ -1,16 +1,16 @@
-//! Which identity and which policy does a gate take from its control planes? Hides the key that waits for its certificate, the
+//! Which identity does a gate or a router take from its control planes, and which policy does a gate? Hides the key that waits for its certificate, the
 //! floor below which nothing is taken, and that nothing counts before it is kept.
 
-use crate::state::{KeptIdentity, State};
+use super::state::{KeptIdentity, State};
+use super::{Enrolment, IdentityGrant, PolicyPush, bundle_digest, policy_digest};
+use crate::credentials::{Credentials, CredentialsError, MeshCredentials, Role, Unfit};
+use crate::identity::{SandboxIdentity, TrustDomain, WorkloadIdentity};
+use crate::policy::model::{Generation, Snapshot};
+use crate::policy::{PolicySnapshot, SnapshotError};
+use crate::sandbox::PodUid;
+use crate::telemetry::seconds_since_1970;
 use http::StatusCode;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
-use sandgate_mesh::control::{Enrolment, IdentityGrant, PolicyPush, bundle_digest, policy_digest};
-use sandgate_mesh::credentials::{Credentials, CredentialsError, MeshCredentials, Unfit};
-use sandgate_mesh::identity::SandboxIdentity;
-use sandgate_mesh::policy::model::{Generation, Snapshot};
-use sandgate_mesh::policy::{PolicySnapshot, SnapshotError};
-use sandgate_mesh::sandbox::PodUid;
-use sandgate_mesh::telemetry::seconds_since_1970;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
@@ -25,22 +25,75 @@ const MAX_TOKEN: u64 = 16 * 1024;
 /// is as far ahead as can be would leave no higher one to those who come later.
 const MOST_AHEAD: u64 = 1_000_000;
 
+/// Whom a program is to be enrolled as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Enrollee {
+    /// The gate of this sandbox.
+    Gate(SandboxIdentity),
+    /// A router of this identity, which it may share with others.
+    Router {
+        /// Who it is to be.
+        identity: WorkloadIdentity,
+        /// The pod that it runs in.
+        pod_uid: PodUid,
+    },
+}
+
+impl Enrollee {
+    /// Which end of the mesh it is.
+    pub fn role(&self) -> Role {
+        match self {
+            Self::Gate(_) => Role::Sidecar,
+            Self::Router { .. } => Role::Router,
+        }
+    }
+
+    /// The pod that it runs in.
+    pub fn pod_uid(&self) -> &PodUid {
+        match self {
+            Self::Gate(own) => &own.pod_uid,
+            Self::Router { pod_uid, .. } => pod_uid,
+        }
+    }
+
+    /// Its trust domain, and its control planes'.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        match self {
+            Self::Gate(own) => &own.trust_domain,
+            Self::Router { identity, .. } => &identity.trust_domain,
+        }
+    }
+
+    /// What a grant makes of a key, if that is exactly who this is.
+    fn credentials(&self, key: &str, grant: &IdentityGrant) -> Result<MeshCredentials, EnrolmentError> {
+        let (chain, key, bundle) = (grant.chain.as_bytes(), key.as_bytes(), grant.bundle.as_bytes());
+        let found = match self {
+            Self::Gate(own) => MeshCredentials::of_gate(chain, key, bundle, own),
+            Self::Router { identity, .. } => MeshCredentials::of_router(chain, key, bundle, identity),
+        };
+        found.map_err(|error| match error {
+            CredentialsError::KeyMismatch => EnrolmentError::ForeignKey,
+            other => EnrolmentError::Credentials(other),
+        })
+    }
+}
+
 /// Why nothing was taken, or given.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EnrolmentError {
     /// It is for somebody else.
-    #[error("this gate is in the pod {own}, and what was sent is for {found}")]
+    #[error("this is the pod {own}, and what was sent is for {found}")]
     OtherPod { own: PodUid, found: PodUid },
     /// An old control plane, or an old message.
-    #[error("generation {}.{} is below this gate's floor, {}.{}", .found.epoch, .found.counter, .floor.epoch, .floor.counter)]
+    #[error("generation {}.{} is below the floor, {}.{}", .found.epoch, .found.counter, .floor.epoch, .floor.counter)]
     Stale { found: Generation, floor: Generation },
     /// One that would lock out all who come later.
     #[error(
-        "epoch {epoch} is too high: this gate takes none above {highest}, its clock's seconds and {MOST_AHEAD} more"
+        "epoch {epoch} is too high: none is taken above {highest}, the seconds of this clock and {MOST_AHEAD} more"
     )]
     FarAhead { epoch: u64, highest: u64 },
-    /// The leaf has nothing to do with this gate's keys.
-    #[error("the chain's leaf is not for the key of this gate's enrolment; ask for that again")]
+    /// The leaf has nothing to do with the keys here.
+    #[error("the chain's leaf is not for the key of the enrolment; ask for that again")]
     ForeignKey,
     /// The grant makes no credentials.
     #[error("the identity can't be used: {0}")]
@@ -51,14 +104,14 @@ pub(crate) enum EnrolmentError {
     /// The snapshot can't be enforced.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
-    /// The gate can't prove where it runs.
-    #[error("the gate can't read its token")]
+    /// There is no proof of where this runs.
+    #[error("the token can't be read")]
     NoToken(#[source] io::Error),
     /// The system gives no randomness.
-    #[error("the gate can't make a key")]
+    #[error("a key can't be made")]
     NoKey(#[source] rcgen::Error),
     /// What isn't kept would be gone after a crash.
-    #[error("the gate can't keep what was sent")]
+    #[error("what was sent can't be kept")]
     NotKept(#[source] io::Error),
 }
 
@@ -106,9 +159,9 @@ impl Held {
     }
 }
 
-/// The gate's side of its enrolment.
+/// The side of an enrolment that is dialed.
 pub(crate) struct Enroller {
-    own: SandboxIdentity,
+    own: Enrollee,
     token_file: PathBuf,
     state: State,
     credentials: watch::Sender<Option<Arc<MeshCredentials>>>,
@@ -127,16 +180,18 @@ impl fmt::Debug for Enroller {
 }
 
 impl Enroller {
-    /// Of the gate of `own`, with what `state` has kept for it. The token is read anew each time.
-    pub(crate) fn new(own: SandboxIdentity, token_file: PathBuf, state: State) -> Self {
+    /// Of `own`, with what `state` has kept for it. The token is read anew each time.
+    pub(crate) fn new(own: Enrollee, token_file: PathBuf, state: State) -> Self {
         let mut held = Held::default();
         let check_pod = |uid: &PodUid| {
-            let is_own = (*uid == own.pod_uid).then_some(());
+            let is_own = (uid == own.pod_uid()).then_some(());
             is_own.ok_or_else(|| format!("it is of the pod {uid}"))
         };
         let credentials = state.identity(|kept| {
             check_pod(&kept.grant.pod_uid)?;
-            let found = credentials_of(&kept.key, &kept.grant, &own).map_err(|error| error.to_string())?;
+            let found = own
+                .credentials(&kept.key, &kept.grant)
+                .map_err(|error| error.to_string())?;
             held.identity = Some(kept);
             Ok(Arc::new(found))
         });
@@ -170,7 +225,12 @@ impl Enroller {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What enrols the gate: the same request until it is granted, and then one for another key.
+    /// Whether policies are for it.
+    pub(crate) fn takes_policies(&self) -> bool {
+        matches!(self.own, Enrollee::Gate(_))
+    }
+
+    /// What enrols it: the same request until it is granted, and then one for another key.
     pub(crate) fn enrolment(&self) -> Result<Enrolment, EnrolmentError> {
         let token = read_token(&self.token_file).map_err(EnrolmentError::NoToken)?;
         let mut held = self.held();
@@ -182,7 +242,7 @@ impl Enroller {
             csr
         };
         Ok(Enrolment {
-            pod_uid: self.own.pod_uid.clone(),
+            pod_uid: self.own.pod_uid().clone(),
             csr,
             token,
             floor: held.floor(),
@@ -204,7 +264,7 @@ impl Enroller {
             (None, Some((key, _))) => key.serialize_pem(),
             (None, None) => return Err(EnrolmentError::ForeignKey),
         };
-        let found = credentials_of(&key, &grant, &self.own)?;
+        let found = self.own.credentials(&key, &grant)?;
         // Nothing that serves gives way to what doesn't, and what doesn't has no use.
         found.validity().check(SystemTime::now())?;
         if in_force.is_some_and(|kept| kept.grant == grant) {
@@ -241,12 +301,10 @@ impl Enroller {
     }
 
     fn check(&self, pod: &PodUid, found: Generation, floor: Generation) -> Result<(), EnrolmentError> {
-        if *pod != self.own.pod_uid {
-            let own = self.own.pod_uid.clone();
-            return Err(EnrolmentError::OtherPod {
-                own,
-                found: pod.clone(),
-            });
+        let own = self.own.pod_uid();
+        if pod != own {
+            let (own, found) = (own.clone(), pod.clone());
+            return Err(EnrolmentError::OtherPod { own, found });
         }
         if found < floor {
             return Err(EnrolmentError::Stale { found, floor });
@@ -259,14 +317,6 @@ impl Enroller {
         }
         Ok(())
     }
-}
-
-fn credentials_of(key: &str, grant: &IdentityGrant, own: &SandboxIdentity) -> Result<MeshCredentials, EnrolmentError> {
-    let (chain, bundle) = (grant.chain.as_bytes(), grant.bundle.as_bytes());
-    MeshCredentials::of_gate(chain, key.as_bytes(), bundle, own).map_err(|error| match error {
-        CredentialsError::KeyMismatch => EnrolmentError::ForeignKey,
-        other => EnrolmentError::Credentials(other),
-    })
 }
 
 fn compiled(snapshot: &Snapshot) -> Result<PolicySnapshot, SnapshotError> {
@@ -297,5 +347,5 @@ fn read_token(path: &Path) -> io::Result<String> {
 }
 
 #[cfg(test)]
-#[path = "enrolment_tests.rs"]
+#[path = "enroller_tests.rs"]
 mod tests;

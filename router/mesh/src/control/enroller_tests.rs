@@ -1,16 +1,16 @@
 use super::*;
 use crate::authority::{Authority, LeafSpec, Usage};
-use sandgate_mesh::identity::PeerId;
-use sandgate_mesh::policy::model::{DefaultPolicy, VERSION};
+use crate::identity::PeerId;
+use crate::policy::model::{DefaultPolicy, VERSION};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 const OWN: &str = "spiffe://cluster.local/ns/team-a/sandbox/alpha/pod/u1";
 const HOUR: Duration = Duration::from_secs(3600);
 
-fn own() -> SandboxIdentity {
+fn own() -> Enrollee {
     match OWN.parse().unwrap() {
-        PeerId::Sandbox(own) => own,
+        PeerId::Sandbox(own) => Enrollee::Gate(own),
         other => panic!("{other}"),
     }
 }
@@ -130,6 +130,39 @@ fn the_request_is_the_same_until_it_is_granted_and_then_another() {
     assert_eq!(scene.csr(), next.csr);
 }
 
+/// Of a router that shares its identity with others.
+#[test]
+fn a_router_takes_its_own_identity_and_no_gates_and_policies_are_not_for_it() {
+    let scene = Scene::new();
+    let own = Enrollee::Router {
+        identity: "spiffe://cluster.local/ns/system/sa/router".parse().unwrap(),
+        pod_uid: "u1".parse().unwrap(),
+    };
+    assert_eq!(
+        (own.role(), own.trust_domain().as_str()),
+        (Role::Router, "cluster.local")
+    );
+    let state = State::open(scene.folder.clone()).unwrap();
+    let router = Enroller::new(own, scene.folder.join("token"), state);
+    assert!(!router.takes_policies() && scene.enroller.takes_policies());
+    let csr = router.enrolment().unwrap().csr;
+    let error = router.take_identity(scene.grant(1, &csr, |_| {})).unwrap_err();
+    assert_eq!(error.status(), StatusCode::BAD_REQUEST, "{error}");
+    let with = |uri: &str| {
+        let uris = vec![uri.to_owned()];
+        scene.grant(1, &csr, |spec| (spec.uris, spec.usages) = (uris, vec![Usage::Client]))
+    };
+    let error = router
+        .take_identity(with("spiffe://cluster.local/ns/system/sa/other"))
+        .unwrap_err();
+    assert!(error.to_string().contains("is not this router's identity"), "{error}");
+    assert!(router.credentials().borrow().is_none());
+    let taken = router.take_identity(with("spiffe://cluster.local/ns/system/sa/router"));
+    assert_eq!(taken.unwrap(), Taken::Changed);
+    // What it has kept is no gate's.
+    assert!(Scene::start(&scene.folder).credentials().borrow().is_none());
+}
+
 #[test]
 fn a_key_is_written_nowhere_before_it_is_granted() {
     let scene = Scene::new();
@@ -154,7 +187,7 @@ fn a_token_that_is_not_there_is_said_and_no_key_is_made_for_it() {
         }
         let error = scene.enroller.enrolment().unwrap_err();
         assert_eq!(error.status(), StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(error.to_string(), "the gate can't read its token");
+        assert_eq!(error.to_string(), "the token can't be read");
         let cause = std::error::Error::source(&error).unwrap().to_string();
         assert!(cause.contains(scene.folder.to_str().unwrap()), "{cause}");
     }
@@ -408,7 +441,7 @@ fn an_epoch_that_would_lock_out_all_who_come_later_is_refused() {
             grant.generation = generation;
             for error in [scene.refused(grant), scene.enroller.take_policy(&policy).unwrap_err()] {
                 assert_eq!(error.status(), StatusCode::BAD_REQUEST, "{error}");
-                let text = format!("epoch {epoch} is too high: this gate takes none above ");
+                let text = format!("epoch {epoch} is too high: none is taken above ");
                 assert!(error.to_string().starts_with(&text), "{error}");
             }
             assert_eq!(scene.enroller.enrolment().unwrap().floor, floor);

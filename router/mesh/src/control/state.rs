@@ -1,11 +1,11 @@
-//! What a gate keeps so that its own crash needs nobody's help: the identity and the policy that control planes brought.
-//! Hides how files are written and read back: one for each thing, for the gate's eyes only, whole or not at all.
+//! What a gate or a router keeps so that its own crash needs nobody's help: the identity, and a gate's policy, that control
+//! planes brought. Hides how files are written and read back: one for each thing, for its own eyes only, whole or not at all.
 //!
 //! The folder is memory and ends with the pod. So nothing waits for a disk, and a file that can't be read back is a fault to
-//! tell of: the gate goes on without it, as one that is still to be enrolled.
+//! tell of: the program goes on without it, as one that is still to be enrolled.
 
+use super::{IdentityGrant, PolicyPush};
 use anyhow::Context;
-use sandgate_mesh::control::{IdentityGrant, PolicyPush};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
@@ -21,16 +21,16 @@ const POLICY: &str = "policy.json";
 /// An identity with all that belongs to it, so that no part of one can be kept without the others.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(crate) struct KeptIdentity {
+pub(super) struct KeptIdentity {
     /// The private key, PKCS#8 in PEM.
-    pub(crate) key: String,
+    pub(super) key: String,
     /// What the control plane made of it.
-    pub(crate) grant: IdentityGrant,
+    pub(super) grant: IdentityGrant,
 }
 
 /// The folder.
 #[derive(Debug, Clone)]
-pub(crate) struct State {
+pub(super) struct State {
     folder: PathBuf,
 }
 
@@ -39,20 +39,20 @@ impl State {
     ///
     /// # Errors
     /// It isn't.
-    pub(crate) fn open(folder: PathBuf) -> anyhow::Result<Self> {
+    pub(super) fn open(folder: PathBuf) -> anyhow::Result<Self> {
         let shown = folder.display();
-        let found = std::fs::metadata(&folder).with_context(|| format!("--state-folder: cannot use {shown}"))?;
-        anyhow::ensure!(found.is_dir(), "--state-folder: {shown} is not a folder");
+        let found = std::fs::metadata(&folder).with_context(|| format!("the state folder {shown} can't be used"))?;
+        anyhow::ensure!(found.is_dir(), "the state folder {shown} is not a folder");
         Ok(Self { folder })
     }
 
     /// The identity that was kept, if it can be used: `check` says so. Otherwise the log is told why not.
-    pub(crate) fn identity<T>(&self, check: impl FnOnce(KeptIdentity) -> Result<T, String>) -> Option<T> {
+    pub(super) fn identity<T>(&self, check: impl FnOnce(KeptIdentity) -> Result<T, String>) -> Option<T> {
         self.read(IDENTITY, check)
     }
 
     /// The same for the policy.
-    pub(crate) fn policy<T>(&self, check: impl FnOnce(PolicyPush) -> Result<T, String>) -> Option<T> {
+    pub(super) fn policy<T>(&self, check: impl FnOnce(PolicyPush) -> Result<T, String>) -> Option<T> {
         self.read(POLICY, check)
     }
 
@@ -60,7 +60,7 @@ impl State {
     ///
     /// # Errors
     /// The system's. The one that was kept is still whole then.
-    pub(crate) fn keep_identity(&self, identity: &KeptIdentity) -> io::Result<()> {
+    pub(super) fn keep_identity(&self, identity: &KeptIdentity) -> io::Result<()> {
         self.write(IDENTITY, &serde_json::to_vec(identity)?)
     }
 
@@ -68,7 +68,7 @@ impl State {
     ///
     /// # Errors
     /// The system's, likewise.
-    pub(crate) fn keep_policy(&self, policy: &PolicyPush) -> io::Result<()> {
+    pub(super) fn keep_policy(&self, policy: &PolicyPush) -> io::Result<()> {
         self.write(POLICY, &serde_json::to_vec(policy)?)
     }
 
@@ -125,7 +125,7 @@ fn read_whole(path: &Path) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sandgate_mesh::policy::model::Generation;
+    use crate::policy::model::Generation;
     use std::os::unix::fs::PermissionsExt;
     use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -222,7 +222,7 @@ mod tests {
         for bad in [folder.0.join("absent"), file] {
             let error = State::open(bad.clone()).unwrap_err().to_string();
             assert!(
-                error.contains("--state-folder") && error.contains(bad.to_str().unwrap()),
+                error.contains("the state folder") && error.contains(bad.to_str().unwrap()),
                 "{error}"
             );
         }

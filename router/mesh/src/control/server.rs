@@ -1,11 +1,22 @@
-//! The control API as the gate serves it: who may use it, and how its requests are read and answered. Hides HTTP and TLS from
-//! [`crate::enrolment`], which decides.
+//! The control API as gates and routers serve it: who may use it, and how its requests are read and answered. Hides HTTP and
+//! TLS from [`super::enroller`], which decides.
 
-use crate::Gate;
-use crate::enrolment::{Enroller, EnrolmentError, Taken};
-use crate::metrics::Pushed;
-use crate::server_tls::ServerTls;
-use crate::state::State;
+use super::enroller::{Enrollee, Enroller, EnrolmentError, Taken};
+use super::metrics::Pushed;
+pub use super::metrics::{ControlMetrics, Pushes};
+use super::state::State;
+use super::{ENROLMENT_PATH, IDENTITY_PATH, IdentityGrant, MAX_BODY_BYTES, POLICY_PATH, PolicyPush};
+use crate::body::{BodyError, detail, discard};
+use crate::credentials::{Credentials, MeshCredentials};
+use crate::drain::Draining;
+use crate::framing::{Limits, refusal};
+use crate::identity::{PeerId, WorkloadIdentity};
+use crate::listener::Newcomers;
+use crate::policy::PolicySnapshot;
+use crate::policy::model::Generation;
+use crate::serve;
+use crate::telemetry::chain;
+use crate::tls::{self, Anchors, ControlTrust, MeshPeer, ServerTls, TlsError};
 use anyhow::Context;
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, EXPECT, HeaderValue};
@@ -13,18 +24,9 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
-use sandgate_mesh::body::{BodyError, detail, discard};
-use sandgate_mesh::control::{ENROLMENT_PATH, IDENTITY_PATH, IdentityGrant, MAX_BODY_BYTES, POLICY_PATH, PolicyPush};
-use sandgate_mesh::credentials::{Credentials, MeshCredentials};
-use sandgate_mesh::drain::Draining;
-use sandgate_mesh::framing::{Limits, refusal};
-use sandgate_mesh::identity::{PeerId, SandboxIdentity, WorkloadIdentity};
-use sandgate_mesh::listener::Newcomers;
-use sandgate_mesh::policy::PolicySnapshot;
-use sandgate_mesh::policy::model::Generation;
-use sandgate_mesh::serve;
-use sandgate_mesh::telemetry::chain;
-use sandgate_mesh::tls::{self, ControlTrust, MeshPeer, TlsError};
+use rustls::ServerConfig;
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::de::DeserializeOwned;
 use std::error::Error;
 use std::net::SocketAddr;
@@ -33,9 +35,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::sign::CertifiedKey;
-use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::server::TlsStream;
 
 /// Control connections at the same time. One more ends the oldest, so that a control plane that is gone keeps out none that
@@ -46,20 +45,20 @@ const BODY_TIME: Duration = Duration::from_secs(5);
 /// How long a connection may be idle.
 const IDLE_TIME: Duration = Duration::from_secs(60);
 
-/// Where a gate's identity and policy come from, if a control plane brings them.
+/// Where an identity, and a gate's policy, come from if a control plane brings them.
 #[derive(Debug, Clone)]
 pub struct ControlSettings {
     /// Who may bring them.
     pub control_planes: Vec<WorkloadIdentity>,
     /// Under which roots, while no identity is in force that is valid.
-    pub anchors: Arc<RootCertStore>,
+    pub anchors: Anchors,
     /// Where they are kept.
     pub state_folder: PathBuf,
-    /// What proves in which pod the gate runs.
+    /// What proves in which pod this runs.
     pub token_file: PathBuf,
 }
 
-/// The control API of one gate.
+/// The control API of one gate or router.
 #[derive(Debug)]
 pub struct Control {
     trust: ControlTrust,
@@ -70,18 +69,19 @@ pub struct Control {
 }
 
 impl Control {
-    /// The API of the gate of `own`, with what its folder has kept for it.
+    /// The API of `own`, with what its folder has kept for it.
     ///
     /// # Errors
     /// There is no such folder, or the system gives no randomness.
-    pub fn open(settings: ControlSettings, own: SandboxIdentity) -> anyhow::Result<Self> {
+    pub fn open(settings: ControlSettings, own: Enrollee) -> anyhow::Result<Self> {
         let state = State::open(settings.state_folder)?;
         Ok(Self {
             trust: ControlTrust {
+                role: own.role(),
                 anchors: settings.anchors,
                 control_planes: settings.control_planes,
-                trust_domain: own.trust_domain.clone(),
-                stand_in: stand_in().context("the gate can't make a key")?,
+                trust_domain: own.trust_domain().clone(),
+                stand_in: stand_in().context("a key can't be made")?,
             },
             tls: ServerTls::default(),
             enroller: Enroller::new(own, settings.token_file, state),
@@ -93,33 +93,44 @@ impl Control {
         })
     }
 
-    pub(crate) fn credentials(&self) -> Credentials {
+    /// The identity in force.
+    pub fn credentials(&self) -> Credentials {
         self.enroller.credentials()
     }
 
-    pub(crate) fn policy(&self) -> watch::Receiver<Option<Arc<PolicySnapshot>>> {
+    /// The policy in force; for a router there never is one.
+    pub fn policy(&self) -> watch::Receiver<Option<Arc<PolicySnapshot>>> {
         self.enroller.policy()
     }
 
-    /// Whether the peer has no business with the app.
-    pub(crate) fn is_control_plane(&self, peer: &PeerId) -> bool {
+    /// Whether the peer is one that this API is for.
+    pub fn is_control_plane(&self, peer: &PeerId) -> bool {
         matches!(peer, PeerId::Workload(id) if self.trust.control_planes.contains(id))
     }
 
-    /// What a connection is served with while this is the identity in force.
-    pub(crate) fn server_tls(
+    /// What a connection is served with now.
+    ///
+    /// # Errors
+    /// Nobody could be believed: there are no roots yet.
+    pub fn server_tls(&self) -> Result<Arc<ServerConfig>, TlsError> {
+        let identity = self.enroller.credentials().borrow().clone();
+        self.server_tls_with(identity.as_ref(), SystemTime::now())
+    }
+
+    fn server_tls_with(
         &self,
         identity: Option<&Arc<MeshCredentials>>,
         now: SystemTime,
     ) -> Result<Arc<ServerConfig>, TlsError> {
-        let make = || tls::gate_control_config(&self.trust, identity.map(Arc::as_ref), now);
-        self.tls.get(identity, now, make)
+        let anchors = self.trust.anchors.borrow().clone();
+        let make = || tls::control_server_config(&self.trust, identity.map(Arc::as_ref), now);
+        self.tls.get(identity, anchors.as_ref(), now, make)
     }
 
     /// Serves a control plane, which the handshake has proven the peer to be.
-    pub(crate) async fn serve(
+    pub async fn serve(
         self: Arc<Self>,
-        gate: Arc<Gate>,
+        metrics: ControlMetrics,
         stream: TlsStream<TcpStream>,
         peer: MeshPeer,
         address: SocketAddr,
@@ -127,25 +138,30 @@ impl Control {
     ) {
         let mut place = self.connections.enter(address.ip());
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
-        let (peer, counted) = (Arc::new(Caller { id: peer.id, chain }), Arc::clone(&gate));
-        let (control, limits) = (Arc::clone(&self), Arc::clone(&self.limits));
+        let (peer, displaced) = (Arc::new(Caller { id: peer.id, chain }), metrics.displaced.clone());
+        let (control, limits, metrics) = (Arc::clone(&self), Arc::clone(&self.limits), Arc::new(metrics));
         let served = serve::http1(stream, &limits, draining, move |request, _| {
-            let (control, gate, peer) = (Arc::clone(&control), Arc::clone(&gate), Arc::clone(&peer));
-            async move { Box::pin(control.answer(&gate, &peer, request)).await }
+            let (control, metrics, peer) = (Arc::clone(&control), Arc::clone(&metrics), Arc::clone(&peer));
+            async move { Box::pin(control.answer(&metrics, &peer, request)).await }
         });
         tokio::select! {
             () = served => {}
-            () = place.displaced() => counted.metrics.refused.control.inc(),
+            () = place.displaced() => displaced.inc(),
         }
     }
 
     /// Answers one request. Never sheds: what this takes is bounded, and who fills a gate's memory must not keep out the
     /// policy that stops them.
-    async fn answer(&self, gate: &Gate, peer: &Caller, mut request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(
+        &self,
+        metrics: &ControlMetrics,
+        peer: &Caller,
+        mut request: Request<Incoming>,
+    ) -> Response<Full<Bytes>> {
         if let Some(violation) = refusal(&request) {
             return detail(violation.status(), violation.detail());
         }
-        let answer = self.dispatch(gate, peer, &mut request).await;
+        let answer = self.dispatch(metrics, peer, &mut request).await;
         // Or closing the connection could overtake the answer.
         if !request.headers().contains_key(EXPECT) {
             discard(request.into_body()).await;
@@ -153,13 +169,19 @@ impl Control {
         answer
     }
 
-    async fn dispatch(&self, gate: &Gate, peer: &Caller, request: &mut Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn dispatch(
+        &self,
+        metrics: &ControlMetrics,
+        peer: &Caller,
+        request: &mut Request<Incoming>,
+    ) -> Response<Full<Bytes>> {
         if let Err(Unheard { status, text }) = self.check(peer) {
             return detail(status, &text);
         }
         let allowed = match request.uri().path() {
             ENROLMENT_PATH => Method::GET,
-            IDENTITY_PATH | POLICY_PATH => Method::PUT,
+            IDENTITY_PATH => Method::PUT,
+            POLICY_PATH if self.enroller.takes_policies() => Method::PUT,
             _ => return detail(StatusCode::NOT_FOUND, "There is nothing here."),
         };
         if *request.method() != allowed {
@@ -171,8 +193,8 @@ impl Control {
             return answer;
         }
         match request.uri().path() {
-            IDENTITY_PATH => self.identity(gate, peer, request.body_mut()).await,
-            POLICY_PATH => self.policy_push(gate, peer, request.body_mut()).await,
+            IDENTITY_PATH => self.identity(metrics, peer, request.body_mut()).await,
+            POLICY_PATH => self.policy_push(metrics, peer, request.body_mut()).await,
             _ => self.enrolment(&peer.id),
         }
     }
@@ -213,23 +235,25 @@ impl Control {
         Ok(heard)
     }
 
-    async fn identity(&self, gate: &Gate, peer: &Caller, body: &mut Incoming) -> Response<Full<Bytes>> {
+    async fn identity(&self, metrics: &ControlMetrics, peer: &Caller, body: &mut Incoming) -> Response<Full<Bytes>> {
         let taken = self.hear(peer, body).await.map(|grant: IdentityGrant| {
             let generation = grant.generation;
             (generation, self.enroller.take_identity(grant))
         });
         finish("identity", &peer.id, taken, |outcome| {
-            gate.metrics.identities.count(outcome);
+            metrics.identities.count(outcome);
         })
     }
 
-    async fn policy_push(&self, gate: &Gate, peer: &Caller, body: &mut Incoming) -> Response<Full<Bytes>> {
+    async fn policy_push(&self, metrics: &ControlMetrics, peer: &Caller, body: &mut Incoming) -> Response<Full<Bytes>> {
         let taken = self
             .hear(peer, body)
             .await
             .map(|push: PolicyPush| (push.snapshot.generation, self.enroller.take_policy(&push)));
         finish("policy", &peer.id, taken, |outcome| {
-            gate.metrics.policies.count(outcome);
+            if let Some(policies) = &metrics.policies {
+                policies.count(outcome);
+            }
         })
     }
 }
@@ -323,7 +347,7 @@ fn stand_in() -> anyhow::Result<Arc<CertifiedKey>> {
 mod tests {
     use super::*;
     use crate::authority::{Authority, LeafSpec, Usage};
-    use sandgate_mesh::credentials::{Role, roots_from_pem};
+    use crate::credentials::{Role, roots_from_pem};
 
     const OWN: &str = "spiffe://cluster.local/ns/team-a/sandbox/alpha/pod/u1";
 
@@ -335,18 +359,20 @@ mod tests {
     }
 
     #[test]
-    fn a_tls_configuration_is_made_once_for_each_identity_and_anew_when_that_has_ended() {
+    fn a_tls_configuration_is_made_once_for_each_identity_and_anew_when_that_has_ended_or_roots_change() {
         let authority = Authority::new("mesh").unwrap();
         let PeerId::Sandbox(own) = OWN.parse().unwrap() else {
             panic!()
         };
+        let roots = || roots_from_pem(authority.root_pem().as_bytes()).unwrap();
+        let (believe, anchors) = watch::channel(Some(roots()));
         let settings = ControlSettings {
             control_planes: vec!["spiffe://cluster.local/ns/system/sa/injector".parse().unwrap()],
-            anchors: roots_from_pem(authority.root_pem().as_bytes()).unwrap(),
+            anchors,
             state_folder: std::env::temp_dir(),
             token_file: PathBuf::new(),
         };
-        let control = Control::open(settings, own).unwrap();
+        let control = Control::open(settings, Enrollee::Gate(own)).unwrap();
         let (first, second) = (identity(&authority), identity(&authority));
         let now = SystemTime::now();
         let end = first.validity().not_after + Duration::from_secs(1);
@@ -358,11 +384,17 @@ mod tests {
             ("ended", Some(&second), end),
             ("valid again", Some(&second), now),
         ] {
-            let [made, again] = [(); 2].map(|()| control.server_tls(identity, at).unwrap());
+            let [made, again] = [(); 2].map(|()| control.server_tls_with(identity, at).unwrap());
             assert!(Arc::ptr_eq(&made, &again), "{name}: made twice");
             let is_old = last.is_some_and(|last| Arc::ptr_eq(&last, &made));
             assert!(!is_old, "{name}: still the one before");
             last = Some(made);
         }
+        let before = control.server_tls_with(None, now).unwrap();
+        believe.send_replace(Some(roots()));
+        assert!(!Arc::ptr_eq(&before, &control.server_tls_with(None, now).unwrap()));
+        believe.send_replace(None);
+        assert!(control.server_tls_with(None, now).is_err(), "nobody is believed");
+        assert!(control.server_tls_with(Some(&first), now).is_ok(), "but under a bundle");
     }
 }
