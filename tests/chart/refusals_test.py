@@ -116,7 +116,23 @@ def only_the_injector_reaches_the_mesh_port_of_routers_that_it_enrols(chart):
         assert ports == [8080, 443] or ports == [443, 8080], ports
 
 
+def the_roots_replacement_waits_for_a_word_where_routers_are_not_all_enrolled(chart):
+    def within(*values):
+        (injector,) = (o for o in chart.objects(*DECIDED, *sets(*values)) if o["kind"] == "Deployment" and o["metadata"]["name"] == "sandgate-injector")
+        flags = injector["spec"]["template"]["spec"]["containers"][0]["args"]
+        return [flag.split("=")[1] for flag in flags if flag.startswith("--routers-follow-within=")]
+
+    given = "injector.authority.routersFollowWithin=1h"
+    files, others = "router.mesh.certificate.source=secret", "injection.routerIdentities={spiffe://cluster.local/ns/agent-sandbox-system/sa/sandbox-router,spiffe://cluster.local/ns/a/sa/b}"
+    assert within() == ["0s"], within()
+    assert within(given) == ["1h"], within(given)
+    for values in ([files], [others], ["router.mesh.mode=off"]):
+        assert within(*values) == [], (values, within(*values))
+        assert within(*values, given) == ["1h"], values
+
+
 TESTS = [
+    the_roots_replacement_waits_for_a_word_where_routers_are_not_all_enrolled,
     only_the_injector_reaches_the_mesh_port_of_routers_that_it_enrols,
     a_misspelt_key_and_a_bad_value_are_refused,
     nothing_is_rendered_without_a_decision_about_callers,

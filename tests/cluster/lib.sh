@@ -25,6 +25,13 @@ pinned() { # pinned NAME MODULE
 kubernetes_version=$(pinned kubernetes k8s.io/kubernetes)
 etcd_version=$(pinned etcd go.etcd.io/etcd/server/v3)
 agent_sandbox_version=$(pinned agent-sandbox sigs.k8s.io/agent-sandbox)
-kubernetes=$cache/kubernetes-$kubernetes_version
+containerd_version=$(pinned containerd github.com/containerd/containerd/v2)
+kube_router_version=$(pinned kube-router github.com/cloudnativelabs/kube-router/v2)
+kubernetes_built=$cache/kubernetes-$kubernetes_version
+kubernetes=$kubernetes_built
 etcd=$cache/etcd-$etcd_version
 agent_sandbox=$cache/agent-sandbox-$agent_sandbox_version
+# Beside the module's files, which are there or not as a whole.
+agent_sandbox_controller=$cache/agent-sandbox-controller-$agent_sandbox_version
+containerd=$cache/containerd-$containerd_version
+kube_router=$cache/kube-router-$kube_router_version

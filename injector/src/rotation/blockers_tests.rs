@@ -154,3 +154,24 @@ fn every_reason_says_in_every_step_what_it_means() {
         }
     }
 }
+
+/// No word stands for a router that the injector itself can ask.
+#[tokio::test(start_paused = true)]
+async fn every_step_waits_for_the_routers_that_are_enrolled_whatever_was_said() {
+    let at_once = Schedule {
+        routers_follow_within: Some(Duration::ZERO),
+        ..BY_WORD
+    };
+    for place in [0, 1, 2] {
+        let (rotation, stored) = step(place);
+        let seen = Observed {
+            routers: names(2),
+            ..clear(&stored).await
+        };
+        for rotation in [rotation.clone(), confirmed(rotation)] {
+            let found = blockers(&rotation, seen.clone(), WAITS, &at_once);
+            let found: Vec<_> = found.iter().map(|found| (found.reason, found.count)).collect();
+            assert_eq!(found, [(Reason::Routers, 2)], "{place}");
+        }
+    }
+}

@@ -79,7 +79,7 @@ fn what_a_step_waits_for_is_shown_with_names_and_what_to_do() {
         "  pods (12): pods that were created before",
         "\n    team/box-00\n",
         "\n    team/box-09\n    and 2 more\n",
-        "  confirmation (1): routers must show certificates under the new root",
+        "  confirmation (1): routers that aren't enrolled must show certificates under the new root",
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }

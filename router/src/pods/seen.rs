@@ -46,7 +46,7 @@ pub(super) struct Condition {
     status: String,
 }
 
-/// A pod of a sandbox that may get requests.
+/// A pod of a sandbox that runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Pod {
     pub(super) key: SandboxKey,
@@ -58,14 +58,16 @@ pub(super) struct Pod {
     pub(super) pooled: bool,
     /// It was born with a gate.
     pub(super) gated: bool,
+    /// It says that it can serve.
+    pub(super) ready: bool,
 }
 
 /// What a pod is to the sandbox of its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Sighting {
-    /// It may get requests.
-    Ready(Pod),
-    /// It is the sandbox's own, and may get none now.
+    /// It is the sandbox's own, and runs.
+    Running(Pod),
+    /// It is the sandbox's own, and can't be reached.
     Waiting(SandboxKey),
     /// It isn't the sandbox's own, or has no address of its own. Whoever answers to the name may be this pod.
     Unfit(SandboxKey),
@@ -85,7 +87,7 @@ pub(super) fn seen(pod: &PodObject) -> Option<Sighting> {
     let owner = controlling_sandbox(pod, &key);
     Some(match owner.filter(|_| !pod.spec.host_network) {
         None => Sighting::Unfit(key),
-        Some(owner) => ready(pod, &key, owner).map_or(Sighting::Waiting(key), Sighting::Ready),
+        Some(owner) => running(pod, &key, owner).map_or(Sighting::Waiting(key), Sighting::Running),
     })
 }
 
@@ -96,12 +98,11 @@ fn controlling_sandbox<'a>(pod: &'a PodObject, key: &SandboxKey) -> Option<&'a O
     (is_sandbox(owner) && owner.name == key.name.as_str()).then_some(owner)
 }
 
-/// The pod, if it may get requests: it runs and is Ready, has an address and isn't being deleted.
-fn ready(pod: &PodObject, key: &SandboxKey, owner: &OwnerReference) -> Option<Pod> {
+/// The pod, if it runs, has an address and isn't being deleted.
+fn running(pod: &PodObject, key: &SandboxKey, owner: &OwnerReference) -> Option<Pod> {
     let status = pod.status.as_ref()?;
     let is_ready = |condition: &Condition| condition.kind == "Ready" && condition.status == "True";
-    let runs = status.phase.as_deref() == Some("Running") && status.conditions.iter().any(is_ready);
-    if !runs || pod.metadata.deletion_timestamp.is_some() {
+    if status.phase.as_deref() != Some("Running") || pod.metadata.deletion_timestamp.is_some() {
         return None;
     }
     let labels = pod.labels();
@@ -116,6 +117,7 @@ fn ready(pod: &PodObject, key: &SandboxKey, owner: &OwnerReference) -> Option<Po
         ip: status.pod_ip.as_deref()?.parse::<IpAddr>().ok()?.to_canonical(),
         pooled: labels.contains_key(WARM_POOL_LABEL),
         gated: has_gate && labels.get(INJECTED_LABEL).is_some_and(|value| value == INJECTED),
+        ready: status.conditions.iter().any(is_ready),
         key: key.clone(),
     })
 }
@@ -159,7 +161,7 @@ pub(super) mod tests {
 
     fn seen(change: impl FnOnce(&mut Value)) -> Option<Pod> {
         match sighted(change) {
-            Some(Sighting::Ready(pod)) => Some(pod),
+            Some(Sighting::Running(pod)) => Some(pod),
             _ => None,
         }
     }
@@ -174,15 +176,14 @@ pub(super) mod tests {
         assert_eq!(pod.key.to_string(), "team-a/alpha");
         assert_eq!((pod.uid.as_str(), &*pod.sandbox_uid), ("alpha-uid", "alpha-sandbox"));
         assert_eq!(pod.ip, IpAddr::from([10, 0, 0, 7]));
-        assert!(!pod.pooled && !pod.gated);
+        assert!(pod.ready && !pod.pooled && !pod.gated);
+        let unready = seen(|pod| pod["status"]["conditions"][0]["status"] = "False".into());
+        assert!(!unready.unwrap().ready);
+        assert!(!seen(|pod| pod["status"]["conditions"] = json!([])).unwrap().ready);
     }
 
     #[test]
     fn who_gets_no_requests() {
-        assert_eq!(
-            seen(|pod| pod["status"]["conditions"][0]["status"] = "False".into()),
-            None
-        );
         assert_eq!(seen(|pod| pod["status"]["phase"] = "Succeeded".into()), None);
         assert_eq!(seen(|pod| pod["status"]["podIP"] = Value::Null), None);
         assert_eq!(seen(|pod| pod["status"] = Value::Null), None);

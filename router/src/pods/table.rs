@@ -89,6 +89,15 @@ impl Pods {
         self.unfit.insert(key);
     }
 
+    /// Whether a pod gets requests. One that isn't Ready gets none, unless it is the very pod that got them until now, and has
+    /// a gate: a restart of the gate or of the kubelet leaves pods unready for a moment, there is no other pod to ask, and
+    /// a gate says itself whether it can serve.
+    fn takes(&self, sighting: &Sighting) -> bool {
+        let Sighting::Running(pod) = sighting else { return false };
+        let is_known = |entry: &Entry| entry.pod.uid == pod.uid && entry.pod.ip == pod.ip;
+        pod.ready || (pod.gated && self.by_key.get(&pod.key).is_some_and(is_known))
+    }
+
     fn remove(&mut self, key: &SandboxKey) {
         self.unfit.remove(key);
         let Some(gone) = self.by_key.remove(key) else { return };
@@ -121,19 +130,26 @@ impl Table {
 
     /// All pods there are.
     pub(super) fn replace_pods(&mut self, pods: Vec<Sighting>) {
-        self.pods = Pods::default();
-        for pod in pods {
-            self.see(pod);
+        let known = std::mem::take(&mut self.pods);
+        for sighting in pods {
+            let takes = known.takes(&sighting);
+            self.note(sighting, takes);
         }
         self.heard_of_pods = true;
     }
 
     /// A pod as it is now.
     pub(super) fn see(&mut self, sighting: Sighting) {
+        let takes = self.pods.takes(&sighting);
+        self.note(sighting, takes);
+    }
+
+    fn note(&mut self, sighting: Sighting, takes: bool) {
         match sighting {
-            Sighting::Ready(pod) if may_be_a_pod(pod.ip, self.allow_loopback) => self.insert(pod),
-            Sighting::Waiting(key) => self.remove(&key),
-            Sighting::Ready(Pod { key, .. }) | Sighting::Unfit(key) => self.pods.shun(key),
+            Sighting::Running(pod) if !may_be_a_pod(pod.ip, self.allow_loopback) => self.pods.shun(pod.key),
+            Sighting::Running(pod) if takes => self.insert(pod),
+            Sighting::Running(Pod { key, .. }) | Sighting::Waiting(key) => self.remove(&key),
+            Sighting::Unfit(key) => self.pods.shun(key),
         }
     }
 
@@ -224,7 +240,7 @@ mod tests {
         let mut pod = pod(name, ip);
         change(&mut pod);
         match sighting(&object(&pod)) {
-            Some(Sighting::Ready(pod)) => pod,
+            Some(Sighting::Running(pod)) => pod,
             other => panic!("{other:?}"),
         }
     }
@@ -248,7 +264,7 @@ mod tests {
 
     fn table(pods: impl IntoIterator<Item = Pod>) -> Table {
         let mut table = Table::new("cluster.local".parse().unwrap(), false);
-        table.replace_pods(pods.into_iter().map(Sighting::Ready).collect());
+        table.replace_pods(pods.into_iter().map(Sighting::Running).collect());
         table
     }
 
@@ -367,24 +383,64 @@ mod tests {
         tokio::time::advance(EVICTED).await;
         assert!(ip(&table.find(&route("team-a", "alpha", None, None))).is_some());
         assert!(table.evict(&key, [10, 0, 0, 1].into()));
-        table.insert(plain("alpha", "10.0.0.1"));
+        table.see(Sighting::Running(plain("alpha", "10.0.0.1")));
         assert!(
             ip(&table.find(&route("team-a", "alpha", None, None))).is_some(),
             "the API server spoke of it"
         );
     }
 
+    fn unready(pod: Pod) -> Pod {
+        Pod { ready: false, ..pod }
+    }
+
+    #[test]
+    fn a_gated_pod_that_was_ready_keeps_its_requests_while_it_is_not() {
+        let found = |table: &Table| ip(&table.find(&route("team-a", "alpha", None, None))).is_some();
+        let mut table = table([gated("alpha", "10.0.0.1")]);
+        table.see(Sighting::Running(unready(gated("alpha", "10.0.0.1"))));
+        assert!(found(&table));
+        table.replace_pods(vec![Sighting::Running(unready(gated("alpha", "10.0.0.1")))]);
+        assert!(found(&table), "a new list says the same");
+        // It has to be that very pod, where it was.
+        table.see(Sighting::Running(unready(gated("alpha", "10.0.0.2"))));
+        assert!(!found(&table));
+        table.see(Sighting::Running(gated("alpha", "10.0.0.1")));
+        let another = Pod {
+            uid: "another-uid".parse().unwrap(),
+            ..unready(gated("alpha", "10.0.0.1"))
+        };
+        table.see(Sighting::Running(another.clone()));
+        assert!(!found(&table));
+        table.see(Sighting::Running(gated("alpha", "10.0.0.1")));
+        table.replace_pods(vec![Sighting::Running(another)]);
+        assert!(!found(&table));
+    }
+
+    #[test]
+    fn a_pod_that_was_never_ready_or_has_no_gate_gets_no_requests_before_it_is() {
+        let found = |table: &Table| ip(&table.find(&route("team-a", "alpha", None, None))).is_some();
+        let mut table = table([unready(gated("alpha", "10.0.0.1"))]);
+        assert!(!found(&table));
+        table.see(Sighting::Running(unready(gated("alpha", "10.0.0.1"))));
+        assert!(!found(&table));
+        table.see(Sighting::Running(plain("alpha", "10.0.0.1")));
+        assert!(found(&table));
+        table.see(Sighting::Running(unready(plain("alpha", "10.0.0.1"))));
+        assert!(!found(&table));
+    }
+
     /// The next pod may have the address before it is known that the last one is gone.
     #[test]
     fn an_address_belongs_to_who_got_it_last() {
         let mut table = table([plain("alpha", "10.0.0.1")]);
-        table.insert(plain("beta", "10.0.0.1"));
+        table.see(Sighting::Running(plain("beta", "10.0.0.1")));
         table.remove(&route("team-a", "alpha", None, None).sandbox);
         assert_eq!(
             table.find(&route("team-b", "x", None, Some("10.0.0.1"))),
             Found::Foreign
         );
-        table.insert(plain("beta", "10.0.0.2"));
+        table.see(Sighting::Running(plain("beta", "10.0.0.2")));
         assert_eq!(
             table.find(&route("team-b", "x", None, Some("10.0.0.1"))),
             Found::Unknown
@@ -400,7 +456,7 @@ mod tests {
             plain("gamma", "10.0.0.3"),
         ]);
         assert_eq!(table.len(), 1);
-        table.see(Sighting::Ready(plain("gamma", "127.0.0.1")));
+        table.see(Sighting::Running(plain("gamma", "127.0.0.1")));
         assert_eq!(table.len(), 0);
         assert_eq!(table.find(&route("team-a", "gamma", None, None)), Found::Withheld);
     }
@@ -420,7 +476,7 @@ mod tests {
         table.see(Sighting::Waiting(key.clone()));
         assert_eq!(table.find(&alpha(None)), Found::Unknown);
         table.see(Sighting::Unfit(key.clone()));
-        table.see(Sighting::Ready(plain("alpha", "10.0.0.2")));
+        table.see(Sighting::Running(plain("alpha", "10.0.0.2")));
         assert_eq!(ip(&table.find(&alpha(None))).as_deref(), Some("10.0.0.2"));
         table.see(Sighting::Unfit(key.clone()));
         table.remove(&key);

@@ -1,4 +1,4 @@
-//! The keys and certificates of one run: an authority, the API server's certificate, the administrator's, and the key
+//! The keys and certificates of one run: an authority, the API server's certificate, one for each client, and the key
 //! that signs ServiceAccount tokens.
 
 use crate::folder::Folder;
@@ -13,9 +13,57 @@ use std::net::{IpAddr, Ipv4Addr};
 /// The group that may do everything, whatever RBAC says.
 const ADMINISTRATORS: &str = "system:masters";
 
-/// Writes everything that the servers read: `ca.crt`, `apiserver.{crt,key}`, `admin.{crt,key}`,
-/// `service-accounts.{key,pub}`.
-pub(crate) fn write(folder: &Folder) -> anyhow::Result<()> {
+/// Somebody whom the API server knows by a certificate.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Client {
+    /// The beginning of its files' names.
+    pub(crate) file: &'static str,
+    /// Its user.
+    pub(crate) user: &'static str,
+    /// The group that it is in, if any.
+    pub(crate) group: Option<&'static str>,
+}
+
+/// Whoever runs this.
+pub(crate) const ADMINISTRATOR: Client = Client {
+    file: "admin",
+    user: "sandgate-test-administrator",
+    group: Some(ADMINISTRATORS),
+};
+
+impl Client {
+    /// Where its configuration is in the run's folder.
+    pub(crate) fn kubeconfig(&self) -> String {
+        if self.file == ADMINISTRATOR.file {
+            return "kubeconfig".to_owned();
+        }
+        format!("{}.kubeconfig", self.file)
+    }
+
+    /// Writes its configuration, for the harness, for `kubectl` and for the programs of a node. JSON is YAML.
+    pub(crate) fn write_kubeconfig(&self, folder: &Folder, url: &str) -> anyhow::Result<()> {
+        let config = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "sandgate-tests", "cluster": {
+                "server": url,
+                "certificate-authority": folder.join("ca.crt"),
+            }}],
+            "users": [{"name": self.file, "user": {
+                "client-certificate": folder.join(&format!("{}.crt", self.file)),
+                "client-key": folder.join(&format!("{}.key", self.file)),
+            }}],
+            "contexts": [{"name": "sandgate-tests", "context": {"cluster": "sandgate-tests", "user": self.file}}],
+            "current-context": "sandgate-tests",
+        });
+        let text = serde_json::to_string_pretty(&config).context("writing a kubeconfig")?;
+        folder.write(&self.kubeconfig(), &text)
+    }
+}
+
+/// Writes everything that the servers read: `ca.crt`, `apiserver.{crt,key}`, `service-accounts.{key,pub}`, and a
+/// certificate with its key for each client. The API server's is for these addresses.
+pub(crate) fn write(folder: &Folder, addresses: &[Ipv4Addr], clients: &[Client]) -> anyhow::Result<()> {
     let mut params = CertificateParams::default();
     params.distinguished_name = name("sandgate-test-cluster", None);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -24,17 +72,25 @@ pub(crate) fn write(folder: &Folder) -> anyhow::Result<()> {
     folder.write("ca.crt", &params.self_signed(&key)?.pem())?;
     let authority = Issuer::new(params, key);
 
-    let mut server = CertificateParams::new(["localhost".to_owned(), "kubernetes.default.svc".to_owned()])?;
+    let names = [
+        "localhost",
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+    ];
+    let mut server = CertificateParams::new(names.map(str::to_owned))?;
     server.distinguished_name = name("kube-apiserver", None);
-    let loopback = SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    server.subject_alt_names.push(loopback);
+    let addresses = addresses.iter().map(|ip| SanType::IpAddress(IpAddr::V4(*ip)));
+    server.subject_alt_names.extend(addresses);
     server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     issue(folder, &authority, "apiserver", server)?;
 
-    let mut admin = CertificateParams::default();
-    admin.distinguished_name = name("sandgate-test-administrator", Some(ADMINISTRATORS));
-    admin.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    issue(folder, &authority, "admin", admin)?;
+    for client in clients {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = name(client.user, client.group);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        issue(folder, &authority, client.file, params)?;
+    }
 
     let tokens = KeyPair::generate()?;
     folder.write("service-accounts.key", &tokens.serialize_pem())?;
@@ -61,24 +117,4 @@ fn name(user: &str, group: Option<&str>) -> DistinguishedName {
         name.push(DnType::OrganizationName, group);
     }
     name
-}
-
-/// The administrator's configuration, for this harness and for `kubectl`. JSON is YAML.
-pub(crate) fn write_kubeconfig(folder: &Folder, url: &str) -> anyhow::Result<()> {
-    let config = json!({
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "sandgate-tests", "cluster": {
-            "server": url,
-            "certificate-authority": folder.join("ca.crt"),
-        }}],
-        "users": [{"name": "administrator", "user": {
-            "client-certificate": folder.join("admin.crt"),
-            "client-key": folder.join("admin.key"),
-        }}],
-        "contexts": [{"name": "sandgate-tests", "context": {"cluster": "sandgate-tests", "user": "administrator"}}],
-        "current-context": "sandgate-tests",
-    });
-    let text = serde_json::to_string_pretty(&config).context("writing the kubeconfig")?;
-    folder.write("kubeconfig", &text)
 }

@@ -10,7 +10,11 @@ const PREFIX: &str = "sandgate-cluster-";
 
 /// The files of one run, removed with it. Only this user may look: the administrator's key is among them.
 #[derive(Debug)]
-pub(crate) struct Folder(PathBuf);
+pub(crate) struct Folder {
+    path: PathBuf,
+    /// Whether it goes when this is dropped.
+    owned: bool,
+}
 
 impl Folder {
     pub(crate) fn new() -> anyhow::Result<Self> {
@@ -19,15 +23,20 @@ impl Folder {
         let path = parent.join(format!("{PREFIX}{}", std::process::id()));
         let made = fs::DirBuilder::new().mode(0o700).create(&path);
         made.with_context(|| format!("making the folder {}", path.display()))?;
-        Ok(Self(path))
+        Ok(Self { path, owned: true })
+    }
+
+    /// The folder of the process that started this one, and removes it.
+    pub(crate) fn of_another(path: PathBuf) -> Self {
+        Self { path, owned: false }
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     pub(crate) fn join(&self, name: &str) -> PathBuf {
-        self.0.join(name)
+        self.path.join(name)
     }
 
     pub(crate) fn kubeconfig(&self) -> PathBuf {
@@ -54,7 +63,11 @@ fn remove_abandoned(parent: &Path) {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        if self.owned
+            && let Err(error) = fs::remove_dir_all(&self.path)
+        {
+            eprintln!("{} can't be removed: {error}", self.path.display());
+        }
     }
 }
 

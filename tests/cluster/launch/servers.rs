@@ -1,16 +1,15 @@
 //! etcd and kube-apiserver as processes: how they are started, when they are ready, and that they end.
 
-use crate::credentials;
+use crate::credentials::{self, ADMINISTRATOR};
 use crate::folder::Folder;
+use crate::network::NODE_ADDRESS;
+use crate::node;
+use crate::server::Server;
 use anyhow::{Context, bail};
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
-use std::ffi::OsStr;
-use std::fs::File;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::ops::Range;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 /// A cold machine takes longest, under load.
@@ -24,6 +23,11 @@ const PORT_ATTEMPTS: usize = 5;
 /// etcd wants one.
 const ETCD_CLIENTS: &str = "unix://etcd.sock:0";
 const ETCD_PEERS: &str = "unix://etcd-peers.sock:0";
+/// Where Services' addresses are from, and the first one, which is the API server's own.
+pub(crate) const SERVICE_NETWORK: &str = "10.96.0.0/24";
+const FIRST_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
+/// The API server's port on a node.
+const NODE_PORT: u16 = 6443;
 
 /// What to run.
 #[derive(Debug, Clone, Copy)]
@@ -32,23 +36,70 @@ pub(crate) struct Programs<'a> {
     pub(crate) kube_apiserver: &'a Path,
 }
 
+/// Where the API server listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// On a free port of this machine's loopback.
+    Loopback,
+    /// On every address of a node's own network, for its pods as well.
+    Node,
+}
+
+impl Place {
+    fn port(self) -> anyhow::Result<u16> {
+        match self {
+            Self::Loopback => free_port(),
+            Self::Node => Ok(NODE_PORT),
+        }
+    }
+
+    /// Everybody needs credentials who is there.
+    fn write_credentials(self, folder: &Folder) -> anyhow::Result<()> {
+        let addresses = [Ipv4Addr::LOCALHOST, NODE_ADDRESS, FIRST_SERVICE];
+        match self {
+            Self::Loopback => credentials::write(folder, &addresses[..1], &[ADMINISTRATOR]),
+            Self::Node => credentials::write(folder, &addresses, &[&[ADMINISTRATOR], node::CLIENTS].concat()),
+        }
+    }
+
+    fn flags(self) -> Vec<String> {
+        match self {
+            Self::Loopback => vec![
+                "--bind-address=127.0.0.1".to_owned(),
+                // It would publish its address as that of the Service `kubernetes`, and loopback can't be one.
+                "--endpoint-reconciler-type=none".to_owned(),
+            ],
+            Self::Node => vec![
+                "--bind-address=0.0.0.0".to_owned(),
+                format!("--advertise-address={NODE_ADDRESS}"),
+                // Logs and exec; no DNS knows the node's name.
+                "--kubelet-preferred-address-types=InternalIP".to_owned(),
+                "--kubelet-client-certificate=admin.crt".to_owned(),
+                "--kubelet-client-key=admin.key".to_owned(),
+            ],
+        }
+    }
+}
+
 /// A running etcd and API server. Dropping them ends them: first the API server, for the order of the fields.
 pub(crate) struct Servers {
     api_server: Server,
     etcd: Server,
     url: String,
+    place: Place,
 }
 
 impl Servers {
     /// Starts both and waits until the API server is ready.
-    pub(crate) async fn start(folder: &Folder, programs: Programs<'_>) -> anyhow::Result<Self> {
-        credentials::write(folder)?;
+    pub(crate) async fn start(folder: &Folder, programs: Programs<'_>, place: Place) -> anyhow::Result<Self> {
+        place.write_credentials(folder)?;
         let etcd = Server::start(folder, "etcd", programs.etcd, &etcd_flags())?;
-        let port = free_port()?;
+        let port = place.port()?;
         let mut servers = Self {
-            api_server: start_api_server(folder, programs, port)?,
+            api_server: start_api_server(folder, programs, place, port)?,
             etcd,
             url: url(port),
+            place,
         };
         let ready = servers.until_ready(folder, programs);
         let ready = tokio::time::timeout(READY_WITHIN, ready).await;
@@ -79,7 +130,7 @@ impl Servers {
 
     async fn until_ready(&mut self, folder: &Folder, programs: Programs<'_>) -> anyhow::Result<()> {
         for _ in 0..PORT_ATTEMPTS {
-            credentials::write_kubeconfig(folder, &self.url)?;
+            ADMINISTRATOR.write_kubeconfig(folder, &self.url)?;
             let client = client(folder).await?;
             let taken = loop {
                 if is_ready(&client).await {
@@ -95,9 +146,9 @@ impl Servers {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             };
             eprintln!("another port is tried: {taken:#}");
-            let port = free_port()?;
+            let port = self.place.port()?;
             self.url = url(port);
-            self.api_server = start_api_server(folder, programs, port)?;
+            self.api_server = start_api_server(folder, programs, self.place, port)?;
         }
         bail!("no free port was found in {PORTS:?} in {PORT_ATTEMPTS} attempts")
     }
@@ -111,11 +162,11 @@ async fn is_ready(client: &kube::Client) -> bool {
     client.request_text(request).await.is_ok_and(|text| text == "ok")
 }
 
-fn http_request(path: &str) -> Result<http::Request<Vec<u8>>, http::Error> {
+pub(crate) fn http_request(path: &str) -> Result<http::Request<Vec<u8>>, http::Error> {
     http::Request::get(path).body(Vec::new())
 }
 
-async fn client(folder: &Folder) -> anyhow::Result<kube::Client> {
+pub(crate) async fn client(folder: &Folder) -> anyhow::Result<kube::Client> {
     let kubeconfig = Kubeconfig::read_from(folder.kubeconfig())?;
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     config.proxy_url = None;
@@ -154,10 +205,9 @@ fn etcd_flags() -> Vec<String> {
 }
 
 /// The admission plugins are the defaults, and `NodeRestriction` as every real cluster has it.
-fn start_api_server(folder: &Folder, programs: Programs<'_>, port: u16) -> anyhow::Result<Server> {
-    let flags = [
+fn start_api_server(folder: &Folder, programs: Programs<'_>, place: Place, port: u16) -> anyhow::Result<Server> {
+    let mut flags = vec![
         format!("--etcd-servers={ETCD_CLIENTS}"),
-        "--bind-address=127.0.0.1".to_owned(),
         format!("--secure-port={port}"),
         "--tls-cert-file=apiserver.crt".to_owned(),
         "--tls-private-key-file=apiserver.key".to_owned(),
@@ -167,71 +217,10 @@ fn start_api_server(folder: &Folder, programs: Programs<'_>, port: u16) -> anyho
         "--service-account-issuer=https://kubernetes.default.svc.cluster.local".to_owned(),
         "--service-account-signing-key-file=service-accounts.key".to_owned(),
         "--service-account-key-file=service-accounts.pub".to_owned(),
-        "--service-cluster-ip-range=10.96.0.0/24".to_owned(),
+        format!("--service-cluster-ip-range={SERVICE_NETWORK}"),
         // Else it refuses privileged pods before any webhook sees them; no real cluster does.
         "--allow-privileged=true".to_owned(),
-        // It would publish its address as that of the Service `kubernetes`, and loopback can't be one.
-        "--endpoint-reconciler-type=none".to_owned(),
     ];
+    flags.extend(place.flags());
     Server::start(folder, "kube-apiserver", programs.kube_apiserver, &flags)
-}
-
-/// A process in the run's folder, with its log there.
-struct Server {
-    name: &'static str,
-    child: Child,
-    log: std::path::PathBuf,
-}
-
-impl Server {
-    /// A signal to the terminal's process group doesn't reach it, and it ends when this process does, even when that
-    /// can't clean up.
-    fn start(folder: &Folder, name: &'static str, program: &Path, flags: &[String]) -> anyhow::Result<Self> {
-        let program = program.canonicalize();
-        let program = program.with_context(|| format!("{name} isn't there"))?;
-        let log = folder.join(&format!("{name}.log"));
-        let output = File::create(&log).with_context(|| format!("making {}", log.display()))?;
-        let child = Command::new("setpriv")
-            .args([OsStr::new("--pdeathsig=KILL"), OsStr::new("--"), program.as_os_str()])
-            .args(flags)
-            .current_dir(folder.path())
-            // No proxy, no configuration of the user's.
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .env("HOME", folder.path())
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .process_group(0)
-            .spawn()
-            .context("running setpriv (Debian's package util-linux has it)")?;
-        Ok(Self { name, child, log })
-    }
-
-    fn check(&mut self) -> anyhow::Result<()> {
-        match self.child.try_wait()? {
-            None => Ok(()),
-            Some(status) => bail!(
-                "{} has ended ({status}); the end of its log:\n{}",
-                self.name,
-                self.log_tail(20)
-            ),
-        }
-    }
-
-    fn log_tail(&self, lines: usize) -> String {
-        let text = std::fs::read(&self.log).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let mut tail: Vec<_> = text.lines().rev().take(lines).collect();
-        tail.reverse();
-        tail.join("\n")
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // At once: nothing that it holds is kept.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }

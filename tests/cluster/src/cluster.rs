@@ -2,7 +2,8 @@
 //! admission changed and can send what no type would allow.
 
 use crate::{PATIENCE, until};
-use kube::api::{DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 use kube::core::{ApiResource, Request, Resource, Status};
 use kube::discovery::{Scope, pinned_kind};
@@ -90,8 +91,21 @@ impl Cluster {
     pub(crate) async fn tidy(&self) {
         let leftovers = std::mem::take(&mut *self.leftovers.lock().unwrap());
         for object in leftovers.iter().rev() {
+            if object["kind"] == "Namespace" {
+                self.empty(object).await;
+            }
             let _ = self.delete(object).await;
         }
+    }
+
+    /// Deletes the pods of a namespace. Where no controller manager runs nobody else does, and the injector of a later test
+    /// would go on looking after their gates.
+    async fn empty(&self, namespace: &Value) {
+        let name = namespace["metadata"]["name"].as_str().expect("a name");
+        let pods = Api::<Pod>::namespaced(self.client(), name);
+        let _ = pods
+            .delete_collection(&DeleteParams::default(), &ListParams::default())
+            .await;
     }
 
     /// Creates an object in the namespace that it names, or in none.

@@ -16,11 +16,14 @@ pub mod creations;
 mod identity;
 pub mod injector;
 pub mod inventory;
+pub mod kubectl;
 mod namespace;
 pub mod node;
 pub mod process;
+pub mod processes;
 pub mod router;
 pub mod router_pod;
+pub mod runbook;
 pub mod runner;
 pub mod service;
 pub mod upstream;
@@ -40,7 +43,16 @@ const INTERVAL: Duration = Duration::from_millis(50);
 
 /// Asks until the answer is `Ok`; it has [`PATIENCE`] to come. `what` says what is waited for, and an `Err` how it stands
 /// instead: the last one is in the panic.
-pub async fn until<T, E: Debug>(what: &str, mut ask: impl AsyncFnMut() -> Result<T, E>) -> T {
+pub async fn until<T, E: Debug>(what: &str, ask: impl AsyncFnMut() -> Result<T, E>) -> T {
+    until_within(PATIENCE, what, ask).await
+}
+
+/// The same with a time of its own, for what takes longer than a request: images to start, pods to end.
+pub async fn until_within<T, E: Debug>(
+    patience: Duration,
+    what: &str,
+    mut ask: impl AsyncFnMut() -> Result<T, E>,
+) -> T {
     let mut last = None;
     let asking = async {
         loop {
@@ -51,6 +63,6 @@ pub async fn until<T, E: Debug>(what: &str, mut ask: impl AsyncFnMut() -> Result
             tokio::time::sleep(INTERVAL).await;
         }
     };
-    let answer = tokio::time::timeout(PATIENCE, asking).await;
-    answer.unwrap_or_else(|_| panic!("not in {PATIENCE:?}: {what}; instead: {last:?}"))
+    let answer = tokio::time::timeout(patience, asking).await;
+    answer.unwrap_or_else(|_| panic!("not in {patience:?}: {what}; instead: {last:?}"))
 }

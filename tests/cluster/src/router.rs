@@ -128,8 +128,9 @@ impl RunningRouter {
     }
 }
 
-/// What a client of this router gets for this sandbox and port, with further header lines.
-pub(crate) async fn ask(router: SocketAddr, namespace: &str, sandbox: &str, port: u16, more: &str) -> (u16, String) {
+/// What a client of the router at this address gets for this sandbox and port, with further header lines. Status 0 is for
+/// no answer.
+pub async fn ask(router: SocketAddr, namespace: &str, sandbox: &str, port: u16, more: &str) -> (u16, String) {
     let fields =
         format!("X-Sandbox-ID: {sandbox}\r\nX-Sandbox-Namespace: {namespace}\r\nX-Sandbox-Port: {port}\r\n{more}");
     get(router, "/some/path", &fields).await

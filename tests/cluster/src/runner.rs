@@ -13,10 +13,15 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{JoinSet, LocalSet, spawn_local};
 
-/// A test that takes longer has failed.
+/// A test against the API server alone that takes longer has failed.
 const TIME_LIMIT: Duration = Duration::from_secs(120);
 /// So many tests run at a time: mostly they wait for the API server.
 const AT_A_TIME: usize = 4;
+/// The one argument that is no part of a test's name: the cluster is made ready for tests, and none is run.
+const INSTALL: &str = "--install";
+
+/// An async function that fails by panicking.
+pub type Step = fn(Cluster) -> Pin<Box<dyn Future<Output = ()>>>;
 
 /// One test. [`tests!`](crate::tests) makes them.
 #[derive(Clone, Copy)]
@@ -25,8 +30,8 @@ pub struct Test {
     pub name: &'static str,
     /// Whether no other test runs at the same time.
     pub alone: bool,
-    /// The test itself: it fails by panicking.
-    pub run: fn(Cluster) -> Pin<Box<dyn Future<Output = ()>>>,
+    /// The test itself.
+    pub run: Step,
 }
 
 /// A list of [`Test`]s from async functions that take a [`Cluster`]. `@alone` before a name is for a test that changes
@@ -48,21 +53,45 @@ tokio::task_local! {
     static RUNNING: &'static str;
 }
 
+/// Tests that share one cluster, and what they share of its time.
+pub struct Suite<'a> {
+    /// What must be done before the first of them.
+    pub set_up: Option<Step>,
+    /// How long one may take.
+    pub time_limit: Duration,
+    /// The tests.
+    pub lists: &'a [&'a [Test]],
+}
+
 /// Runs the tests whose names hold one of the command line's arguments, or all, and ends with `N passed, N failed`.
 pub fn main(lists: &[&[Test]]) -> ExitCode {
-    let names: Vec<String> = std::env::args().skip(1).collect();
-    let tests = match select(lists, &names) {
-        Ok(tests) => tests,
-        Err(name) => {
-            eprintln!("no test's name holds {name:?}; there are:");
-            lists
-                .iter()
-                .copied()
-                .flatten()
-                .for_each(|test| eprintln!("  {}", shown(test)));
-            return ExitCode::from(2);
-        }
+    let suite = Suite {
+        set_up: None,
+        time_limit: TIME_LIMIT,
+        lists,
     };
+    suite.main()
+}
+
+impl Suite<'_> {
+    /// Runs the tests whose names hold one of the command line's arguments, or all, and ends with `N passed, N failed`.
+    pub fn main(self) -> ExitCode {
+        let names: Vec<String> = std::env::args().skip(1).collect();
+        let only_install = self.set_up.is_some() && names == [INSTALL];
+        let tests = match select(self.lists, if only_install { &[] } else { &names }) {
+            Ok(tests) => tests,
+            Err(name) => {
+                eprintln!("no test's name holds {name:?}; there are:");
+                let all = self.lists.iter().copied().flatten();
+                all.for_each(|test| eprintln!("  {}", shown(test)));
+                return ExitCode::from(2);
+            }
+        };
+        run(&self, if only_install { &[] } else { &tests })
+    }
+}
+
+fn run(suite: &Suite<'_>, tests: &[Test]) -> ExitCode {
     std::panic::set_hook(Box::new(tell_panic));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -76,7 +105,7 @@ pub fn main(lists: &[&[Test]]) -> ExitCode {
             signal(SignalKind::terminate()).expect("signals can be handled"),
         );
         tokio::select! {
-            failed = run_all(&tests) => Some(failed),
+            failed = run_all(suite, tests) => Some(failed),
             _ = interrupt.recv() => None,
             _ = terminate.recv() => None,
         }
@@ -104,10 +133,21 @@ fn shown(test: &Test) -> &'static str {
     test.name.split_once("::").map_or(test.name, |(_, name)| name)
 }
 
-async fn run_all(tests: &[Test]) -> usize {
+async fn run_all(suite: &Suite<'_>, tests: &[Test]) -> usize {
     let cluster = Cluster::connect().await;
+    if let Some(set_up) = suite.set_up {
+        let started = Instant::now();
+        let done = spawn_local(RUNNING.scope("the installation", set_up(cluster.clone()))).await;
+        let verdict = if done.is_ok() { "ok    " } else { "FAILED" };
+        println!("{verdict} the installation ({:.1} s)", started.elapsed().as_secs_f64());
+        if done.is_err() {
+            println!("\n0 passed, {} failed", tests.len().max(1));
+            return tests.len().max(1);
+        }
+    }
     let (alone, together): (VecDeque<_>, VecDeque<_>) = tests.iter().copied().partition(|test| test.alone);
-    let failed = run_list(&cluster, together, AT_A_TIME).await + run_list(&cluster, alone, 1).await;
+    let limit = suite.time_limit;
+    let failed = run_list(&cluster, together, AT_A_TIME, limit).await + run_list(&cluster, alone, 1, limit).await;
     println!("\n{} passed, {failed} failed", tests.len() - failed);
     failed
 }
@@ -118,13 +158,13 @@ pub fn note(text: &str) {
     println!("       {name}: {text}");
 }
 
-async fn run_list(cluster: &Cluster, mut waiting: VecDeque<Test>, at_a_time: usize) -> usize {
+async fn run_list(cluster: &Cluster, mut waiting: VecDeque<Test>, at_a_time: usize, limit: Duration) -> usize {
     let (mut running, mut failed) = (JoinSet::new(), 0);
     loop {
         while running.len() < at_a_time
             && let Some(test) = waiting.pop_front()
         {
-            running.spawn_local(run_one(test, cluster.for_test(shown(&test))));
+            running.spawn_local(run_one(test, cluster.for_test(shown(&test)), limit));
         }
         match running.join_next().await {
             None => return failed,
@@ -133,10 +173,10 @@ async fn run_list(cluster: &Cluster, mut waiting: VecDeque<Test>, at_a_time: usi
     }
 }
 
-async fn run_one(test: Test, cluster: Cluster) -> bool {
+async fn run_one(test: Test, cluster: Cluster, limit: Duration) -> bool {
     let started = Instant::now();
     let mut task = spawn_local(RUNNING.scope(shown(&test), (test.run)(cluster.clone())));
-    let result = tokio::time::timeout(TIME_LIMIT, &mut task).await;
+    let result = tokio::time::timeout(limit, &mut task).await;
     if result.is_err() {
         task.abort();
         let _ = task.await;

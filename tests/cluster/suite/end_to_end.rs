@@ -2,12 +2,12 @@
 //! finds the pod, and a request reaches the app through the gate and in no other way. Only the kubelet is played.
 
 use crate::injector::{OPTED_IN, secret};
-use crate::injector_trust::commands;
 use sandgate_cluster_tests::chart::{Chart, OWN_NAMESPACE, sandbox_pod};
 use sandgate_cluster_tests::creations::has_gate;
 use sandgate_cluster_tests::injector::System;
 use sandgate_cluster_tests::node::RunningGate;
 use sandgate_cluster_tests::router::{Identity, PodApp, RunningRouter};
+use sandgate_cluster_tests::runbook::commands;
 use sandgate_cluster_tests::upstream::{pod_of, sandbox};
 use sandgate_cluster_tests::{Cluster, Namespace, runner::Test, tests};
 use sandgate_tests::processes::until_ready;

@@ -172,7 +172,7 @@ async fn a_kept_cluster_is_not_forgotten_for_another(_: Cluster) {
     std::os::unix::fs::symlink(&first, &link).unwrap();
     let second = || {
         // It looks for its servers after that.
-        let mut command = Command::new(std::env::current_exe().unwrap().with_file_name("with-api-server"));
+        let mut command = Command::new(std::env::current_exe().unwrap().with_file_name("with-cluster"));
         command.args([
             "--etcd",
             "/nowhere/etcd",

@@ -30,13 +30,17 @@ pub(crate) const OPTED_IN: &[(&str, &str)] = &[("sandgate.dev/inject", "enabled"
 
 /// One replica behind the webhook configurations, in force.
 pub(crate) async fn serving(system: &System, sandboxes: &Namespace) -> Replica {
-    let chart = Chart::render(&[]);
-    let replica = system.start(&chart, |_, timing| {
+    serving_with(system, sandboxes, &Chart::render(&[])).await
+}
+
+/// The same with another chart.
+pub(crate) async fn serving_with(system: &System, sandboxes: &Namespace, chart: &Chart) -> Replica {
+    let replica = system.start(chart, |_, timing| {
         timing.settle = Duration::from_secs(3);
         // What is put right is put right since the watch says so, not since it is looked at now and then.
         timing.resync = Duration::from_secs(24 * 3600);
     });
-    system.configure(&chart, replica.webhook.port()).await;
+    system.configure(chart, replica.webhook.port()).await;
     sandboxes.until_admitted(&sandbox_pod("until"), has_gate).await;
     replica
 }

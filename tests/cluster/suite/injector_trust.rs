@@ -1,11 +1,12 @@
 //! What makes API servers believe the injector, when it is missing, wrong or replaced, and who is told.
 
-use crate::injector::{OPTED_IN, ca_bundles, configuration, secret, serving};
+use crate::injector::{OPTED_IN, ca_bundles, configuration, secret, serving, serving_with};
 use sandbox_injector::config::serve::CertificateSource;
 use sandgate_cluster_tests::chart::{Chart, OWN_NAMESPACE, sandbox_pod};
 use sandgate_cluster_tests::creations::{Creations, has_gate};
 use sandgate_cluster_tests::injector::System;
-use sandgate_cluster_tests::process::{Process, program};
+use sandgate_cluster_tests::process::{self, Process, program};
+use sandgate_cluster_tests::runbook::commands;
 use sandgate_cluster_tests::{Cluster, runner::Test, tests, until};
 use serde_json::json;
 use std::process::Command;
@@ -17,6 +18,7 @@ pub(crate) const TESTS: &[Test] = tests![
     @alone a_webhook_configuration_that_never_came_is_warned_of_once_for_each_use,
     @alone calls_that_fail_for_the_certificate_are_counted_on_both_sides,
     @alone the_runbook_of_a_planned_replacement_costs_no_creation,
+    @alone the_runbook_for_routers_with_files_costs_no_creation,
     @alone the_runbook_of_a_stolen_key_costs_no_creation,
 ];
 
@@ -133,17 +135,22 @@ async fn calls_that_fail_for_the_certificate_are_counted_on_both_sides(cluster: 
 }
 
 async fn the_runbook_of_a_planned_replacement_costs_no_creation(cluster: Cluster) {
-    replaced_by_the_book(cluster, "### Planned").await;
+    replaced_by_the_book(cluster, "### Planned", &[]).await;
+}
+
+async fn the_runbook_for_routers_with_files_costs_no_creation(cluster: Cluster) {
+    let files = ["router.mesh.certificate.source=secret"];
+    replaced_by_the_book(cluster, "### Planned, where routers have files", &files).await;
 }
 
 async fn the_runbook_of_a_stolen_key_costs_no_creation(cluster: Cluster) {
-    replaced_by_the_book(cluster, "## Somebody else has the key").await;
+    replaced_by_the_book(cluster, "## Somebody else has the key", &[]).await;
 }
 
 /// Runs the commands of docs/root-rotation.md, of which the page says that this is done.
-async fn replaced_by_the_book(cluster: Cluster, section: &str) {
+async fn replaced_by_the_book(cluster: Cluster, section: &str, values: &[&str]) {
     let (system, sandboxes) = (System::install(&cluster).await, cluster.namespace(OPTED_IN).await);
-    let replica = serving(&system, &sandboxes).await;
+    let replica = serving_with(&system, &sandboxes, &Chart::render(values)).await;
     let creations = Creations::start(&sandboxes);
     creations.more(5).await;
     let [old, _] = ca_bundles(&cluster).await;
@@ -177,7 +184,11 @@ async fn replaced_by_the_book(cluster: Cluster, section: &str) {
         let stored = stored().await;
         let rotation: k8s_openapi::ByteString = serde_json::from_value(stored["rotation"].clone()).unwrap();
         let text = String::from_utf8(rotation.0).unwrap();
-        text.contains("\"done\"").then_some(()).ok_or(text)
+        if text.contains("\"done\"") {
+            Ok(())
+        } else {
+            Err(process::root(&system, &["status"]).await)
+        }
     })
     .await;
     creations.more(5).await;
@@ -190,17 +201,4 @@ async fn replaced_by_the_book(cluster: Cluster, section: &str) {
     }
     assert_eq!(ca_bundles(&cluster).await, [root, root], "the old root is gone");
     replica.stop().await;
-}
-
-/// The blocks of commands that a section of a page has before its first subsection.
-pub(crate) fn commands(page: &str, section: &str) -> Vec<String> {
-    let text = page
-        .split_once(&format!("\n{section}\n"))
-        .expect("the section is there")
-        .1;
-    let text = text.split("\n#").next().unwrap();
-    let blocks = text.split("```sh\n").skip(1);
-    blocks
-        .map(|block| block.split("```").next().unwrap().to_owned())
-        .collect()
 }

@@ -36,7 +36,11 @@ impl Stage {
         let stage = Self {
             system: System::install(cluster).await,
             team: cluster.namespace(OPTED_IN).await,
-            chart: Chart::render(&["injector.defaultPolicy=anonymous"]),
+            chart: Chart::render(&[
+                "injector.defaultPolicy=anonymous",
+                // Its routers have files.
+                "router.mesh.certificate.source=secret",
+            ]),
         };
         let replica = stage.replica(|config, _| config.gate_certificate_lifetime = lifetime);
         stage.serve_with(&replica).await;

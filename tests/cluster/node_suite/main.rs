@@ -1,0 +1,34 @@
+//! Every test on a real node. `tests/cluster/run node` starts one and runs this.
+
+// Tests fail by panicking.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod direct_dials;
+mod events;
+mod install;
+mod network_policies;
+mod pods;
+mod readiness;
+mod sandboxes;
+mod sdk;
+mod stream;
+
+use sandgate_cluster_tests::runner::Suite;
+use std::process::ExitCode;
+use std::time::Duration;
+
+fn main() -> ExitCode {
+    let suite = Suite {
+        set_up: Some(|cluster| Box::pin(install::install(cluster))),
+        time_limit: Duration::from_secs(300),
+        lists: &[
+            sandboxes::TESTS,
+            network_policies::TESTS,
+            direct_dials::TESTS,
+            sdk::TESTS,
+            events::TESTS,
+            readiness::TESTS,
+        ],
+    };
+    suite.main()
+}
