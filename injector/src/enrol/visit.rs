@@ -183,15 +183,15 @@ impl Visitor {
         let own = self.own.credentials(&stored).map_err(VisitError::Own)?;
 
         let expected = gate(target, &self.settings.trust_domain);
-        let (mut connection, enrolment, credentials) = match reach(target, &expected, &own).await {
+        let (connection, enrolment, credentials) = match reach(target, &expected, &own).await {
             Ok(reached) => reached,
             Err(VisitError::Dial(error)) => return Err(self.explained(target, error).await),
             Err(error) => return Err(error),
         };
-        let (bundle, root) = (bundle(&stored.roots), stored.authority.root());
+        let (root, in_force) = (stored.authority.root(), bundle_digest(&bundle(&stored.roots)));
         // A former leader may have told it other roots, or may not have come to tell it these; and of the same roots another
         // may have signed then.
-        let renew = renew || enrolment.bundle_digest != bundle_digest(&bundle) || !connection.is_under(root);
+        let renew = renew || enrolment.bundle_digest != in_force || !connection.is_under(root);
         let standing = self.standing(connection.standing(), renew);
         // As it is stored, by its name: what was watched may be old, and another pod may have the name by now.
         let pod = self.evidence.pod(target).await?;
@@ -217,26 +217,42 @@ impl Visitor {
         };
         let verified = self.verify(target, pod, anchors, &enrolment).await?;
         let signed = self.sign(&stored, &verified, &enrolment)?;
-        let grant = IdentityGrant {
-            pod_uid: target.uid.clone(),
-            generation: self.generation(),
-            chain: signed.chain_pem,
-            bundle,
-        };
-        connection.put_identity(&grant).await?;
-        drop(connection);
-
-        // Whoever took it must show that it holds the key, before it is told anything else.
-        let connection = dial(target, &expected, credentials).await?;
-        let shown = connection.proven(root, signed.not_after);
-        let mut gate = shown.map_err(VisitError::NotShown)?;
+        let given = self.give(connection, target, &expected, credentials, &stored, signed);
+        let (mut gate, proof) = given.await?;
         self.push_policy(&mut gate, target, pod).await?;
         let done = match standing {
             Standing::Nothing => Done::Enrolled,
             Standing::Ending | Standing::Lasting(_) => Done::Renewed,
         };
-        let proof = proof(&stored, signed.not_after);
         Ok(Settled { done, proof })
+    }
+
+    /// Gives an identity to whoever holds the key that it is for, and returns when that has been shown: only then may it be
+    /// told anything else.
+    ///
+    /// # Errors
+    /// It wasn't taken, or isn't shown.
+    pub(super) async fn give(
+        &self,
+        mut connection: Connection,
+        target: &Target,
+        expected: &Dialed,
+        credentials: &MeshCredentials,
+        stored: &Stored,
+        signed: Signed,
+    ) -> Result<(Proven, Proof), VisitError> {
+        let grant = IdentityGrant {
+            pod_uid: target.uid.clone(),
+            generation: self.generation(),
+            chain: signed.chain_pem,
+            bundle: bundle(&stored.roots),
+        };
+        connection.put_identity(&grant).await?;
+        drop(connection);
+        let connection = dial(target, expected, credentials).await?;
+        let shown = connection.proven(stored.authority.root(), signed.not_after);
+        let proven = shown.map_err(VisitError::NotShown)?;
+        Ok((proven, proof(stored, signed.not_after)))
     }
 
     /// A gate that doesn't believe this control plane may have been given another when it was born.

@@ -1,12 +1,11 @@
 //! One visit to one router: an identity that lasts is left alone, and another is given only after all that proves who asks.
 
-use super::dial::dial;
 use super::own::bundle;
 use super::pods::Target;
 use super::verify;
 use super::verify_router::candidate;
 use super::visit::{Done, Settled, Standing, VisitError, Visitor, proof, reach};
-use sandgate_mesh::control::{IdentityGrant, bundle_digest};
+use sandgate_mesh::control::bundle_digest;
 use sandgate_mesh::tls::Dialed;
 
 impl Visitor {
@@ -19,12 +18,12 @@ impl Visitor {
         let stored = self.stored()?;
         let own = self.own.credentials(&stored).map_err(VisitError::Own)?;
         let expected = Dialed::Router(candidate.identity().clone());
-        let (mut connection, enrolment, credentials) = reach(target, &expected, &own).await?;
-        let (bundle, root) = (bundle(&stored.roots), stored.authority.root());
+        let (connection, enrolment, credentials) = reach(target, &expected, &own).await?;
+        let (root, in_force) = (stored.authority.root(), bundle_digest(&bundle(&stored.roots)));
         // In a new epoch it is given another one all the same, and so a floor of this epoch: what a former leader has sent and
         // the network still holds back must find that it is below.
         let renew = renew
-            || enrolment.bundle_digest != bundle_digest(&bundle)
+            || enrolment.bundle_digest != in_force
             || !connection.is_under(root)
             || enrolment.floor.epoch < self.epoch;
         let done = match self.standing(connection.standing(), renew) {
@@ -41,20 +40,8 @@ impl Visitor {
         let signed = stored
             .authority
             .sign_router(&enrolment.csr, verified.identity(), self.lifetime)?;
-        let grant = IdentityGrant {
-            pod_uid: target.uid.clone(),
-            generation: self.generation(),
-            chain: signed.chain_pem,
-            bundle,
-        };
-        connection.put_identity(&grant).await?;
-        drop(connection);
-
-        // Whoever took it must show that it holds the key.
-        let connection = dial(target, &expected, credentials).await?;
-        let shown = connection.proven(root, signed.not_after);
-        shown.map_err(VisitError::NotShown)?;
-        let proof = proof(&stored, signed.not_after);
+        let given = self.give(connection, target, &expected, credentials, &stored, signed);
+        let (_, proof) = given.await?;
         Ok(Settled { done, proof })
     }
 }
