@@ -2,9 +2,11 @@
 //! enforced, and by lockdown where they are not.
 
 use crate::install::{release, rolled_out};
-use crate::pods::{APP_PORT, MESH_PORT, app, connects, start_pod, start_sandbox, stranger, team, until_answered};
+use crate::pods::{
+    APP_PORT, MESH_PORT, app, connects, start_pod, start_sandbox, stranger, team, until_answered, until_closed,
+};
 use sandgate_cluster_tests::processes::HeldStill;
-use sandgate_cluster_tests::{Cluster, runner::Test, tests, until};
+use sandgate_cluster_tests::{Cluster, runner::Test, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
     @alone an_ordinary_pod_reaches_no_app_around_its_gate,
@@ -17,15 +19,7 @@ async fn an_ordinary_pod_reaches_no_app_around_its_gate(cluster: Cluster) {
     // No template, so upstream has no policy for it.
     let pod = start_sandbox(&team, "plain").await;
     let open = start_pod(&elsewhere, "open", &app()).await;
-    until("the app is closed", async || {
-        let reached = connects(&elsewhere, &stranger, &pod.ip, APP_PORT).await;
-        if reached {
-            Err("a stranger has a connection")
-        } else {
-            Ok(())
-        }
-    })
-    .await;
+    until_closed(&elsewhere, &stranger, &pod.ip, APP_PORT).await;
     assert!(connects(&elsewhere, &stranger, &open.ip, APP_PORT).await);
     until_answered(&team, "plain", &pod).await;
 }

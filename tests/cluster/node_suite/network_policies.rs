@@ -1,7 +1,7 @@
 //! Upstream's managed NetworkPolicy is in force, with the kernel's rules, and everything works under it. Each refusal has
 //! beside it the same connection that isn't refused, so that none is for want of a network.
 
-use crate::pods::{APP_PORT, MESH_PORT, app, connects, start_pod, stranger, team, until_answered};
+use crate::pods::{APP_PORT, MESH_PORT, app, connects, start_pod, stranger, team, until_answered, until_closed};
 use crate::sandboxes::{claimed, warm_pool};
 use sandgate_cluster_tests::{Cluster, Namespace, runner::Test, tests, until};
 use serde_json::Value;
@@ -37,15 +37,7 @@ async fn a_stranger_reaches_no_port_of_a_pool_s_pod(cluster: Cluster) {
     let open = start_pod(&elsewhere, "open", &app()).await;
     let (pod, _) = claimed(&team, "claim").await;
     for port in [APP_PORT, MESH_PORT] {
-        until(&format!("port {port} is closed"), async || {
-            let reached = connects(&elsewhere, &stranger, &pod.ip, port).await;
-            if reached {
-                Err("a stranger has a connection")
-            } else {
-                Ok(())
-            }
-        })
-        .await;
+        until_closed(&elsewhere, &stranger, &pod.ip, port).await;
     }
     assert!(connects(&elsewhere, &stranger, &open.ip, APP_PORT).await);
     until_answered(&team, &pod.name, &pod).await;
@@ -60,15 +52,7 @@ async fn a_pool_s_pod_reaches_nothing_in_the_cluster(cluster: Cluster) {
     let (pod, _) = claimed(&team, "claim").await;
     let api_server = "10.96.0.1";
     for (ip, port) in [(open.ip.as_str(), APP_PORT), (api_server, 443)] {
-        until(&format!("{ip}:{port} can't be reached"), async || {
-            let reached = connects(&team, &pod, ip, port).await;
-            if reached {
-                Err("the pool's pod has a connection")
-            } else {
-                Ok(())
-            }
-        })
-        .await;
+        until_closed(&team, &pod, ip, port).await;
         assert!(
             connects(&elsewhere, &stranger, ip, port).await,
             "{ip}:{port} answers nobody"

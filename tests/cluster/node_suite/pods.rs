@@ -3,8 +3,7 @@
 use crate::install::PATIENCE;
 use sandgate_cluster_tests::chart::{OWN_NAMESPACE, sandbox_pod};
 use sandgate_cluster_tests::creations::has_gate;
-use sandgate_cluster_tests::kubectl::exec;
-use sandgate_cluster_tests::kubectl::kubectl_prints;
+use sandgate_cluster_tests::kubectl::{exec, kubectl_prints};
 use sandgate_cluster_tests::router::ask;
 use sandgate_cluster_tests::upstream::sandbox;
 use sandgate_cluster_tests::{Cluster, Namespace, until, until_within};
@@ -140,6 +139,16 @@ pub(crate) async fn until_answered(team: &Namespace, sandbox: &str, pod: &Runnin
     })
     .await;
     started.elapsed()
+}
+
+/// Returns when a pod gets no TCP connection there any more: rules for new pods come with a delay.
+pub(crate) async fn until_closed(namespace: &Namespace, from: &Running, ip: &str, port: u16) {
+    let what = format!("{} has no connection to {ip}:{port}", from.name);
+    until(&what, async || {
+        let reached = connects(namespace, from, ip, port).await;
+        (!reached).then_some(()).ok_or("it has one")
+    })
+    .await;
 }
 
 /// Whether a pod gets a TCP connection.
