@@ -56,13 +56,13 @@ async fn a_gate_is_enrolled_serves_and_needs_nobody_after_a_crash() {
     let (_router, http) = scene.router(&[]).await;
     scene.serves(http).await;
 
-    let shown = scene.shown().await;
+    let shown = scene.control.shown().await;
     let digest = scene.control.enrolment().await.policy_digest;
     assert!(digest.is_some());
     scene.crash().await;
     until_ready(scene.health, (200, "ok")).await;
     scene.serves(http).await;
-    assert_eq!(scene.shown().await, shown);
+    assert_eq!(scene.control.shown().await, shown);
     assert!(scene.control.finds_it_enrolled().await);
     let enrolment = scene.control.enrolment().await;
     assert_eq!((enrolment.floor.counter, enrolment.policy_digest), (1, digest));
@@ -80,11 +80,11 @@ async fn renewals_and_new_roots_cost_no_request() {
     };
     let mut load = Load::start(request, &[kept, fresh]);
     load.goes_on().await;
-    let mut shown = vec![scene.shown().await];
+    let mut shown = vec![scene.control.shown().await];
     for counter in 2..5 {
         scene.control.enrol(&scene.authority, counter).await;
         load.goes_on().await;
-        let now = scene.shown().await;
+        let now = scene.control.shown().await;
         assert!(!shown.contains(&now), "the gate shows an old leaf");
         shown.push(now);
     }

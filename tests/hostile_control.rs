@@ -12,9 +12,8 @@ use sandgate_mesh::telemetry::utc;
 use sandgate_tests::control::{CONTROL, ControlPlane, get, intrude, intrude_control, put};
 use sandgate_tests::enrolled::{REFUSED, Scene, TOKEN};
 use sandgate_tests::processes::{ProcessMesh, Programs, metric, router_identity, until_metric, until_ready};
-use sandgate_tests::{
-    POD_UID, ROUTER, RecordingApp, WORKLOAD, assert_detail, exchange, programs, read_until, sandbox, status,
-};
+use sandgate_tests::strangers::strangers;
+use sandgate_tests::{POD_UID, ROUTER, RecordingApp, assert_detail, exchange, programs, read_until, sandbox, status};
 use std::time::{Duration, SystemTime};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -28,7 +27,7 @@ async fn what_a_gate_cannot_use_changes_nothing() {
     let (_router, http) = scene.router(&[]).await;
     let control = &scene.control;
     scene.control.enrol(&scene.authority, 3).await;
-    let (csr, shown) = (control.enrolment().await.csr, scene.shown().await);
+    let (csr, shown) = (control.enrolment().await.csr, scene.control.shown().await);
     let good = control.grant(&scene.authority, 3, &csr, |_| {});
     let grant = |change: &dyn Fn(&mut LeafSpec)| control.grant(&scene.authority, 3, &csr, change);
     let other_csr = Scene::start(PROGRAMS).await.control.enrolment().await.csr;
@@ -90,7 +89,7 @@ async fn what_a_gate_cannot_use_changes_nothing() {
         let answer = control.put(IDENTITY_PATH, &bad).await;
         assert_eq!(status(&answer), code, "{name}: {answer}");
         assert!(answer.contains("{\"detail\":\""), "{name}: {answer}");
-        assert_eq!(scene.shown().await, shown, "{name}");
+        assert_eq!(scene.control.shown().await, shown, "{name}");
     }
     let push = |change: &dyn Fn(&mut PolicyPush)| {
         let (pod_uid, snapshot) = (POD_UID.parse().unwrap(), scene.policy(3));
@@ -119,7 +118,7 @@ async fn what_a_gate_cannot_use_changes_nothing() {
     // The old ones are in force, also after a crash, and the key that waited is still good.
     scene.serves(http).await;
     assert_eq!(status(&control.put(IDENTITY_PATH, &good).await), 204);
-    assert_ne!(scene.shown().await, shown);
+    assert_ne!(scene.control.shown().await, shown);
     scene.serves(http).await;
     let outcome = |outcome| format!("sandgate_sidecar_enrolments_total{{outcome=\"{outcome}\"}}");
     assert_eq!(metric(scene.health, &outcome("refused")).await.as_deref(), Some("11"));
@@ -172,7 +171,7 @@ impl Tap for PolicyPush {}
 #[tokio::test]
 async fn what_is_no_request_of_the_control_api_is_said_and_changes_nothing() {
     let scene = Scene::enrolled(PROGRAMS).await;
-    let shown = scene.shown().await;
+    let shown = scene.control.shown().await;
     let large = "x".repeat(MAX_BODY_BYTES + 1);
     let chunked = format!(
         "PUT {POLICY_PATH} HTTP/1.1\r\nHost: gate\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{large}\r\n0\r\n\r\n",
@@ -223,7 +222,7 @@ async fn what_is_no_request_of_the_control_api_is_said_and_changes_nothing() {
     let stalled = put(IDENTITY_PATH, &good);
     let answer = scene.control.send(&stalled[..stalled.len() - 1]).await;
     assert_detail(&answer, 408, "Timed out waiting for the request body.", "stalled");
-    assert_eq!(scene.shown().await, shown);
+    assert_eq!(scene.control.shown().await, shown);
     scene.app.assert_untouched("the control API");
     assert_eq!(status(&scene.control.send(put(IDENTITY_PATH, &good)).await), 204);
 }
@@ -236,41 +235,8 @@ async fn whoever_is_no_control_plane_of_the_gate_learns_nothing() {
         } else {
             Scene::start(PROGRAMS).await
         };
-        let (now, foreign) = (SystemTime::now(), Authority::new("sandgate-tests").unwrap());
-        let control = |change: &dyn Fn(&mut LeafSpec)| {
-            let mut spec = LeafSpec::new("control", CONTROL, Usage::Client);
-            change(&mut spec);
-            spec
-        };
-        let issue = |change: &dyn Fn(&mut LeafSpec)| Some(scene.authority.issue(&control(change)).unwrap());
         let mut count = 0;
-        for (name, certificate) in [
-            ("no certificate", None),
-            ("another root's", Some(foreign.issue(&control(&|_| {})).unwrap())),
-            ("a router's", issue(&|spec| spec.uris = vec![ROUTER.into()])),
-            ("a workload's", issue(&|spec| spec.uris = vec![WORKLOAD.into()])),
-            (
-                "a sandbox's",
-                issue(&|spec| spec.uris = vec![sandbox("alpha", POD_UID).to_string()]),
-            ),
-            (
-                "a gate's",
-                Some(scene.authority.sidecar(&sandbox("alpha", POD_UID)).unwrap()),
-            ),
-            (
-                "another domain's",
-                issue(&|spec| spec.uris = vec![CONTROL.replace("cluster", "evil")]),
-            ),
-            ("two names", issue(&|spec| spec.uris.push(ROUTER.into()))),
-            ("for servers", issue(&|spec| spec.usages = vec![Usage::Server])),
-            ("for both", issue(&|spec| spec.usages.push(Usage::Server))),
-            ("an authority's", issue(&|spec| spec.is_ca = true)),
-            (
-                "ended",
-                issue(&|spec| (spec.not_before, spec.not_after) = (now - 2 * HOUR, now - HOUR)),
-            ),
-            ("to come", issue(&|spec| spec.not_before = now + HOUR)),
-        ] {
+        for (name, certificate) in strangers(&scene.authority) {
             let heard = intrude_control(scene.mesh, certificate.as_ref(), &get(ENROLMENT_PATH)).await;
             assert_eq!(heard, "", "{name}");
             count += 1;
@@ -289,9 +255,8 @@ async fn whoever_is_no_control_plane_of_the_gate_learns_nothing() {
             assert_eq!(heard, "");
         }
         // The one that may hears it, or none of this would mean anything.
-        let issued = issue(&|_| {}).unwrap();
-        let heard = intrude_control(scene.mesh, Some(&issued), &get(ENROLMENT_PATH)).await;
-        assert!(status(&heard) == 200 && heard.contains(TOKEN), "{heard}");
+        let answer = scene.control.send(get(ENROLMENT_PATH)).await;
+        assert!(status(&answer) == 200 && answer.contains(TOKEN), "{answer}");
         scene.app.assert_untouched("strangers");
         scene.assert_log_has_no_secret();
     }

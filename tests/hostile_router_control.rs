@@ -12,6 +12,7 @@ use sandgate_tests::control::{CONTROL, ControlPlane, get, intrude, put};
 use sandgate_tests::enrolled::TOKEN;
 use sandgate_tests::enrolled_router::{ANCHORS_LOADED, REFUSED, RouterScene, router_pod};
 use sandgate_tests::processes::{Programs, metric, router_identity, until_metric, until_ready};
+use sandgate_tests::strangers::strangers;
 use sandgate_tests::{POD_UID, ROUTER, WORKLOAD, head_to, programs, sandbox, status};
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpStream;
@@ -24,7 +25,7 @@ async fn what_a_router_cannot_use_changes_nothing() {
     let scene = RouterScene::enrolled(PROGRAMS, &[]).await;
     let control = &scene.control;
     control.enrol(&scene.authority, 3).await;
-    let (csr, shown) = (control.enrolment().await.csr, scene.shown().await);
+    let (csr, shown) = (control.enrolment().await.csr, scene.control.shown().await);
     let good = control.grant(&scene.authority, 3, &csr, |_| {});
     let grant = |change: &dyn Fn(&mut LeafSpec)| control.grant(&scene.authority, 3, &csr, change);
     let other_csr = RouterScene::start(PROGRAMS, &[]).await.control.enrolment().await.csr;
@@ -90,12 +91,12 @@ async fn what_a_router_cannot_use_changes_nothing() {
         let answer = control.put(IDENTITY_PATH, &bad).await;
         assert_eq!(status(&answer), code, "{name}: {answer}");
         assert!(answer.contains("{\"detail\":\""), "{name}: {answer}");
-        assert_eq!(scene.shown().await, shown, "{name}");
+        assert_eq!(scene.control.shown().await, shown, "{name}");
     }
     scene.serves().await;
     // The key that waited is still good.
     assert_eq!(status(&control.put(IDENTITY_PATH, &good).await), 204);
-    assert_ne!(scene.shown().await, shown);
+    assert_ne!(scene.control.shown().await, shown);
     scene.serves().await;
     let outcome = |outcome| format!("sandbox_router_enrolments_total{{outcome=\"{outcome}\"}}");
     let counted = async |name| metric(scene.metrics, &outcome(name)).await;
@@ -107,7 +108,7 @@ async fn what_a_router_cannot_use_changes_nothing() {
 #[tokio::test]
 async fn what_is_no_request_of_a_routers_control_api_is_said_and_changes_nothing() {
     let scene = RouterScene::enrolled(PROGRAMS, &[]).await;
-    let shown = scene.shown().await;
+    let shown = scene.control.shown().await;
     let csr = scene.control.enrolment().await.csr;
     let good = serde_json::to_string(&scene.control.grant(&scene.authority, 1, &csr, |_| {})).unwrap();
     let large = "x".repeat(MAX_BODY_BYTES + 1);
@@ -142,7 +143,7 @@ async fn what_is_no_request_of_a_routers_control_api_is_said_and_changes_nothing
         assert!(answer.contains("\r\n\r\n{\"detail\":\""), "{name}: {answer}");
         assert!(!answer.contains(TOKEN), "{name}: {answer}");
     }
-    assert_eq!(scene.shown().await, shown);
+    assert_eq!(scene.control.shown().await, shown);
     scene.app.assert_untouched("the control API");
     assert_eq!(status(&scene.control.send(put(IDENTITY_PATH, &good)).await), 204);
 }
@@ -155,45 +156,16 @@ async fn whoever_is_no_control_plane_of_the_router_learns_nothing() {
         } else {
             RouterScene::start(PROGRAMS, &[]).await
         };
-        let (now, foreign) = (SystemTime::now(), Authority::new("sandgate-tests").unwrap());
-        let control = |change: &dyn Fn(&mut LeafSpec)| {
-            let mut spec = LeafSpec::new("control", CONTROL, Usage::Client);
-            change(&mut spec);
-            spec
-        };
-        let issue = |change: &dyn Fn(&mut LeafSpec)| Some(scene.authority.issue(&control(change)).unwrap());
         let mut count = 0;
-        for (name, certificate) in [
-            ("no certificate", None),
-            ("another root's", Some(foreign.issue(&control(&|_| {})).unwrap())),
-            ("another router's", issue(&|spec| spec.uris = vec![ROUTER.into()])),
-            ("a workload's", issue(&|spec| spec.uris = vec![WORKLOAD.into()])),
-            (
-                "a gate's",
-                Some(scene.authority.sidecar(&sandbox("alpha", POD_UID)).unwrap()),
-            ),
-            (
-                "a gate's name for clients",
-                issue(&|spec| spec.uris = vec![sandbox("alpha", POD_UID).to_string()]),
-            ),
-            ("for servers", issue(&|spec| spec.usages = vec![Usage::Server])),
-            ("two names", issue(&|spec| spec.uris.push(ROUTER.into()))),
-            (
-                "another trust domain's",
-                issue(&|spec| spec.uris = vec![CONTROL.replace("cluster.local", "other")]),
-            ),
-            (
-                "ended",
-                issue(&|spec| (spec.not_before, spec.not_after) = (now - 2 * HOUR, now - HOUR)),
-            ),
-        ] {
+        for (name, certificate) in strangers(&scene.authority) {
             let heard = intrude(scene.mesh, &[ALPN_CONTROL], certificate.as_ref(), &get(ENROLMENT_PATH)).await;
             assert_eq!(heard, "", "{name}, enrolled: {enrolled}");
             count += 1;
         }
         // The right certificate for anything but the control API: there are no requests here, whoever asks.
         let request = head_to(scene.app.port(), "GET / HTTP/1.1", "");
-        for spec in [control(&|_| {}), control(&|spec| spec.uris = vec![ROUTER.into()])] {
+        for identity in [CONTROL, ROUTER] {
+            let spec = LeafSpec::new("control", identity, Usage::Client);
             let issued = scene.authority.issue(&spec).unwrap();
             for protocols in [&[ALPN_MESH_HTTP1][..], &[b"http/1.1"], &[]] {
                 let heard = intrude(scene.mesh, protocols, Some(&issued), &request).await;

@@ -66,12 +66,12 @@ async fn a_router_is_enrolled_serves_and_needs_nobody_after_a_crash() {
     assert_eq!(metric(scene.metrics, accepted).await.as_deref(), Some("1"));
 
     // It starts again with what it has kept, and that is all it needs: the roots may have gone meanwhile.
-    let shown = scene.shown().await;
+    let shown = scene.control.shown().await;
     std::fs::remove_file(scene.folder.path("roots.crt")).unwrap();
     scene.crash().await;
     until_ready(scene.health, (200, "ok")).await;
     scene.serves().await;
-    assert_eq!(scene.shown().await, shown);
+    assert_eq!(scene.control.shown().await, shown);
     let enrolment = scene.control.enrolment().await;
     assert_eq!(enrolment.floor.counter, 1);
     assert_eq!(enrolment.bundle_digest, bundle_digest(scene.authority.root_pem()));
@@ -89,11 +89,11 @@ async fn renewals_and_new_roots_cost_no_request() {
         };
         let mut load = Load::start(request, &[scene.http]);
         load.goes_on().await;
-        let mut shown = vec![scene.shown().await];
+        let mut shown = vec![scene.control.shown().await];
         for counter in 2..5 {
             scene.control.enrol(&scene.authority, counter).await;
             load.goes_on().await;
-            let now = scene.shown().await;
+            let now = scene.control.shown().await;
             assert!(!shown.contains(&now), "the router shows an old leaf");
             shown.push(now);
         }

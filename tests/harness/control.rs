@@ -101,6 +101,12 @@ impl ControlPlane {
         matches!(self.connect().await.1, GateStanding::Enrolled { .. })
     }
 
+    /// The leaf that the gate or the router shows.
+    pub async fn shown(&self) -> Vec<u8> {
+        let (stream, _) = self.connect().await;
+        stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+    }
+
     /// What the gate answers to these bytes, on a connection of their own.
     pub async fn send(&self, bytes: impl AsRef<[u8]>) -> String {
         exchange(self.connect().await.0, bytes, false).await

@@ -124,21 +124,19 @@ impl Scene {
         assert!(self.app.take_only_request().head.starts_with("GET /hello HTTP/1.1\r\n"));
     }
 
-    /// The leaf that the gate shows to its control plane.
-    pub async fn shown(&self) -> Vec<u8> {
-        let (stream, _) = self.control.connect().await;
-        stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
-    }
-
     /// Fails unless neither the token nor a key is in the gate's log.
     pub fn assert_log_has_no_secret(&self) {
-        let log = self.gate.stderr();
-        assert!(!log.contains(TOKEN) && !log.contains("PRIVATE KEY"), "{log}");
-        let kept = std::fs::read_to_string(self.folder.path("state/identity.json")).unwrap_or_default();
-        let kept: serde_json::Value = serde_json::from_str(&kept).unwrap_or_default();
-        let key = kept["key"].as_str().unwrap_or_default();
-        assert!(!key.lines().any(|line| log.contains(line)), "{log}");
+        assert_no_secret(&self.folder, &self.gate.stderr());
     }
+}
+
+/// Fails if the token, or a key that is kept in the folder's state, is in this log.
+pub(crate) fn assert_no_secret(folder: &Folder, log: &str) {
+    assert!(!log.contains(TOKEN) && !log.contains("PRIVATE KEY"), "{log}");
+    let kept = std::fs::read_to_string(folder.path("state/identity.json")).unwrap_or_default();
+    let kept: serde_json::Value = serde_json::from_str(&kept).unwrap_or_default();
+    let key = kept["key"].as_str().unwrap_or_default();
+    assert!(!key.lines().any(|line| log.contains(line)), "{log}");
 }
 
 /// A gate of `default/alpha` as the injector starts it, but for its addresses and folders.

@@ -1,7 +1,7 @@
 //! A router that a control plane enrols, as a process, and the gate behind it, which has its files.
 
 use crate::control::{CONTROL, ControlPlane};
-use crate::enrolled::TOKEN as POD_TOKEN;
+use crate::enrolled::{TOKEN as POD_TOKEN, assert_no_secret};
 use crate::folder::{Folder, Replacing, put as put_files};
 use crate::processes::{
     Process, Programs, command, router_flags, router_identity, sidecar_flags, start_gate, until_ready,
@@ -118,20 +118,9 @@ impl RouterScene {
         assert!(self.app.take_only_request().head.starts_with("GET /hello HTTP/1.1\r\n"));
     }
 
-    /// The leaf that the router shows to its control plane.
-    pub async fn shown(&self) -> Vec<u8> {
-        let (stream, _) = self.control.connect().await;
-        stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
-    }
-
     /// Fails unless neither the pod's token nor a key is in the router's log.
     pub fn assert_log_has_no_secret(&self) {
-        let log = self.router.stderr();
-        assert!(!log.contains(POD_TOKEN) && !log.contains("PRIVATE KEY"), "{log}");
-        let kept = std::fs::read_to_string(self.folder.path("state/identity.json")).unwrap_or_default();
-        let kept: serde_json::Value = serde_json::from_str(&kept).unwrap_or_default();
-        let key = kept["key"].as_str().unwrap_or_default();
-        assert!(!key.lines().any(|line| log.contains(line)), "{log}");
+        assert_no_secret(&self.folder, &self.router.stderr());
     }
 }
 

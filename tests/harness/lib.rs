@@ -15,6 +15,7 @@ pub mod impostor;
 pub mod kubelet;
 pub mod load;
 pub mod processes;
+pub mod strangers;
 mod wire;
 
 pub use app::{RecordingApp, Request, Step, closed_port, ok};

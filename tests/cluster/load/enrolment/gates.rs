@@ -1,7 +1,7 @@
 //! The gates of the fleet: the gate's own code, all in one process, each with an address, a key and a state folder of its
 //! own.
 
-use crate::pods::Pod;
+use super::pods::Pod;
 use sandbox_sidecar::authorize::OwnPorts;
 use sandbox_sidecar::{Caps, Gate, Settings};
 use sandgate_mesh::admin::Readiness;
@@ -45,7 +45,7 @@ impl Gates {
         let file = folder.path("gates.json");
         std::fs::write(&file, Value::from(described).to_string()).unwrap();
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .arg("--be")
+            .args(["enrolment", "--be"])
             .arg(&file)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

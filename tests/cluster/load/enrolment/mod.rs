@@ -3,22 +3,12 @@
 //! The pods are stored by a real API server and have the injector's gate, their tokens are real, and each gate is the
 //! gate's own code on an address of its own. What isn't real is the node: all gates are in one process.
 
-// A program for developers at a terminal. It fails by panicking.
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
-
 mod gates;
 mod pods;
 mod report;
 mod requests;
 
-use clap::Parser;
+use clap::Args;
 use gates::Gates;
 use report::{Phase, Report};
 use requests::Requests;
@@ -28,14 +18,14 @@ use sandgate_cluster_tests::injector::System;
 use sandgate_cluster_tests::process::Process;
 use sandgate_cluster_tests::{Cluster, Namespace};
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::Duration;
+use tokio::runtime::Runtime;
 use tokio::task::LocalSet;
 use tokio::time::Instant;
 
 /// Has one injector enrol a fleet of gates, and renew them
-#[derive(Debug, Parser)]
-struct Options {
+#[derive(Debug, Args)]
+pub(crate) struct Options {
     /// Gates
     #[arg(long, default_value_t = 2000)]
     gates: usize,
@@ -56,24 +46,15 @@ struct Options {
 /// How often the injector is asked how far it is.
 const LOOK: Duration = Duration::from_millis(100);
 
-fn main() -> ExitCode {
-    let options = Options::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("the system gives threads");
+/// Does what it is told; returns whether nothing failed.
+pub(crate) fn run(options: &Options, runtime: &Runtime) -> bool {
     if let Some(file) = &options.be {
         runtime.block_on(gates::be(file));
-        return ExitCode::SUCCESS;
+        return true;
     }
-    let report = LocalSet::new().block_on(&runtime, measure(&options));
+    let report = LocalSet::new().block_on(runtime, measure(options));
     print!("{report}");
-    if report.passed() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    report.passed()
 }
 
 async fn measure(options: &Options) -> Report {

@@ -1,6 +1,6 @@
 //! What a developer reads, and whether it is good enough.
 
-use crate::rounds::Round;
+use super::rounds::Round;
 use std::fmt;
 use std::time::Duration;
 
