@@ -34,8 +34,10 @@ const MAX_PARSED: usize = 16 << 20;
 /// The part of a review that an object may be when it is made or grows: an update's review holds it twice, and room is
 /// needed for what others add. What was let in once must not be too much afterwards, or it could not even be deleted.
 const SHARE: usize = 3;
+/// What an object may take once it is parsed, in bytes.
+pub(crate) const MAX_OBJECT_PARSED: usize = MAX_PARSED / SHARE;
 /// An object of no more bytes can't take more than its share.
-const NEVER_TOO_MUCH: usize = MAX_PARSED / SHARE / MOST_PER_BYTE;
+const NEVER_TOO_MUCH: usize = MAX_OBJECT_PARSED / MOST_PER_BYTE;
 
 /// A body that isn't a review that can be answered, or not yet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -4,9 +4,10 @@ use crate::names::{ENABLED, INJECT_LABEL};
 use crate::settings::Settings;
 use futures_util::{Stream, StreamExt};
 use k8s_openapi::api::core::v1;
-use kube::api::{Api, PartialObjectMeta};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::api::Api;
+use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
+use sandgate_kubernetes::{PartialObject, watch};
 use sandgate_mesh::sandbox::Namespace;
 use std::collections::HashSet;
 use std::pin::Pin;
@@ -34,7 +35,7 @@ pub(super) enum Change {
     Failed(String),
 }
 
-type Seen = PartialObjectMeta<v1::Namespace>;
+type Seen = PartialObject<v1::Namespace>;
 
 impl OptedIn {
     /// This one, for ever.
@@ -83,7 +84,7 @@ impl OptedIn {
 /// Follows the namespaces that have opted in, but for those in which nothing is injected.
 pub(super) fn changes(client: Client, settings: &Settings) -> Pin<Box<dyn Stream<Item = Change> + Send>> {
     let opted_in = watcher::Config::default().labels(&format!("{INJECT_LABEL}={ENABLED}"));
-    let events = watcher(Api::<Seen>::all(client), opted_in).default_backoff();
+    let events = watch(Api::<Seen>::all(client), opted_in);
     let (settings, mut listed) = (settings.clone(), HashSet::new());
     events
         .filter_map(move |event| std::future::ready(change(&settings, &mut listed, event)))

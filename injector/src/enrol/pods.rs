@@ -7,15 +7,15 @@ use crate::names::{
 };
 use futures_util::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, ApiResource};
-use kube::core::{Object, ObjectMeta};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::api::{Api, ObjectMeta};
+use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use sandgate_kubernetes::{PartialObject, watch};
 use sandgate_mesh::contract::TRUST_ANCHORS_VARIABLE;
 use sandgate_mesh::sandbox::{Namespace, PodUid, SandboxName};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use std::net::IpAddr;
 use std::pin::Pin;
 
@@ -61,29 +61,29 @@ pub(super) enum Change {
 const MOST_ROOTS: usize = 16;
 
 /// What is read of a pod; the rest of it is skipped.
-type Seen = Object<Spec, Status>;
+type Seen = PartialObject<Pod, Spec, Status>;
 
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Spec {
     init_containers: Vec<InitContainer>,
 }
 
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 struct InitContainer {
     name: String,
     env: Vec<Variable>,
 }
 
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 struct Variable {
     name: String,
     value: String,
 }
 
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Status {
     phase: Option<String>,
@@ -93,7 +93,7 @@ struct Status {
     container_statuses: Vec<ContainerStatus>,
 }
 
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct ContainerStatus {
     name: String,
@@ -103,14 +103,13 @@ struct ContainerStatus {
 
 /// Follows the pods of the whole cluster that have a gate.
 pub(super) fn changes(client: Client) -> Pin<Box<dyn Stream<Item = Change> + Send>> {
-    let api = Api::<Seen>::all_with(client, &ApiResource::erase::<Pod>(&()));
+    let api = Api::<Seen>::all(client);
     follow(api, &format!("{INJECTED_LABEL}={INJECTED}"), gate)
 }
 
 /// Follows the pods of routers that want an identity, which are in this namespace.
 pub(super) fn router_changes(client: Client, namespace: &Namespace) -> Pin<Box<dyn Stream<Item = Change> + Send>> {
-    let pods = ApiResource::erase::<Pod>(&());
-    let api = Api::<Seen>::namespaced_with(client, namespace.as_str(), &pods);
+    let api = Api::<Seen>::namespaced(client, namespace.as_str());
     let labels = format!("{APP_LABEL}={APP},{COMPONENT_LABEL}={ROUTER_COMPONENT},{ENROL_LABEL}={ENABLED}");
     follow(api, &labels, router)
 }
@@ -119,7 +118,7 @@ pub(super) fn router_changes(client: Client, namespace: &Namespace) -> Pin<Box<d
 type Life = (i32, bool);
 
 fn follow(api: Api<Seen>, labels: &str, life: fn(&Status) -> Life) -> Pin<Box<dyn Stream<Item = Change> + Send>> {
-    let events = watcher(api, watcher::Config::default().labels(labels)).default_backoff();
+    let events = watch(api, watcher::Config::default().labels(labels));
     events
         .filter_map(move |event| std::future::ready(change(event, life)))
         .boxed()
@@ -155,9 +154,8 @@ fn uid(metadata: &ObjectMeta) -> Option<PodUid> {
 /// `None` of a pod whose name no sandbox can have: the webhook lets none such be injected, and no Deployment makes one.
 fn sighting(pod: &Seen, life: fn(&Status) -> Life) -> Option<Sighting> {
     let uid = uid(&pod.metadata)?;
-    let status = pod.status.clone().unwrap_or_default();
-    let over =
-        matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) || pod.metadata.deletion_timestamp.is_some();
+    let status = &pod.status;
+    let over = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) || pod.is_being_deleted;
     let ip = status.pod_ip.as_deref().and_then(|ip| ip.parse().ok());
     let (namespace, name): (Namespace, SandboxName) = (pod.namespace()?.parse().ok()?, pod.name_any().parse().ok()?);
     let target = ip.filter(|_| !over).map(|ip| Target {
@@ -166,7 +164,7 @@ fn sighting(pod: &Seen, life: fn(&Status) -> Life) -> Option<Sighting> {
         uid: uid.clone(),
         ip,
     });
-    let (restarts, ready) = life(&status);
+    let (restarts, ready) = life(status);
     Some(Sighting {
         uid,
         namespace,

@@ -1,6 +1,7 @@
 //! Whether a gate is the gate of the pod that was dialed: decided from what the API server says about the pod, its token
 //! and its Sandbox, and from nothing that the gate says about itself.
 
+use super::evidence::Sandbox;
 use super::namespaces::OptedIn;
 use super::pods::Target;
 use crate::anchors::Anchors;
@@ -29,6 +30,9 @@ const ENDED: [&str; 2] = ["Succeeded", "Failed"];
 pub(super) enum Refusal {
     #[error("the pod isn't there any more, or is going away")]
     PodGone,
+    /// Of another size or form than what is admitted.
+    #[error("{0}")]
+    Unreadable(&'static str),
     #[error("another pod has the name by now")]
     PodReplaced,
     #[error("the pod has ended")]
@@ -70,6 +74,7 @@ impl Refusal {
     pub(super) const fn as_str(&self) -> &'static str {
         match self {
             Self::PodGone => "pod_gone",
+            Self::Unreadable(_) => "unreadable_object",
             Self::PodReplaced => "pod_replaced",
             Self::PodEnded => "pod_ended",
             Self::NotOptedIn => "not_opted_in",
@@ -195,17 +200,14 @@ impl Candidate {
     pub(super) fn verify(
         self,
         token: &TokenReviewStatus,
-        sandbox: Option<&Value>,
+        sandbox: Option<&Sandbox>,
         opted_in: &OptedIn,
     ) -> Result<Verified, Refusal> {
         let SandboxKey { namespace, name } = &self.identity.sandbox;
         check_token(token, &self.account, namespace, name, &self.identity.pod_uid)?;
         match (&self.owner, sandbox) {
             (Some(owner), found) => {
-                let live = found.filter(|found| {
-                    text_at(found, &["metadata", "uid"]) == Some(owner.uid.as_str())
-                        && at(found, &["metadata", "deletionTimestamp"]).is_none()
-                });
+                let live = found.filter(|found| found.uid == owner.uid && !found.is_being_deleted);
                 live.ok_or(Refusal::OwnerGone)?;
             }
             // Whoever asks for the Sandbox would be led to it.

@@ -2,7 +2,7 @@
 //! after all that proves who it is. [`super::visit_router`] is the same for a router.
 
 use super::dial::{Connection, DialError, Proven, dial, gate};
-use super::evidence::Evidence;
+use super::evidence::{Evidence, EvidenceError, StoredPod};
 use super::holders::Proof;
 use super::namespaces::OptedIn;
 use super::own::{OwnIdentity, bundle};
@@ -112,6 +112,15 @@ pub(super) enum VisitError {
     Panicked,
 }
 
+impl From<EvidenceError> for VisitError {
+    fn from(error: EvidenceError) -> Self {
+        match error {
+            EvidenceError::Api(error) => error.into(),
+            EvidenceError::Unreadable(what) => Refusal::Unreadable(what).into(),
+        }
+    }
+}
+
 impl VisitError {
     /// `refused` or `failed`.
     pub(super) const fn outcome(&self) -> &'static str {
@@ -195,7 +204,7 @@ impl Visitor {
         let standing = self.standing(connection.standing(), renew);
         // As it is stored, by its name: what was watched may be old, and another pod may have the name by now.
         let pod = self.evidence.pod(target).await?;
-        let pod = verify::dialed(target, pod.as_ref())?;
+        let pod = verify::dialed(target, pod.as_ref().map(StoredPod::object))?;
 
         if let Standing::Lasting(until) = standing {
             // What a gate has is compared under the generation that it has it under.
@@ -263,7 +272,8 @@ impl Visitor {
         let Ok(pod) = self.evidence.pod(target).await else {
             return error.into();
         };
-        let held = verify::dialed(target, pod.as_ref()).and_then(|pod| verify::settings_hold(&self.settings, pod));
+        let held = verify::dialed(target, pod.as_ref().map(StoredPod::object))
+            .and_then(|pod| verify::settings_hold(&self.settings, pod));
         held.map_or_else(VisitError::from, |()| error.into())
     }
 

@@ -1,5 +1,6 @@
 //! One visit to one router: an identity that lasts is left alone, and another is given only after all that proves who asks.
 
+use super::evidence::StoredPod;
 use super::own::bundle;
 use super::pods::Target;
 use super::verify;
@@ -12,7 +13,7 @@ impl Visitor {
     pub(super) async fn bring_router_up_to_date(&self, target: &Target, renew: bool) -> Result<Settled, VisitError> {
         // As it is stored, by its name. What can't be a router isn't dialed: anybody may label a pod.
         let pod = self.evidence.pod(target).await?;
-        let pod = verify::dialed(target, pod.as_ref())?;
+        let pod = verify::dialed(target, pod.as_ref().map(StoredPod::object))?;
         let candidate = candidate(&self.settings, target, pod)?;
 
         let stored = self.stored()?;

@@ -11,7 +11,7 @@ use crate::names::{
 };
 use crate::settings::Settings;
 use k8s_openapi::api::networking::v1::{
-    NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
+    NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -83,8 +83,7 @@ fn labelled(name: &str, value: &str) -> LabelSelector {
 ///
 /// Rules that let in router pods only are none: the router is ours, and agent-sandbox makes such a policy for each of
 /// its templates.
-fn opening(settings: &Settings, policy: &NetworkPolicy) -> Option<String> {
-    let spec = policy.spec.as_ref()?;
+fn opening(settings: &Settings, spec: &NetworkPolicySpec) -> Option<String> {
     let judges_ingress = spec
         .policy_types
         .as_ref()

@@ -3,21 +3,26 @@
 //! Replicas don't divide the work. Whoever is first corrects a deviation, and the attempts of others meet a conflict: so
 //! each correction is counted and told once.
 
-use super::expected;
 use super::report::Report;
+use super::{expected, opening};
 use crate::kubernetes::{RequestError, bounded};
 use crate::metrics::Metrics;
 use crate::names::{ENABLED, FIELD_MANAGER, INJECT_LABEL, MANAGED_BY_LABEL, NETWORK_POLICY};
 use crate::settings::Settings;
 use futures_util::{Stream, StreamExt, future, stream};
+use json_patch::jsonptr::PointerBuf;
+use json_patch::{AddOperation, Patch as JsonPatch, PatchOperation};
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicySpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::api::{Api, DeleteParams, ObjectMeta, PartialObjectMeta, PostParams, Preconditions};
+use kube::api::{Api, DeleteParams, ObjectMeta, PartialObjectMeta, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
+use sandgate_kubernetes::{PartialObject, watch};
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -55,6 +60,20 @@ enum Watched {
     Policies,
 }
 
+/// A policy as the API server sends it.
+type Sent = PartialObject<NetworkPolicy, NetworkPolicySpec>;
+/// What is kept of a policy: whoever may write many large ones fills nobody's memory.
+pub(super) type Seen = PartialObject<NetworkPolicy, Kept>;
+
+/// What is kept of a policy's specification.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Kept {
+    /// All of it, of a policy of our name.
+    own: Option<NetworkPolicySpec>,
+    /// What another one opens, in words.
+    pub(super) opening: Option<String>,
+}
+
 /// What should be in a namespace.
 #[derive(PartialEq, Eq)]
 enum Wanted {
@@ -68,8 +87,8 @@ enum Wanted {
 pub(crate) struct Reconciler {
     context: Context,
     expected: NetworkPolicySpec,
-    namespaces: Store<PartialObjectMeta<Namespace>>,
-    policies: Store<NetworkPolicy>,
+    namespaces: Store<PartialObject<Namespace>>,
+    policies: Store<Seen>,
     /// Where our policy was in place: when it is missing there, somebody deleted it.
     placed: BTreeSet<String>,
     owner: Option<OwnerReference>,
@@ -85,21 +104,15 @@ impl Reconciler {
     pub(crate) async fn run(context: Context) {
         let (namespaces, writer) = store();
         let opted_in = watcher::Config::default().labels(&format!("{INJECT_LABEL}={ENABLED}"));
-        let found = watcher(
-            Api::<PartialObjectMeta<Namespace>>::all(context.client.clone()),
-            opted_in,
-        );
-        let found = found.default_backoff().modify(strip).reflect(writer);
+        let found = watch(Api::<PartialObject<Namespace>>::all(context.client.clone()), opted_in).reflect(writer);
         let of_namespaces = changes(found, &context.metrics, Watched::Namespaces, |found| {
             Some(found.name_any())
         });
 
         let (policies, writer) = store();
-        let found = watcher(
-            Api::<NetworkPolicy>::all(context.client.clone()),
-            watcher::Config::default(),
-        );
-        let found = found.default_backoff().modify(strip).reflect(writer);
+        let (all, settings) = (Api::<Sent>::all(context.client.clone()), context.settings.clone());
+        let found = watch(all, watcher::Config::default());
+        let found = found.map(move |event| Ok(kept(&settings, event?))).reflect(writer);
         let of_policies = changes(found, &context.metrics, Watched::Policies, ResourceExt::namespace);
 
         let mut changes = stream::select(of_namespaces, of_policies);
@@ -158,7 +171,7 @@ impl Reconciler {
     fn wanted(&self, namespace: &str) -> Wanted {
         let excluded = self.context.settings.excludes(namespace);
         match self.namespaces.get(&ObjectRef::new(namespace)) {
-            Some(found) if found.meta().deletion_timestamp.is_some() => Wanted::Anything,
+            Some(found) if found.is_being_deleted => Wanted::Anything,
             Some(_) if self.context.enabled && !excluded => Wanted::Policy,
             _ => Wanted::Nothing,
         }
@@ -173,7 +186,7 @@ impl Reconciler {
                 && policy.metadata.namespace.as_deref() == Some(namespace)
                 && policy.metadata.name.as_deref() != Some(NETWORK_POLICY)
         });
-        self.report.tell(&self.context.settings, namespace, &others).await;
+        self.report.tell(namespace, &others).await;
         settled
             .map_err(|error| {
                 self.context.metrics.failed("network_policy");
@@ -200,12 +213,12 @@ impl Reconciler {
         Ok(())
     }
 
-    fn is_right(&self, found: &NetworkPolicy) -> bool {
+    fn is_right(&self, found: &Seen) -> bool {
         let owned = self
             .owner
             .as_ref()
             .is_none_or(|owner| found.owner_references().contains(owner));
-        found.spec.as_ref() == Some(&self.expected) && is_ours(found) && owned
+        found.spec.own.as_ref() == Some(&self.expected) && is_ours(found) && owned
     }
 
     /// Without an owner, the release is being installed, and the owner comes next; or it is being uninstalled, and this
@@ -234,9 +247,12 @@ impl Reconciler {
             },
             spec: Some(self.expected.clone()),
         };
-        match bounded(self.api(namespace).create(&params(), &policy)).await {
-            Ok(created) if self.placed.insert(namespace.to_owned()) => self.report.created(&created),
-            Ok(created) => self.report.repaired(&created, "somebody deleted it").await,
+        match bounded(self.api::<NetworkPolicy>(namespace).create(&params(), &policy)).await {
+            Ok(_) if self.placed.insert(namespace.to_owned()) => self.report.created(namespace),
+            Ok(created) => {
+                let cause = "somebody deleted it";
+                self.report.repaired(namespace, created.object_ref(&()), cause).await;
+            }
             // Another replica's, which the watch will show.
             Err(error) if error.is_already_exists() => {}
             Err(error) => return Err(error),
@@ -245,21 +261,38 @@ impl Reconciler {
     }
 
     /// Puts back what is ours and leaves what else others have noted on the object.
-    async fn replace(&mut self, namespace: &str, found: &NetworkPolicy) -> Result<(), RequestError> {
+    async fn replace(&mut self, namespace: &str, found: &Seen) -> Result<(), RequestError> {
         self.find_owner().await;
-        let mut policy = found.clone();
-        policy
-            .labels_mut()
-            .insert(MANAGED_BY_LABEL.into(), FIELD_MANAGER.into());
+        let mut labels = found.labels().clone();
+        labels.insert(MANAGED_BY_LABEL.into(), FIELD_MANAGER.into());
+        let mut owners = found.owner_references().to_vec();
         if let Some(owner) = &self.owner {
-            let owners = policy.owner_references_mut();
             owners.retain(|other| other.kind != owner.kind || other.name != owner.name);
             owners.push(owner.clone());
         }
-        let changed = policy.spec.replace(self.expected.clone()) != policy.spec;
+        let changed = found.spec.own.as_ref() != Some(&self.expected);
         // With the version that was found: whoever was faster wins, and the watch shows what came of it.
-        match bounded(self.api(namespace).replace(NETWORK_POLICY, &params(), &policy)).await {
-            Ok(replaced) if changed => self.report.repaired(&replaced, "somebody changed it").await,
+        let set = |field: &[&str], value: Value| {
+            let path = PointerBuf::from_tokens(field.iter().copied());
+            PatchOperation::Add(AddOperation { path, value })
+        };
+        let patch = JsonPatch(vec![
+            set(&["metadata", "resourceVersion"], json!(found.resource_version())),
+            set(&["metadata", "labels"], json!(labels)),
+            set(&["metadata", "ownerReferences"], json!(owners)),
+            set(&["spec"], json!(self.expected)),
+        ]);
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.into()),
+            ..PatchParams::default()
+        };
+        let (api, patch) = (self.api::<Sent>(namespace), Patch::Json::<()>(patch));
+        let patched = api.patch(NETWORK_POLICY, &params, &patch);
+        match bounded(patched).await {
+            Ok(patched) if changed => {
+                let cause = "somebody changed it";
+                self.report.repaired(namespace, patched.object_ref(&()), cause).await;
+            }
             Ok(_) => {}
             Err(error) if error.is_conflict() || error.is_not_found() => return Ok(()),
             Err(error) => return Err(error),
@@ -268,7 +301,7 @@ impl Reconciler {
         Ok(())
     }
 
-    async fn remove(&mut self, namespace: &str, found: &NetworkPolicy) -> Result<(), RequestError> {
+    async fn remove(&mut self, namespace: &str, found: &Seen) -> Result<(), RequestError> {
         let only_this = DeleteParams {
             preconditions: Some(Preconditions {
                 uid: found.uid(),
@@ -276,7 +309,7 @@ impl Reconciler {
             }),
             ..DeleteParams::default()
         };
-        match bounded(self.api(namespace).delete(NETWORK_POLICY, &only_this)).await {
+        match bounded(self.api::<Sent>(namespace).delete(NETWORK_POLICY, &only_this)).await {
             Ok(_) => self.report.removed(namespace),
             Err(error) if error.is_conflict() || error.is_not_found() => {}
             Err(error) => return Err(error),
@@ -320,7 +353,10 @@ impl Reconciler {
         }
     }
 
-    fn api(&self, namespace: &str) -> Api<NetworkPolicy> {
+    fn api<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
         Api::namespaced(self.context.client.clone(), namespace)
     }
 }
@@ -332,16 +368,36 @@ fn params() -> PostParams {
     }
 }
 
-fn is_ours(policy: &NetworkPolicy) -> bool {
+fn is_ours(policy: &Seen) -> bool {
     policy
         .labels()
         .get(MANAGED_BY_LABEL)
         .is_some_and(|manager| manager == FIELD_MANAGER)
 }
 
-/// Nobody here reads these, and they are most of an object.
-fn strip<K: Resource>(object: &mut K) {
-    object.meta_mut().managed_fields = None;
+/// What is kept of what a watch says.
+fn kept(settings: &Settings, event: watcher::Event<Sent>) -> watcher::Event<Seen> {
+    match event {
+        watcher::Event::Init => watcher::Event::Init,
+        watcher::Event::InitDone => watcher::Event::InitDone,
+        watcher::Event::InitApply(sent) => watcher::Event::InitApply(kept_of(settings, sent)),
+        watcher::Event::Apply(sent) => watcher::Event::Apply(kept_of(settings, sent)),
+        watcher::Event::Delete(sent) => watcher::Event::Delete(kept_of(settings, sent)),
+    }
+}
+
+fn kept_of(settings: &Settings, mut sent: Sent) -> Seen {
+    if sent.metadata.name.as_deref() == Some(NETWORK_POLICY) {
+        return sent.map_spec(|spec| Kept {
+            own: Some(spec),
+            opening: None,
+        });
+    }
+    (sent.metadata.labels, sent.metadata.owner_references) = (None, None);
+    sent.map_spec(|spec| Kept {
+        own: None,
+        opening: opening(settings, &spec),
+    })
 }
 
 /// From the events of a watch to the namespaces that they concern.

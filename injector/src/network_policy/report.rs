@@ -1,10 +1,9 @@
 //! Tells operators what became of our policies, and which policies of others open what ours keep closed.
 
-use super::opening;
+use super::reconcile::Seen;
 use crate::metrics::Metrics;
 use crate::names::{FIELD_MANAGER, NETWORK_POLICY};
-use crate::settings::Settings;
-use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource, ResourceExt};
 use std::collections::{BTreeMap, HashMap};
@@ -39,21 +38,17 @@ impl Report {
     }
 
     /// A namespace has its policy now.
-    pub(super) fn created(&self, policy: &NetworkPolicy) {
+    pub(super) fn created(&self, namespace: &str) {
         self.metrics.network_policy("created");
-        tracing::info!(namespace = policy.namespace(), "created NetworkPolicy {NETWORK_POLICY}");
+        tracing::info!(namespace, "created NetworkPolicy {NETWORK_POLICY}");
     }
 
     /// A policy is again what it was.
-    pub(super) async fn repaired(&self, policy: &NetworkPolicy, cause: &str) {
+    pub(super) async fn repaired(&self, namespace: &str, policy: ObjectReference, cause: &str) {
         self.metrics.network_policy("repaired");
-        tracing::warn!(
-            namespace = policy.namespace(),
-            cause,
-            "repaired NetworkPolicy {NETWORK_POLICY}"
-        );
+        tracing::warn!(namespace, cause, "repaired NetworkPolicy {NETWORK_POLICY}");
         let note = format!("{cause}; without it the sandboxes of this namespace can be reached past their gates");
-        self.publish(policy, "GateNetworkPolicyRepaired", "Repair", note).await;
+        self.publish(&policy, "GateNetworkPolicyRepaired", "Repair", note).await;
     }
 
     /// A namespace doesn't need its policy any more.
@@ -63,11 +58,11 @@ impl Report {
     }
 
     /// Tells what the other policies of a namespace open, each once as long as it opens the same.
-    pub(super) async fn tell(&mut self, settings: &Settings, namespace: &str, others: &[Arc<NetworkPolicy>]) {
+    pub(super) async fn tell(&mut self, namespace: &str, others: &[Arc<Seen>]) {
         let before = self.openings.remove(namespace).unwrap_or_default();
         let mut now = BTreeMap::new();
         for policy in others {
-            let (name, Some(opening)) = (policy.name_any(), opening(settings, policy)) else {
+            let (name, Some(opening)) = (policy.name_any(), policy.spec.opening.clone()) else {
                 continue;
             };
             if before.get(&name) != Some(&opening) {
@@ -80,7 +75,8 @@ impl Report {
                     "a NetworkPolicy leads past the gates"
                 );
                 let note = format!("{opening} of pods with a gate: whoever it lets in isn't checked there");
-                self.publish(policy, "NetworkPolicyOpensSandboxes", "Report", note)
+                let policy = policy.object_ref(&());
+                self.publish(&policy, "NetworkPolicyOpensSandboxes", "Report", note)
                     .await;
             }
             now.insert(name, opening);
@@ -101,7 +97,7 @@ impl Report {
             .set(i64::try_from(all).unwrap_or(i64::MAX));
     }
 
-    async fn publish(&self, about: &NetworkPolicy, reason: &str, action: &str, mut note: String) {
+    async fn publish(&self, about: &ObjectReference, reason: &str, action: &str, mut note: String) {
         while note.len() > NOTE {
             note.pop();
         }
@@ -112,13 +108,12 @@ impl Report {
             action: action.to_owned(),
             secondary: None,
         };
-        let (namespace, about) = (about.namespace(), about.object_ref(&()));
-        let published = tokio::time::timeout(EVENT_TIMEOUT, self.recorder.publish(&event, &about)).await;
+        let published = tokio::time::timeout(EVENT_TIMEOUT, self.recorder.publish(&event, about)).await;
         let failure = published
             .map_err(|elapsed| elapsed.to_string())
             .and_then(|done| done.map_err(|e| e.to_string()));
         if let Err(error) = failure {
-            tracing::warn!(namespace, error, "can't publish an Event");
+            tracing::warn!(namespace = about.namespace, error, "can't publish an Event");
         }
     }
 }

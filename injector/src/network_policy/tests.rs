@@ -2,12 +2,8 @@ use super::*;
 use crate::testing::settings;
 use serde_json::{Value, json};
 
-fn policy(spec: &Value) -> NetworkPolicy {
-    serde_json::from_value(json!({"metadata": {"name": "theirs", "namespace": "team-a"}, "spec": spec})).unwrap()
-}
-
 fn opened_by(spec: &Value) -> Option<String> {
-    opening(&settings(), &policy(spec))
+    opening(&settings(), &serde_json::from_value(spec.clone()).unwrap())
 }
 
 /// A policy for every pod with one ingress rule.

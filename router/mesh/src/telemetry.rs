@@ -51,7 +51,9 @@ pub enum LogFormat {
 /// # Errors
 /// A filter that can't be parsed, or events that are written already.
 pub fn init(level: &str, format: LogFormat) -> Result<(), String> {
-    let filter = EnvFilter::try_new(level).map_err(|error| format!("log level {level:?}: {error}"))?;
+    // A client of the API server warns of what it can't read by writing all of it: other people's pods, for example.
+    let filter = EnvFilter::try_new(format!("kube_client=error,{level}"))
+        .map_err(|error| format!("log level {level:?}: {error}"))?;
     let log = LineLog::stderr().map_err(|error| error.to_string())?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -1,8 +1,9 @@
 //! A pod as the API server sends it -> what a request needs of it. Reads a few fields and skips the rest unread.
 
+use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt;
-use kube::core::Object;
+use sandgate_kubernetes::PartialObject;
 use sandgate_mesh::contract::{GATE_CONTAINER, INJECTED, INJECTED_LABEL, WARM_POOL_LABEL};
 use sandgate_mesh::sandbox::{PodUid, SandboxKey};
 use serde::Deserialize;
@@ -12,7 +13,7 @@ use std::net::IpAddr;
 const AGENT_SANDBOX_GROUP: &str = "agents.x-k8s.io/";
 
 /// The fields of a pod that are read.
-pub(super) type PodObject = Object<Spec, Status>;
+pub(super) type PodObject = PartialObject<v1::Pod, Spec, Status>;
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -100,9 +101,9 @@ fn controlling_sandbox<'a>(pod: &'a PodObject, key: &SandboxKey) -> Option<&'a O
 
 /// The pod, if it runs, has an address and isn't being deleted.
 fn running(pod: &PodObject, key: &SandboxKey, owner: &OwnerReference) -> Option<Pod> {
-    let status = pod.status.as_ref()?;
+    let status = &pod.status;
     let is_ready = |condition: &Condition| condition.kind == "Ready" && condition.status == "True";
-    if status.phase.as_deref() != Some("Running") || pod.metadata.deletion_timestamp.is_some() {
+    if status.phase.as_deref() != Some("Running") || pod.is_being_deleted {
         return None;
     }
     let labels = pod.labels();

@@ -17,8 +17,8 @@ use tokio::time::Instant;
 pub(crate) enum Found {
     /// The sandbox's pod.
     Pod(Known),
-    /// Its pod waits in a warm pool, and whoever asks doesn't know its UID; or nobody answered there a moment ago; or the pod
-    /// that has its name isn't its own.
+    /// Its pod waits in a warm pool, and whoever asks doesn't know its UID; or nobody answered there a moment ago; or it isn't
+    /// ready; or the pod that has its name isn't its own.
     Withheld,
     /// No pod of that sandbox, and the address that the client named is a pod's of another namespace.
     Foreign,
@@ -54,8 +54,8 @@ const EVICTED: Duration = Duration::from_secs(5);
 struct Pods {
     by_key: HashMap<SandboxKey, Entry>,
     by_ip: HashMap<IpAddr, SandboxKey>,
-    /// Names that pods have which aren't their sandboxes' own, or at no address that a pod can have.
-    unfit: HashSet<SandboxKey>,
+    /// Names of pods that get no requests: they aren't ready, or not their sandboxes' own, or at no address that a pod can have.
+    shunned: HashSet<SandboxKey>,
 }
 
 #[derive(Debug)]
@@ -86,7 +86,7 @@ impl Pods {
 
     fn shun(&mut self, key: SandboxKey) {
         self.remove(&key);
-        self.unfit.insert(key);
+        self.shunned.insert(key);
     }
 
     /// Whether a pod gets requests. One that isn't Ready gets none, unless it is the very pod that got them until now, and has
@@ -99,7 +99,7 @@ impl Pods {
     }
 
     fn remove(&mut self, key: &SandboxKey) {
-        self.unfit.remove(key);
+        self.shunned.remove(key);
         let Some(gone) = self.by_key.remove(key) else { return };
         // An address is given to the next pod as soon as it is free: it may be in other hands already.
         if self.by_ip.get(&gone.pod.ip) == Some(key) {
@@ -148,8 +148,7 @@ impl Table {
         match sighting {
             Sighting::Running(pod) if !may_be_a_pod(pod.ip, self.allow_loopback) => self.pods.shun(pod.key),
             Sighting::Running(pod) if takes => self.insert(pod),
-            Sighting::Running(Pod { key, .. }) | Sighting::Waiting(key) => self.remove(&key),
-            Sighting::Unfit(key) => self.pods.shun(key),
+            Sighting::Running(Pod { key, .. }) | Sighting::Waiting(key) | Sighting::Unfit(key) => self.pods.shun(key),
         }
     }
 
@@ -216,7 +215,7 @@ impl Table {
             });
         }
         // Neither a hint nor a Service says more of it, and there is no UID that who answers could be held to.
-        if self.pods.unfit.contains(&route.sandbox) {
+        if self.pods.shunned.contains(&route.sandbox) {
             return Found::Withheld;
         }
         let hinted = route.pod_ip.and_then(|ip| self.pods.by_ip.get(&ip));

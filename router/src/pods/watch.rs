@@ -6,11 +6,11 @@ use anyhow::Context;
 use foldhash::HashSet;
 use futures_util::{Stream, StreamExt};
 use k8s_openapi::api::core::v1;
-use kube::api::{Api, ApiResource, PartialObjectMeta};
+use kube::api::Api;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{self, Event};
 use kube::{Client, Config, ResourceExt};
+use sandgate_kubernetes::{PartialObject, watch};
 use sandgate_mesh::contract::{ENABLED, INJECT_LABEL, SANDBOX_HASH_LABEL};
 use sandgate_mesh::sandbox::Namespace;
 use std::path::PathBuf;
@@ -53,22 +53,18 @@ impl Source {
 /// No way to an API server is configured. That none answers is no error: what it says counts when it does.
 pub(crate) async fn follow(source: Source, cache: PodCache) -> anyhow::Result<()> {
     let client = source.client().await?;
-    let resource = ApiResource::erase::<v1::Pod>(&());
     let pods: Api<PodObject> = match &source.namespace {
-        Some(namespace) => Api::namespaced_with(client.clone(), namespace.as_str(), &resource),
-        None => Api::all_with(client.clone(), &resource),
+        Some(namespace) => Api::namespaced(client.clone(), namespace.as_str()),
+        None => Api::all(client.clone()),
     };
-    let pods = watcher(pods, watcher::Config::default().labels(SANDBOX_HASH_LABEL)).default_backoff();
+    let pods = watch(pods, watcher::Config::default().labels(SANDBOX_HASH_LABEL));
     tokio::spawn(follow_pods(pods, cache.clone()));
     let mut opted_in = watcher::Config::default().labels(&format!("{INJECT_LABEL}={ENABLED}"));
     if let Some(namespace) = &source.namespace {
         opted_in = opted_in.fields(&format!("metadata.name={namespace}"));
     }
-    let namespaces = Api::<PartialObjectMeta<v1::Namespace>>::all(client);
-    tokio::spawn(follow_namespaces(
-        watcher(namespaces, opted_in).default_backoff(),
-        cache,
-    ));
+    let namespaces = Api::<NamespaceObject>::all(client);
+    tokio::spawn(follow_namespaces(watch(namespaces, opted_in), cache));
     Ok(())
 }
 
@@ -100,12 +96,12 @@ async fn follow_pods(events: impl Stream<Item = watcher::Result<Event<PodObject>
     }
 }
 
-type NamespaceEvent = Event<PartialObjectMeta<v1::Namespace>>;
+type NamespaceObject = PartialObject<v1::Namespace>;
 
-async fn follow_namespaces(events: impl Stream<Item = watcher::Result<NamespaceEvent>>, cache: PodCache) {
+async fn follow_namespaces(events: impl Stream<Item = watcher::Result<Event<NamespaceObject>>>, cache: PodCache) {
     let mut events = pin!(events);
     let mut listed: HashSet<Namespace> = HashSet::default();
-    let name = |namespace: &PartialObjectMeta<v1::Namespace>| namespace.name_any().parse::<Namespace>().ok();
+    let name = |namespace: &NamespaceObject| namespace.name_any().parse::<Namespace>().ok();
     while let Some(event) = events.next().await {
         match event {
             Ok(Event::Init) => listed.clear(),

@@ -84,7 +84,7 @@ impl Scene {
         replica
     }
 
-    async fn gate(&self, name: &str) -> RunningGate {
+    pub(crate) async fn gate(&self, name: &str) -> RunningGate {
         let (_, gate) = self.sandboxes.run_gate(&sandbox_pod(name)).await;
         until_ready(gate.health(), (200, "ok")).await;
         gate

@@ -22,6 +22,7 @@ mod enrolment;
 mod enrolment_refusals;
 mod harness;
 mod helm_test;
+mod hostile_objects;
 mod injector;
 mod injector_guard;
 mod injector_trust;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         enrolment_refusals::TESTS,
         harness::TESTS,
         helm_test::TESTS,
+        hostile_objects::TESTS,
         injector::TESTS,
         injector_guard::TESTS,
         injector_trust::TESTS,

@@ -36,7 +36,7 @@ fn ours(namespace: &Namespace) -> Value {
 }
 
 /// Our policy once it is as expected.
-async fn until_ours(namespace: &Namespace, expected: impl Fn(&Value) -> bool) -> Value {
+pub(crate) async fn until_ours(namespace: &Namespace, expected: impl Fn(&Value) -> bool) -> Value {
     until("the policy is as expected", async || {
         match namespace.cluster().get(&ours(namespace)).await {
             Ok(found) if expected(&found) => Ok(found),
@@ -56,7 +56,7 @@ async fn until_gone(namespace: &Namespace) {
     .await;
 }
 
-fn admits_the_gates_ports_only(found: &Value) -> bool {
+pub(crate) fn admits_the_gates_ports_only(found: &Value) -> bool {
     let ingress = found["spec"]["ingress"].as_array().unwrap();
     let ports: Vec<_> = ingress
         .iter()

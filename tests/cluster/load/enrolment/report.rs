@@ -1,7 +1,7 @@
 //! What a developer reads, and whether it is good enough.
 
-use super::requests::Requests;
 use super::LOOK;
+use super::requests::Requests;
 use sandgate_cluster_tests::process::Process;
 use std::fmt;
 use std::time::Duration;
