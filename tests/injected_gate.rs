@@ -26,7 +26,8 @@ use sandgate_tests::processes::{Process, Programs, command, router_flags, until_
 use sandgate_tests::{PATIENCE, POD_UID, RecordingApp, TOKEN, default_policy, kubelet, programs, send, status};
 use serde_json::{Value, json};
 use std::fs::File;
-use std::net::SocketAddr;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
 use std::time::Duration;
 
@@ -120,8 +121,21 @@ impl Gate {
             control: settings.control_identity.clone(),
             _ports: ports,
         };
-        gate.until("startupProbe", 200).await;
+        gate.holds_its_ports().await;
         gate
+    }
+
+    /// The kubelet's hook ends well, and then whoever is started next finds the ports taken.
+    async fn holds_its_ports(&mut self) {
+        let hook = kubelet::post_start(PROGRAMS.sidecar, &self.pod, &self.container, &self.folder);
+        let left = Process::start(hook).ended().await;
+        assert_eq!(left.code, Some(0), "{left:?} {}", self.process.stderr());
+        for port in self.container["ports"].as_array().unwrap() {
+            let port = port["containerPort"].as_u64().unwrap().try_into().unwrap();
+            let taken = TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], port)));
+            assert_eq!(taken.unwrap_err().kind(), ErrorKind::AddrInUse, "{port}");
+        }
+        assert_eq!(self.process.left().await.map(|left| left.code), None);
     }
 
     /// Waits until the kubelet gets this answer to one of the gate's own probes.
@@ -298,6 +312,37 @@ async fn it_does_so_in_any_trust_domain_and_for_any_routers() {
         };
         serving(&settings, &sandbox(app.port(), &json!({})), &app).await;
     }
+}
+
+/// What listens on the gate's ports is an app's, before the gate has started or after it crashed: whoever waits for the gate
+/// isn't told that it is there.
+#[tokio::test]
+async fn an_app_on_the_gates_ports_passes_for_no_gate() {
+    let settings = settings();
+    let mut gate = Gate::start(&settings, &sandbox(8888, &json!({}))).await;
+    gate.process.kill().await;
+    let listens = |port: &Value| {
+        let port: u16 = port["containerPort"].as_u64().unwrap().try_into().unwrap();
+        TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], port))).unwrap()
+    };
+    let ports = gate.container["ports"].as_array().unwrap().clone();
+    let _squatter: Vec<_> = ports.iter().map(listens).collect();
+    let hook = || {
+        let mut hook = kubelet::post_start(PROGRAMS.sidecar, &gate.pod, &gate.container, &gate.folder);
+        hook.arg("--timeout=200ms");
+        hook
+    };
+    let left = Process::start(hook()).ended().await;
+    assert_eq!(left.code, Some(1), "{left:?}");
+    assert!(left.stderr.contains("has bound its ports within 200ms"), "{left:?}");
+    // Nor while a gate tries, and fails.
+    let token = gate.folder.path(TOKEN_VOLUME).join("token");
+    let mut command = kubelet::command(PROGRAMS.sidecar, &gate.pod, &gate.container, &gate.folder);
+    command.arg(format!("--token-file={}", token.display()));
+    let (again, left) = (Process::start(command), Process::start(hook()).ended().await);
+    assert_eq!(left.code, Some(1), "{left:?}");
+    let again = again.ended().await;
+    assert!(again.code == Some(1) && again.stderr.contains("in use"), "{again:?}");
 }
 
 /// A command by way of other programs, the last of which starts it.

@@ -1,6 +1,6 @@
 use super::*;
 use crate::decide::{Decision, Operation, Request, User, decide_as};
-use crate::shape::{SHAPE_2, SHAPES, Shape};
+use crate::shape::{SHAPE_2, SHAPE_3, SHAPES, Shape};
 use crate::testing::{anchors, lockdown as with_lockdown, settings};
 use serde_json::json;
 
@@ -9,8 +9,18 @@ pub(crate) fn of_shape_2() -> Value {
     serde_json::from_str(include_str!("../../tests/golden/shapes/2.json")).unwrap()
 }
 
+/// One of shape 3.
+pub(crate) fn of_shape_3() -> Value {
+    serde_json::from_str(include_str!("../../tests/golden/shapes/3.json")).unwrap()
+}
+
 /// The same with lockdown.
 fn locked_down() -> Value {
+    serde_json::from_str(include_str!("../../tests/golden/shapes/3-lockdown.json")).unwrap()
+}
+
+/// One of shape 2 with lockdown.
+fn locked_down_of_shape_2() -> Value {
     serde_json::from_str(include_str!("../../tests/golden/shapes/2-lockdown.json")).unwrap()
 }
 
@@ -30,7 +40,7 @@ fn checked_of(shapes: Shapes, settings: &Settings, pod: &Value) -> Result<(), Mi
 
 /// The check of a pod whose gate was changed.
 fn with_gate(change: impl FnOnce(&mut Value)) -> Result<(), Misfit> {
-    let mut pod = of_shape_2();
+    let mut pod = of_shape_3();
     change(&mut pod["spec"]["initContainers"][0]);
     checked(&settings(), &pod)
 }
@@ -39,29 +49,20 @@ fn with_gate(change: impl FnOnce(&mut Value)) -> Result<(), Misfit> {
 fn under(change: impl FnOnce(&mut Settings)) -> Result<(), Misfit> {
     let mut settings = settings();
     change(&mut settings);
-    checked(&settings, &of_shape_2())
+    checked(&settings, &of_shape_3())
 }
 
-/// The shapes of a release to come: the gate has one more argument, and one more again.
-const SHAPE_3: Shape = Shape {
-    version: "3",
-    containers: |settings, image, anchors, overrides, probes| {
-        let mut containers = (SHAPE_2.containers)(settings, image, anchors, overrides, probes);
-        let gate = containers.last_mut().unwrap();
-        gate["args"].as_array_mut().unwrap().insert(0, json!("--of-shape=3"));
-        containers
-    },
-    volumes: SHAPE_2.volumes,
-};
+/// The shape of a release to come: the gate has one more argument, and more memory to keep things in.
 const SHAPE_4: Shape = Shape {
     version: "4",
     containers: |settings, image, anchors, overrides, probes| {
         let mut containers = (SHAPE_3.containers)(settings, image, anchors, overrides, probes);
-        containers.last_mut().unwrap()["args"][0] = json!("--of-shape=4");
+        let gate = containers.last_mut().unwrap();
+        gate["args"].as_array_mut().unwrap().insert(0, json!("--of-shape=4"));
         containers
     },
     volumes: || {
-        let mut volumes = (SHAPE_2.volumes)();
+        let mut volumes = (SHAPE_3.volumes)();
         volumes[1]["emptyDir"]["sizeLimit"] = json!("8Mi");
         volumes
     },
@@ -87,14 +88,18 @@ fn injected_as(shape: &Shape) -> Value {
 
 #[test]
 fn a_running_pod_is_what_it_was_born_as() {
-    assert_eq!(checked(&settings(), &of_shape_2()), Ok(()));
-    assert_eq!(checked(&with_lockdown(), &locked_down()), Ok(()));
+    for (pod, closed) in stored() {
+        let settings = if closed { with_lockdown() } else { settings() };
+        assert_eq!(checked(&settings, &pod), Ok(()), "{}", pod["metadata"]["annotations"]);
+    }
 }
 
 #[test]
 fn pods_of_the_two_shapes_before_are_whole_and_new_pods_get_the_current_one() {
     let check = |shapes: Shapes, pod: &Value| checked_of(shapes, &settings(), pod);
-    assert_eq!(check(TO_COME, &of_shape_2()), Ok(()));
+    for pod in [of_shape_2(), of_shape_3()] {
+        assert_eq!(check(TO_COME, &pod), Ok(()));
+    }
     for shape in [&SHAPE_2, &SHAPE_3, &SHAPE_4] {
         let pod = injected_as(shape);
         assert_eq!(pod["metadata"]["annotations"][SHAPE_ANNOTATION], shape.version);
@@ -105,13 +110,14 @@ fn pods_of_the_two_shapes_before_are_whole_and_new_pods_get_the_current_one() {
         "--of-shape=4"
     );
     // A pod that is of one shape and says another is of none.
-    let mut mixed = of_shape_2();
-    mixed["metadata"]["annotations"][SHAPE_ANNOTATION] = json!("3");
-    assert!(matches!(check(TO_COME, &mixed), Err(Misfit::Shape(_))));
+    for (mut mixed, other) in [(of_shape_2(), "3"), (of_shape_3(), "2"), (of_shape_3(), "4")] {
+        mixed["metadata"]["annotations"][SHAPE_ANNOTATION] = json!(other);
+        assert!(matches!(check(TO_COME, &mixed), Err(Misfit::Shape(_))), "{other}");
+    }
     // One of a release to come isn't known, nor one of a shape that was given up.
     assert_eq!(
-        check(SHAPES, &injected_as(&SHAPE_3)),
-        Err(Misfit::UnknownShape("3".into()))
+        check(SHAPES, &injected_as(&SHAPE_4)),
+        Err(Misfit::UnknownShape("4".into()))
     );
     assert_eq!(
         check(Shapes::of(&SHAPE_4, &[&SHAPE_3]), &of_shape_2()),
@@ -119,24 +125,36 @@ fn pods_of_the_two_shapes_before_are_whole_and_new_pods_get_the_current_one() {
     );
 }
 
-/// Each shape that the release knows has a pod here that was born with it, which is never written anew.
+/// The stored pods, and whether their network was closed from within.
+fn stored() -> [(Value, bool); 4] {
+    [
+        (of_shape_2(), false),
+        (locked_down_of_shape_2(), true),
+        (of_shape_3(), false),
+        (locked_down(), true),
+    ]
+}
+
+/// Each shape that the release knows has pods here that were born with it, which are never written anew.
 #[test]
-fn every_shape_that_the_release_knows_has_a_stored_pod() {
-    let golden = [("2", of_shape_2())];
-    for (version, pod) in &golden {
-        assert!(SHAPES.find(version).is_some());
-        assert_eq!(pod["metadata"]["annotations"][SHAPE_ANNOTATION], *version);
+fn every_shape_that_the_release_knows_has_stored_pods() {
+    let version = |pod: &Value| pod["metadata"]["annotations"][SHAPE_ANNOTATION].clone();
+    let stored = stored().map(|(pod, closed)| (version(&pod), closed));
+    for shape in [&SHAPE_2, &SHAPE_3] {
+        for closed in [false, true] {
+            assert!(stored.contains(&(json!(shape.version), closed)), "{}", shape.version);
+        }
     }
-    let known: Vec<_> = golden.iter().map(|(version, _)| *version).collect();
+    let current = SHAPES.current().version;
     assert!(
-        known.contains(&SHAPES.current().version),
+        stored.contains(&(json!(current), false)),
         "store a pod of the new shape"
     );
 }
 
 #[test]
 fn what_a_pod_s_author_writes_later_cuts_off_no_gate() {
-    let mut pod = of_shape_2();
+    let mut pod = of_shape_3();
     for annotation in TENANT_ANNOTATIONS {
         pod["metadata"]["annotations"][annotation] = json!("no amount at all");
     }
@@ -216,14 +234,14 @@ fn no_new_pod_gets_a_router_of_before() {
         vec!["spiffe://cluster.local/ns/a/sa/b".parse().unwrap()],
     );
     settings.accepted_router_identities = before;
-    let old = injected_as(&SHAPE_2);
+    let old = injected_as(&SHAPE_3);
     let request = Request {
         pod: &old,
         operation: Operation::Create,
         namespace: "team-a",
         user: &User::default(),
     };
-    let decision = decide_as(&SHAPE_2, &settings, &anchors(), &request);
+    let decision = decide_as(&SHAPE_3, &settings, &anchors(), &request);
     assert_eq!((decision.as_str(), decision.reason()), ("deny", "tampered"));
 }
 
@@ -250,7 +268,7 @@ fn a_control_plane_or_a_trust_domain_of_before_has_a_name_of_its_own() {
     }
     let mut settings = settings();
     settings.control_identity = "spiffe://cluster.local/ns/a/sa/b".parse().unwrap();
-    let pod = of_shape_2();
+    let pod = of_shape_3();
     assert!(settings_hold(&settings, Pod::read(&pod).unwrap()).is_err());
     assert!(settings_hold(&crate::testing::settings(), Pod::read(&pod).unwrap()).is_ok());
 }
@@ -283,11 +301,11 @@ fn an_image_that_the_operator_gave_up_has_a_name_of_its_own() {
         };
         check(terms, Pod::read(pod).unwrap())
     };
-    assert_eq!(proven(&of_shape_2()), Ok(()));
-    let mut no_image = of_shape_2();
+    assert_eq!(proven(&of_shape_3()), Ok(()));
+    let mut no_image = of_shape_3();
     no_image["spec"]["initContainers"][0]["image"] = json!("$(X)");
     assert_eq!(proven(&no_image), Err(Misfit::Image("$(X)".into())));
-    let mut other_command = of_shape_2();
+    let mut other_command = of_shape_3();
     other_command["spec"]["initContainers"][0]["command"] = json!(["/bin/sh"]);
     assert!(matches!(proven(&other_command), Err(Misfit::Shape(_))));
     let accepting = |settings: &mut Settings| {
@@ -301,7 +319,7 @@ fn an_image_that_the_operator_gave_up_has_a_name_of_its_own() {
 #[test]
 fn nothing_else_of_a_pod_may_differ() {
     let misfit = |change: &Value| {
-        let mut pod = of_shape_2();
+        let mut pod = of_shape_3();
         json_patch::merge(&mut pod, change);
         checked(&settings(), &pod)
     };
@@ -334,6 +352,12 @@ fn nothing_else_of_a_pod_may_differ() {
         ("ports", json!([])),
         ("volumeMounts", json!([])),
         ("restartPolicy", json!("Never")),
+        ("lifecycle", Value::Null),
+        ("lifecycle", json!({"postStart": {"exec": {"command": ["/bin/sh"]}}})),
+        (
+            "startupProbe",
+            of_shape_2()["spec"]["initContainers"][0]["startupProbe"].clone(),
+        ),
     ] {
         let misfit = with_gate(|gate| gate[field] = value);
         assert!(matches!(misfit, Err(Misfit::Shape(_))), "{field}: {misfit:?}");

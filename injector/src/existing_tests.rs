@@ -18,10 +18,8 @@ fn as_stored(pod: &Value) -> Value {
         container["resources"]["limits"]["ephemeral-storage"] = "1Gi".into();
         container["resources"]["requests"]["ephemeral-storage"] = "1Gi".into();
         container["resizePolicy"] = json!([{"resourceName": "cpu", "restartPolicy": "NotRequired"}]);
-        for probe in ["startupProbe", "readinessProbe"] {
-            if container.get(probe).is_some() {
-                container[probe]["httpGet"]["protocol"] = "HTTP1".into();
-            }
+        if container.get("readinessProbe").is_some() {
+            container["readinessProbe"]["httpGet"]["protocol"] = "HTTP1".into();
         }
     }
     let volumes = pod["spec"]["volumes"].as_array_mut().unwrap();
@@ -259,7 +257,7 @@ fn a_part_of_a_gate_alone_is_refused() {
     }
     for pod in [
         sandbox_with(&json!({"metadata": {"labels": {"sandgate.dev/injected": "true"}}})),
-        sandbox_with(&json!({"metadata": {"annotations": {"sandgate.dev/shape": "2"}}})),
+        sandbox_with(&json!({"metadata": {"annotations": {"sandgate.dev/shape": "3"}}})),
         sandbox_with(&json!({"spec": {"volumes": [{"name": "sandgate-token", "emptyDir": {}}]}})),
         sandbox_with(&json!({"spec": {"initContainers": [{"name": "sandgate"}]}})),
     ] {

@@ -46,6 +46,8 @@ pub const UID: i64 = 2102;
 
 /// The argument that makes [`PROGRAM`] close the pod's network.
 pub const LOCKDOWN_ARGUMENT: &str = "lockdown";
+/// The argument that makes [`PROGRAM`] wait until the gate beside it holds its ports.
+pub const AWAIT_PORTS_ARGUMENT: &str = "await-ports";
 
 /// Annotation of a pod: CPU that its gate requests.
 pub const CPU_REQUEST_ANNOTATION: &str = "sandgate.dev/cpu-request";

@@ -73,7 +73,7 @@ fn a_template_without_metadata_gets_some() {
         json_patch::patch(&mut template, &patch).unwrap();
         let expected = json!({
             "labels": {"sandgate.dev/injected": "true"},
-            "annotations": {"sandgate.dev/shape": "2"},
+            "annotations": {"sandgate.dev/shape": "3"},
         });
         assert_eq!(template["metadata"], expected);
     }

@@ -4,8 +4,8 @@
 //! stays here as it was, beside the one that new pods get.
 
 use crate::names::{
-    CONTAINER, HEALTH_PORT_NAME, LOCKDOWN_ARGUMENT, LOCKDOWN_CONTAINER, MESH_PORT_NAME, PROGRAM, STATE_PATH,
-    STATE_VOLUME, TOKEN_AUDIENCE, TOKEN_PATH, TOKEN_VOLUME, UID,
+    AWAIT_PORTS_ARGUMENT, CONTAINER, HEALTH_PORT_NAME, LOCKDOWN_ARGUMENT, LOCKDOWN_CONTAINER, MESH_PORT_NAME, PROGRAM,
+    STATE_PATH, STATE_VOLUME, TOKEN_AUDIENCE, TOKEN_PATH, TOKEN_VOLUME, UID,
 };
 use crate::overrides::{MEMORY_LIMIT, Overrides};
 use crate::pod::items;
@@ -50,16 +50,42 @@ pub(crate) struct Shapes {
 /// Those that this release knows: when the current one changes, the one before becomes a former one, and the last two at least
 /// stay. Gates of shape 1 were to find identity and policy in files; none of them was ever enrolled.
 pub(crate) const SHAPES: Shapes = Shapes {
-    current: &SHAPE_2,
-    former: &[],
+    current: &SHAPE_3,
+    former: &[&SHAPE_2],
 };
 
-/// The gate gets its identity and its policy from the control plane.
-pub(crate) const SHAPE_2: Shape = Shape {
-    version: "2",
-    containers,
+/// The next container waits for a hook that ends as soon as the gate's ports are bound.
+pub(crate) const SHAPE_3: Shape = Shape {
+    version: "3",
+    containers: |settings, image, anchors, overrides, app_probes| {
+        containers(settings, image, anchors, overrides, app_probes, start_hook())
+    },
     volumes,
 };
+
+/// It waited for a probe of them, which a kubelet makes once a second. The gate gets its identity and its policy from the
+/// control plane.
+pub(crate) const SHAPE_2: Shape = Shape {
+    version: "2",
+    containers: |settings, image, anchors, overrides, app_probes| {
+        containers(settings, image, anchors, overrides, app_probes, startup_probe())
+    },
+    volumes,
+};
+
+/// What the pod's next container waits for, as a field of the gate's.
+type Start = (&'static str, Value);
+
+/// The kubelet starts nothing else in a pod while this runs; if it fails, the gate is started anew.
+fn start_hook() -> Start {
+    let state = format!("--state-folder={STATE_PATH}");
+    let command = json!([PROGRAM, AWAIT_PORTS_ARGUMENT, state]);
+    ("lifecycle", json!({"postStart": {"exec": {"command": command}}}))
+}
+
+fn startup_probe() -> Start {
+    ("startupProbe", probe("/healthz", 1, 60))
+}
 
 impl Shapes {
     /// The one that new pods get.
@@ -86,17 +112,25 @@ fn containers(
     anchors: &str,
     overrides: &Overrides,
     app_probes: &[Declaration],
+    start: Start,
 ) -> Vec<Value> {
     let mut containers = Vec::new();
     if settings.lockdown.is_some() {
         containers.push(lockdown(settings, image, overrides));
     }
-    containers.push(gate(settings, image, anchors, overrides, app_probes));
+    containers.push(gate(settings, image, anchors, overrides, app_probes, start));
     containers
 }
 
 /// The gate: a native sidecar, first of all, so that no process of the app can bind its ports before it.
-fn gate(settings: &Settings, image: &Image, anchors: &str, overrides: &Overrides, app_probes: &[Declaration]) -> Value {
+fn gate(
+    settings: &Settings,
+    image: &Image,
+    anchors: &str,
+    overrides: &Overrides,
+    app_probes: &[Declaration],
+    (start, starts): Start,
+) -> Value {
     let mut environment = vec![
         from_field(NAMESPACE_VARIABLE, "metadata.namespace"),
         from_field(SANDBOX_VARIABLE, "metadata.name"),
@@ -128,7 +162,7 @@ fn gate(settings: &Settings, image: &Image, anchors: &str, overrides: &Overrides
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         // Bound ports let the next container start; an identity and a policy make the pod ready.
-        "startupProbe": probe("/healthz", 1, 60),
+        start: starts,
         "readinessProbe": probe("/readyz", 2, 2),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [

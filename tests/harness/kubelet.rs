@@ -11,6 +11,20 @@ use tokio::net::TcpStream;
 /// Its volumes are in `volumes`, each in a folder of its name. Of the arguments only the folder of each mount is another:
 /// `--file=/mount/name` becomes `--file=…/volume/name`, and `--folder=/mount` becomes `--folder=…/volume`.
 pub fn command(program: &str, pod: &Value, container: &Value, volumes: &Folder) -> Command {
+    let variables = environment(pod, container);
+    let arguments = items(&container["args"]).map(|argument| expanded(text(argument), &variables));
+    in_container(program, pod, container, volumes, arguments.collect())
+}
+
+/// The command that a kubelet runs in a container as soon as it has started it, likewise. Nothing is expanded in it.
+pub fn post_start(program: &str, pod: &Value, container: &Value, volumes: &Folder) -> Command {
+    let hook = &container["lifecycle"]["postStart"]["exec"]["command"];
+    let mut words = items(hook).map(|word| text(word).to_owned());
+    assert_eq!(words.next().as_deref(), Some(text(&container["command"][0])), "{hook}");
+    in_container(program, pod, container, volumes, words.collect())
+}
+
+fn environment(pod: &Value, container: &Value) -> Vec<(String, String)> {
     let mut variables: Vec<(String, String)> = Vec::new();
     for variable in items(&container["env"]) {
         let value = match &variable["valueFrom"]["fieldRef"]["fieldPath"] {
@@ -19,9 +33,12 @@ pub fn command(program: &str, pod: &Value, container: &Value, volumes: &Folder) 
         };
         variables.push((text(&variable["name"]).to_owned(), value));
     }
+    variables
+}
+
+fn in_container(program: &str, pod: &Value, container: &Value, volumes: &Folder, arguments: Vec<String>) -> Command {
     let mounts: Vec<_> = items(&container["volumeMounts"]).collect();
-    let argument = |argument: &Value| {
-        let argument = expanded(text(argument), &variables);
+    let argument = |argument: String| {
         mounts.iter().fold(argument, |argument, mount| {
             let volume = volumes.path(text(&mount["name"]));
             let (there, here) = (text(&mount["mountPath"]), volume.display());
@@ -36,8 +53,8 @@ pub fn command(program: &str, pod: &Value, container: &Value, volumes: &Folder) 
         assert!(declared, "the pod has no volume for {mount}");
         std::fs::create_dir_all(volumes.path(text(&mount["name"]))).unwrap();
     }
-    let mut command = processes::command(program, items(&container["args"]).map(argument));
-    command.envs(variables);
+    let mut command = processes::command(program, arguments.into_iter().map(argument));
+    command.envs(environment(pod, container));
     command
 }
 

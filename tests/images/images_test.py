@@ -153,13 +153,17 @@ def a_gate_as_the_injector_makes_it_answers_the_kubelet(world):
     environment = {variable["name"]: value_of(variable, pod) for variable in container["env"]}
     # The token is missed only when somebody asks for it.
     [state] = [mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "sandgate-state"]
-    gate = world.root("sidecar", volumes=[state]).start(*container["args"], user=user, environment=environment)
+    root = world.root("sidecar", volumes=[state])
+    gate = root.start(*container["args"], user=user, environment=environment)
     with ending(gate):
         # It runs, and it isn't ready without an identity.
-        for probe, expected in (("startupProbe", 200), ("readinessProbe", 503)):
-            call = container[probe]["httpGet"]
-            status, why = get(gate, f"http://127.0.0.1:{call['port']}{call['path']}")
-            assert status == expected, f"{probe}: {status}: {why}"
+        hook = container["lifecycle"]["postStart"]["exec"]["command"]
+        assert hook[:1] == container["command"], hook
+        status, why = root.run(*hook[1:], user=user)
+        assert status == 0, f"postStart: {status}: {why}"
+        call = container["readinessProbe"]["httpGet"]
+        status, why = get(gate, f"http://127.0.0.1:{call['port']}{call['path']}")
+        assert status == 503, f"readinessProbe: {status}: {why}"
 
 
 def value_of(variable, pod):

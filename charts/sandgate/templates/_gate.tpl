@@ -33,12 +33,9 @@ securityContext:
   runAsNonRoot: true
   runAsUser: 2102
   seccompProfile: {type: RuntimeDefault}
-startupProbe:
-  httpGet: {path: /healthz, port: 14480, scheme: HTTP}
-  timeoutSeconds: 1
-  periodSeconds: 1
-  successThreshold: 1
-  failureThreshold: 60
+lifecycle:
+  postStart:
+    exec: {command: [/sandbox-sidecar, await-ports, --state-folder=/run/sandgate]}
 readinessProbe:
   httpGet: {path: /readyz, port: 14480, scheme: HTTP}
   timeoutSeconds: 1
@@ -177,6 +174,6 @@ volumeMounts:
   message: "spec.volumes[sandgate-state]: it isn't what would be injected; remove all parts of the gate from the pod, they are added when it is created"
 - expression: "'sandgate.dev/injected' in variables.labels && variables.labels['sandgate.dev/injected'] == 'true'"
   message: "metadata.labels[sandgate.dev/injected]: a gated pod has it with the value true; leave it to the injector"
-- expression: "'sandgate.dev/shape' in variables.annotations && variables.annotations['sandgate.dev/shape'] == '2'"
-  message: "metadata.annotations[sandgate.dev/shape]: a gated pod has it with the value 2; leave it to the injector"
+- expression: "'sandgate.dev/shape' in variables.annotations && variables.annotations['sandgate.dev/shape'] == '3'"
+  message: "metadata.annotations[sandgate.dev/shape]: a gated pod has it with the value 3; leave it to the injector"
 {{- end }}

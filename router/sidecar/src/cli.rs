@@ -1,12 +1,14 @@
 //! The program: flags, files, health port, signals.
 
+mod once;
 mod source;
 
 use crate::authorize::OwnPorts;
-use crate::lockdown::{OpenPorts, lock_down};
+use crate::held_ports::HeldPorts;
 use crate::{Caps, Gate, Settings, probe};
 use anyhow::Context;
-use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use once::Once;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use sandgate_mesh::admin::Admin;
 use sandgate_mesh::command_line::{self, ConfigError};
@@ -24,7 +26,7 @@ use sandgate_mesh::policy::PolicySnapshot;
 use sandgate_mesh::polled::Poller;
 use sandgate_mesh::probe::AppProbes;
 use sandgate_mesh::process::{self, EndSignals};
-use sandgate_mesh::sandbox::{AppPort, Namespace, PodUid, SandboxKey, SandboxName};
+use sandgate_mesh::sandbox::{Namespace, PodUid, SandboxKey, SandboxName};
 use sandgate_mesh::telemetry::{LogFormat, init};
 use sandgate_mesh::{drain, duration, serve};
 use source::{Source, SourceFlags};
@@ -94,30 +96,17 @@ struct Flags {
     log_level: String,
 }
 
-/// Closes the pod's network from outside, but for the gate's ports, and ends. Needs `CAP_NET_ADMIN`.
-#[derive(Debug, Clone, Copy, Parser)]
-#[command(name = "lockdown")]
-struct LockdownFlags {
-    /// The gate's mTLS port, which stays open.
-    #[arg(long, default_value = "14443")]
-    mesh_port: AppPort,
-    /// The gate's health and metrics port, which stays open.
-    #[arg(long, default_value = "14480")]
-    health_port: AppPort,
-}
-
 /// What the program is started for.
 #[derive(Debug)]
 enum Task {
     Serve(Box<Flags>, Source),
-    Lockdown(LockdownFlags),
+    Once(Once),
 }
 
 impl Task {
     /// The program serves unless a subcommand says otherwise, and then it takes that one's flags only.
     fn command() -> clap::Command {
-        Flags::command()
-            .subcommand(LockdownFlags::command())
+        Once::augment_subcommands(Flags::command())
             .subcommand_negates_reqs(true)
             .args_conflicts_with_subcommands(true)
     }
@@ -128,8 +117,8 @@ impl Task {
     }
 
     fn check(matches: &ArgMatches, problems: &mut Vec<String>) -> Option<Self> {
-        if let Some((_, matches)) = matches.subcommand() {
-            return LockdownFlags::from_arg_matches(matches).ok().map(Self::Lockdown);
+        if matches.subcommand().is_some() {
+            return Once::from_arg_matches(matches).ok().map(Self::Once);
         }
         // Of their own, because other flags may be missing.
         let framing = LimitFlags::from_arg_matches(matches).ok()?;
@@ -144,27 +133,16 @@ impl Task {
     fn log_level(&self) -> &str {
         match self {
             Self::Serve(flags, _) => &flags.log_level,
-            Self::Lockdown(_) => "info",
+            Self::Once(_) => "info",
         }
     }
 
     fn run(self, allocated: Allocated) -> anyhow::Result<()> {
         match self {
             Self::Serve(flags, source) => run(*flags, source, allocated),
-            Self::Lockdown(flags) => lockdown(flags),
+            Self::Once(once) => once.run(),
         }
     }
-}
-
-fn lockdown(flags: LockdownFlags) -> anyhow::Result<()> {
-    let (mesh, health) = (flags.mesh_port, flags.health_port);
-    lock_down(OpenPorts { mesh, health })?;
-    tracing::info!(
-        mesh = mesh.get(),
-        health = health.get(),
-        "locked down: no other port can be reached"
-    );
-    Ok(())
 }
 
 /// Runs the program and maps its end to an exit code: 0 done, 1 failed, 2 usage, 64 bad configuration.
@@ -221,6 +199,7 @@ async fn serve(flags: Flags, source: Source, allocated: Allocated) -> anyhow::Re
     let budget = flags.memory_budget_bytes.or_else(memory::container_budget);
     let shutdown_timeout = flags.shutdown_timeout;
     let app_probes = flags.app_probes.clone();
+    let state_folder = source.state_folder();
     let gate = start_gate(settings(flags, identity.clone(), own_ports), identity, source)?;
     let app_probes = app_probes.map(|probes| probe::runner(&probes, &own_ports, &gate.settings.framing));
     if let Some(budget) = budget {
@@ -235,6 +214,10 @@ async fn serve(flags: Flags, source: Source, allocated: Allocated) -> anyhow::Re
     };
     tokio::spawn(admin.serve(health, health_draining));
     tokio::spawn(Arc::clone(&gate).serve(mesh, draining));
+    let _held = state_folder
+        .map(|folder| HeldPorts::say(&folder))
+        .transpose()
+        .context("--state-folder")?;
     tracing::info!(mesh = own_ports.mesh, health = own_ports.health, sandbox = %gate.settings.sandbox, "listening");
 
     EndSignals::listen()?.next().await;
@@ -303,28 +286,6 @@ mod tests {
 
     pub(super) fn read(args: &[&str]) -> Result<Task, ConfigError> {
         Task::read([PROGRAM].iter().chain(args).map(OsString::from).collect())
-    }
-
-    #[test]
-    fn lockdown_takes_its_own_flags_and_none_of_the_gates() {
-        let ports = |args: &[&str]| match read(args) {
-            Ok(Task::Lockdown(flags)) => (flags.mesh_port.get(), flags.health_port.get()),
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(ports(&["lockdown"]), (14443, 14480));
-        assert_eq!(ports(&["lockdown", "--mesh-port=1", "--health-port=2"]), (1, 2));
-        for bad in [
-            &["lockdown", "--sandbox=a"][..],
-            &["lockdown", "now"],
-            &["--sandbox=a", "lockdown"],
-            &["open-up"],
-        ] {
-            assert_eq!(read(bad).unwrap_err().exit_code(), 2, "{bad:?}");
-        }
-        let error = read(&["lockdown", "--mesh-port=0", "--health-port", "x"]).unwrap_err();
-        assert_eq!(error.exit_code(), 64);
-        let text = error.to_string();
-        assert!(text.contains("--mesh-port") && text.contains("--health-port"), "{text}");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The gate in a sandbox pod: mTLS in, that sandbox's own policy on every request, loopback out and nothing else.
 //!
 //! [`request`] is the way of a request, top to bottom; [`authorize`] decides; [`dial`] is the only door out. Beside it,
-//! [`sandgate_mesh::control`] is how the gate gets its identity and its policy where they aren't files, [`lockdown`] closes the ways around
-//! the gate, and [`probe`] keeps the kubelet's one open.
+//! [`sandgate_mesh::control`] is how the gate gets its identity and its policy where they aren't files, [`held_ports`] keeps the
+//! app from starting before the gate, [`lockdown`] closes the ways around it, and [`probe`] keeps the kubelet's one open.
 
 mod audit;
 pub mod authorize;
@@ -12,6 +12,7 @@ mod error;
 #[cfg(test)]
 mod flood_tests;
 mod grpc;
+pub mod held_ports;
 pub mod lockdown;
 mod metrics;
 mod netlink;

@@ -295,6 +295,8 @@ async fn the_stored_pods_of_each_shape_are_as_an_api_server_stores_them(cluster:
     for golden in [
         include_str!("../../golden/shapes/2.json"),
         include_str!("../../golden/shapes/2-lockdown.json"),
+        include_str!("../../golden/shapes/3.json"),
+        include_str!("../../golden/shapes/3-lockdown.json"),
     ] {
         let mut golden: Value = serde_json::from_str(golden).unwrap();
         let taken =

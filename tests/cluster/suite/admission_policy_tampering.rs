@@ -334,6 +334,7 @@ fn fields() -> Vec<(&'static str, Value)> {
         ("workingDir", json!("/tmp")),
         ("envFrom", json!([{"secretRef": {"name": "s"}}])),
         ("livenessProbe", json!({"tcpSocket": {"port": 14480}})),
+        ("startupProbe", json!({"httpGet": {"path": "/healthz", "port": 14480}})),
         ("lifecycle", json!({"preStop": {"exec": {"command": ["/bin/sh"]}}})),
         ("stdin", json!(true)),
         ("tty", json!(true)),
@@ -376,7 +377,8 @@ fn nested() -> Vec<(&'static str, Value)> {
             "securityContext/seccompProfile",
             json!({"type": "Localhost", "localhostProfile": "x"}),
         ),
-        ("startupProbe/initialDelaySeconds", json!(1)),
+        ("lifecycle/preStop", json!({"exec": {"command": ["/sandbox-sidecar"]}})),
+        ("lifecycle/stopSignal", json!("SIGKILL")),
         ("readinessProbe/httpGet/host", json!("127.0.0.1")),
         (
             "readinessProbe/httpGet/httpHeaders",

@@ -258,23 +258,17 @@ async fn pods_of_an_earlier_chart_go_on(cluster: Cluster) {
     assert!(namespace.refused(&new).await.contains("sandgate-pod-create"));
 }
 
-/// What releases injected whose gates found identity and policy in files.
+/// What the releases before injected: a startup probe instead of a hook.
 async fn pods_of_an_earlier_shape_go_on(cluster: Cluster) {
     let chart = Chart::render(&[]);
     let namespace = cluster.namespace(OPTED_IN).await;
     let mut earlier = chart.injected(&warm());
-    earlier["metadata"]["annotations"]["sandgate.dev/shape"] = json!("1");
-    let gate = &mut earlier["spec"]["initContainers"][0];
-    gate["args"] = json!([
-        "--router-identity=spiffe://cluster.local/ns/agent-sandbox-system/sa/sandbox-router",
-        "--trust-domain=cluster.local",
-        "--tls-cert-file=/run/sandgate/tls.crt",
-        "--tls-key-file=/run/sandgate/tls.key",
-        "--trust-bundle-file=/run/sandgate/bundle.pem",
-        "--policy-file=/run/sandgate/policy.json",
-        "--log-level=info",
-    ]);
-    gate["env"].as_array_mut().unwrap().remove(3);
+    earlier["metadata"]["annotations"]["sandgate.dev/shape"] = json!("2");
+    let gate = earlier["spec"]["initContainers"][0].as_object_mut().unwrap();
+    gate.remove("lifecycle").expect("a hook");
+    let stored: Value = serde_json::from_str(include_str!("../../golden/shapes/2.json")).unwrap();
+    let probe = &stored["spec"]["initContainers"][0]["startupProbe"];
+    gate.insert("startupProbe".into(), probe.clone());
     let pod = namespace.admitted(&earlier).await;
     namespace.judged_by(&chart).await;
     let claimed =
@@ -289,7 +283,7 @@ async fn pods_of_an_earlier_shape_go_on(cluster: Cluster) {
     // It still guards its gate, and new ones have the new shape.
     let image = with_image(&pod, "initContainers", 0, "evil.example/x:1");
     not_changed(&namespace, &pod, image, "spec.initContainers[sandgate]: ").await;
-    let shape = json!({"metadata": {"annotations": {"sandgate.dev/shape": "2"}}});
+    let shape = json!({"metadata": {"annotations": {"sandgate.dev/shape": "3"}}});
     not_changed(&namespace, &pod, shape, "metadata.annotations[sandgate.dev/*]: ").await;
     earlier["metadata"]["name"] = json!("new");
     assert!(namespace.refused(&earlier).await.contains("sandgate-pod-create"));

@@ -53,6 +53,16 @@ pub(super) enum Source {
     Control(ControlSettings),
 }
 
+impl Source {
+    /// Where the gate keeps what it is given, if anything is.
+    pub(super) fn state_folder(&self) -> Option<PathBuf> {
+        match self {
+            Self::Files(..) => None,
+            Self::Control(settings) => Some(settings.state_folder.clone()),
+        }
+    }
+}
+
 impl SourceFlags {
     /// The one way that the flags describe, or `None` and what is wrong with them.
     pub(super) fn source(&self, problems: &mut Vec<String>) -> Option<Source> {
