@@ -47,6 +47,10 @@ pub(crate) struct Forwarder {
     head_timeout: Option<Duration>,
 }
 
+/// How long an address is dialed of which only the client says that a pod is there. One that is there takes milliseconds, and
+/// there is time for a packet to be lost once: it is sent again after a second.
+const HEARSAY_TIMEOUT: Duration = Duration::from_millis(1500);
+
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 enum DialError {
@@ -148,12 +152,11 @@ impl Forwarder {
         &self,
         resolver: &Resolver,
         errand: Errand<'_>,
-        mut target: Arc<Target>,
+        target: Arc<Target>,
         mut request: Box<Request<Upload>>,
         budget: Duration,
     ) -> Result<(Lease<Arc<Target>>, Response<Incoming>), RouterError> {
         let deadline = request.body().started() + budget;
-        let route = errand.route;
         let wait = self.head_timeout.map_or(budget, |limit| limit.min(budget));
         if let Some(mut lease) = self.pool.take(&target) {
             match lease.upstream.send(request, wait).await {
@@ -162,12 +165,36 @@ impl Forwarder {
                 Err(error) => return Err(self.explain(&error, errand)),
             }
         }
-        let mut resolved_again = false;
-        let mut lease = loop {
-            // Boxed, as everything that a request on a kept connection doesn't need: hyper moves a request's future, and
-            // a large one costs that request more than the allocation costs this.
-            match Box::pin(self.connect_with_retries(&target, deadline)).await {
-                Ok(lease) => break lease,
+        // Boxed, as everything that a request on a kept connection doesn't need: hyper moves a request's future, and a large one
+        // costs that request more than the allocation costs this.
+        let mut lease = Box::pin(self.open(resolver, errand, target, budget, deadline)).await?;
+        match lease.upstream.send(request, wait).await {
+            Ok(response) => Ok((lease, response)),
+            Err(error) => Err(self.explain(&error, errand)),
+        }
+    }
+
+    /// A new connection to `target`, or to whatever is found in its place.
+    async fn open(
+        &self,
+        resolver: &Resolver,
+        errand: Errand<'_>,
+        mut target: Arc<Target>,
+        budget: Duration,
+        deadline: Instant,
+    ) -> Result<Lease<Arc<Target>>, RouterError> {
+        let route = errand.route;
+        let (mut resolved_again, mut hearsay) = (false, resolver.is_hearsay(route, &target));
+        loop {
+            match self.connect_with_retries(&target, hearsay, deadline).await {
+                Ok(lease) => return Ok(lease),
+                // The client knows a pod that is gone; meanwhile there may be another.
+                Err(error) if hearsay && error.says_gone() => {
+                    tracing::info!(target: UNANSWERED, sandbox = %route.sandbox, endpoint = %target.endpoint, error = chain(&error), "nobody is where the client says");
+                    hearsay = false;
+                    let again = resolver.resolve_without_hint(route, budget).await;
+                    target = self.still_gated(again, errand)?;
+                }
                 // Another pod has that address now: look once more before giving up.
                 Err(DialError::Handshake(HandshakeError::PeerIdentity(error))) if !resolved_again => {
                     tracing::warn!(target: UNANSWERED, sandbox = %route.sandbox, endpoint = %target.endpoint, %error, "not that sandbox's gate");
@@ -175,12 +202,8 @@ impl Forwarder {
                     self.pool.evict(&target);
                     resolver.evict(route, &target);
                     let again = resolver.resolve(route, budget).await;
-                    let again = again.map_err(|error| self.unresolved(&error, errand))?;
-                    // The request was made for a gate: what it says to one is not for an app to see.
-                    if again.expected.is_none() {
-                        return Err(RouterError::Unreachable(route.sandbox.name.clone()));
-                    }
-                    target = again;
+                    target = self.still_gated(again, errand)?;
+                    hearsay = resolver.is_hearsay(route, &target);
                 }
                 Err(error) => {
                     if error.says_gone() {
@@ -189,28 +212,41 @@ impl Forwarder {
                     return Err(self.no_connection(&error, errand, &target));
                 }
             }
-        };
-        match lease.upstream.send(request, wait).await {
-            Ok(response) => Ok((lease, response)),
-            Err(error) => Err(self.explain(&error, errand)),
         }
     }
 
+    /// Where a request leads that was resolved once more. It was made for a gate: what it says to one is not for an app to see.
+    fn still_gated(
+        &self,
+        again: Result<Arc<Target>, Unresolved>,
+        errand: Errand<'_>,
+    ) -> Result<Arc<Target>, RouterError> {
+        let again = again.map_err(|error| self.unresolved(&error, errand))?;
+        match again.expected {
+            None => Err(RouterError::Unreachable(errand.route.sandbox.name.clone())),
+            Some(_) => Ok(again),
+        }
+    }
+
+    /// Of an address that is `hearsay` it is asked once whether anybody is there.
     async fn connect_with_retries(
         &self,
         target: &Arc<Target>,
+        hearsay: bool,
         deadline: Instant,
     ) -> Result<Lease<Arc<Target>>, DialError> {
+        let limit = if hearsay { HEARSAY_TIMEOUT } else { CONNECT_TIMEOUT };
         let mut pause = self.initial_delay;
         let mut left = self.retries;
         loop {
             // However long an attempt and its handshake may take, the request's own time ends them.
-            let error = match timeout_at(deadline, self.connect(target)).await {
+            let error = match timeout_at(deadline, self.connect(target, limit)).await {
                 Ok(Ok(lease)) => return Ok(lease),
                 Ok(Err(error)) => error,
                 Err(_) => return Err(DialError::OutOfTime),
             };
-            let again = matches!(error, DialError::Connect(_) | DialError::TimedOut);
+            let is_dial = matches!(error, DialError::Connect(_) | DialError::TimedOut);
+            let again = is_dial && !(hearsay && error.says_gone());
             if !again || left == 0 || Instant::now() + pause >= deadline {
                 return Err(error);
             }
@@ -221,7 +257,7 @@ impl Forwarder {
         }
     }
 
-    async fn connect(&self, target: &Arc<Target>) -> Result<Lease<Arc<Target>>, DialError> {
+    async fn connect(&self, target: &Arc<Target>, limit: Duration) -> Result<Lease<Arc<Target>>, DialError> {
         // Before the credentials are read: should they be replaced meanwhile, the connection isn't kept.
         let era = self.pool.era();
         // Before the dial: without an identity there is nothing to say to whoever answers.
@@ -229,7 +265,7 @@ impl Forwarder {
             None => None,
             Some(expected) => Some((self.fit()?, expected)),
         };
-        let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(target.endpoint)).await;
+        let connected = timeout(limit, TcpStream::connect(target.endpoint)).await;
         let stream = connected
             .map_err(|_| DialError::TimedOut)?
             .map_err(DialError::Connect)?;

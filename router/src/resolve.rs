@@ -135,6 +135,17 @@ impl Resolver {
         }
     }
 
+    /// Whether only the client says that somebody is there: the cache knows no pod of that sandbox. Clients remember addresses,
+    /// also of pods that are gone.
+    pub(crate) fn is_hearsay(&self, route: &Route, target: &Target) -> bool {
+        // What the cache knows names its pod too.
+        let names_no_pod = |expected: &ExpectedSandbox| expected.pod_uid.is_none();
+        self.pods.is_some()
+            && !self.known.contains_key(&route.sandbox)
+            && route.pod_ip == Some(target.endpoint.ip())
+            && target.expected.as_ref().is_some_and(names_no_pod)
+    }
+
     /// How a pod in the cache is reached.
     fn way(&self, route: &Route, pod: Known) -> Result<Arc<Target>, Unresolved> {
         if self.mesh == Mesh::Off {
@@ -152,6 +163,15 @@ impl Resolver {
     /// Then the hint, unless it leads to another sandbox; then DNS. Neither of these two is believed where a wrong one could
     /// lead to a Service that is no sandbox's: with `--mesh=auto`, nobody proves himself there.
     pub(crate) async fn resolve(&self, route: &Route, wait: Duration) -> Result<Arc<Target>, Unresolved> {
+        self.resolve_by(route, route.pod_ip, wait).await
+    }
+
+    /// The same where nobody is at the address that the client has named.
+    pub(crate) async fn resolve_without_hint(&self, route: &Route, wait: Duration) -> Result<Arc<Target>, Unresolved> {
+        self.resolve_by(route, None, wait).await
+    }
+
+    async fn resolve_by(&self, route: &Route, hint: Option<IpAddr>, wait: Duration) -> Result<Arc<Target>, Unresolved> {
         if let Some((sandbox, target)) = self.known.get(&route.sandbox) {
             return Ok(if self.mesh == Mesh::Off {
                 self.at(route, sandbox.ip)
@@ -166,7 +186,7 @@ impl Resolver {
             Found::Withheld => return Err(Unresolved::Unknown),
             Found::Misled => None,
             // Where nobody proves himself, an address is a sandbox's only if the cache says so.
-            Found::Unknown => route.pod_ip.filter(|_| self.pods.is_none() || self.mesh != Mesh::Off),
+            Found::Unknown => hint.filter(|_| self.pods.is_none() || self.mesh != Mesh::Off),
         };
         if self.mesh == Mesh::Auto {
             return Err(Unresolved::Unknown);
@@ -202,5 +222,69 @@ impl Resolver {
             .find(|ip| may_be_a_pod(*ip, self.allow_loopback))
             .ok_or(Unresolved::NoPod)?;
         Ok(self.at(route, ip))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus::Registry;
+    use sandgate_mesh::sandbox::AppPort;
+
+    const WAIT: Duration = Duration::from_secs(10);
+
+    /// One that knows no sandbox, with a cache or without.
+    fn resolver(cache: bool) -> Resolver {
+        let trust_domain: TrustDomain = "cluster.local".parse().unwrap();
+        let pods = cache.then(|| PodCache::new(trust_domain.clone(), false, &Registry::new()).unwrap());
+        Resolver {
+            mesh: Mesh::Required,
+            trust_domain,
+            cluster_domain: "cluster.invalid".into(),
+            allow_loopback: false,
+            known: HashMap::default(),
+            pods,
+            look_ups: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    fn route() -> Route {
+        Route {
+            sandbox: SandboxKey {
+                namespace: "team-a".parse().unwrap(),
+                name: "alpha".parse().unwrap(),
+            },
+            port: AppPort::DEFAULT,
+            uid: None,
+            pod_ip: Some("10.0.0.1".parse().unwrap()),
+            timeout: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_that_only_the_client_knows_is_hearsay_and_can_be_left_out() {
+        let (resolver, route) = (resolver(true), route());
+        let hinted = resolver.resolve(&route, WAIT).await.unwrap();
+        assert_eq!(hinted.endpoint, ([10, 0, 0, 1], MESH_PORT).into());
+        assert!(resolver.is_hearsay(&route, &hinted));
+
+        let without = resolver.resolve_without_hint(&route, WAIT).await;
+        assert!(matches!(without, Err(Unresolved::NoSuchName(_))), "{without:?}");
+    }
+
+    #[tokio::test]
+    async fn what_somebody_else_says_is_no_hearsay() {
+        let (resolver, route) = (resolver(true), route());
+        let here = ([10, 0, 0, 1], MESH_PORT).into();
+        let by_cache = resolver.target(&route.sandbox, here, Some("alpha-uid".parse().unwrap()));
+        let elsewhere = resolver.target(&route.sandbox, ([10, 0, 0, 2], MESH_PORT).into(), None);
+        assert!(!resolver.is_hearsay(&route, &by_cache) && !resolver.is_hearsay(&route, &elsewhere));
+    }
+
+    #[tokio::test]
+    async fn without_a_cache_nothing_is_hearsay() {
+        let (resolver, route) = (resolver(false), route());
+        let hinted = resolver.resolve(&route, WAIT).await.unwrap();
+        assert!(!resolver.is_hearsay(&route, &hinted));
     }
 }

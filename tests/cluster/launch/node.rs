@@ -62,6 +62,7 @@ pub(crate) struct Parts<'a> {
 /// A running node. Dropping it ends its programs; pods' processes end with the machine.
 pub(crate) struct Node {
     kubelet: Server,
+    runtime: Server,
     others: Vec<Server>,
 }
 
@@ -72,16 +73,22 @@ impl Node {
             client.write_kubeconfig(folder, url)?;
         }
         node_files::write(folder, parts.cgroup)?;
-        let mut others = vec![containerd(folder, parts)?];
-        others.push(start(folder, parts, CONTROLLERS, &controller_flags())?);
-        others.push(start(folder, parts, SCHEDULER, &["--leader-elect=false".to_owned()])?);
-        others.push(start_with_config(folder, parts, "kube-proxy")?);
-        if let Err(error) = until_runtime_answers(folder, parts, &mut others).await {
-            bail!("{error:#}{}", ends_of_logs(&others));
+        let mut runtime = containerd(folder, parts)?;
+        let others = vec![
+            start(folder, parts, CONTROLLERS, &controller_flags())?,
+            start(folder, parts, SCHEDULER, &["--leader-elect=false".to_owned()])?,
+            start_with_config(folder, parts, "kube-proxy")?,
+        ];
+        if let Err(error) = until_runtime_answers(folder, parts, &mut runtime).await {
+            bail!("{error:#}{}", ends_of_logs([&runtime]));
         }
         import_images(folder, parts).await?;
         let kubelet = start_kubelet(folder, parts)?;
-        let mut node = Self { kubelet, others };
+        let mut node = Self {
+            kubelet,
+            runtime,
+            others,
+        };
         node.until_ready(folder).await?;
         // It asks for the node that it is on, which the kubelet has registered now.
         let network_policies = start(folder, parts, NETWORK_POLICIES, &network_policy_flags())?;
@@ -89,15 +96,17 @@ impl Node {
         Ok(node)
     }
 
-    /// Fails when one of the programs has ended, but for the kubelet, which is started again: tests kill it.
+    /// Fails when one of the programs has ended, but for the kubelet and the container runtime, which are started again: tests
+    /// kill them.
     pub(crate) fn check(&mut self) -> anyhow::Result<()> {
+        self.runtime.revive()?;
         self.kubelet.revive()?;
         self.others.iter_mut().try_for_each(Server::check)
     }
 
     /// The last lines of each program's log.
     fn log_tails(&self) -> String {
-        ends_of_logs(std::iter::once(&self.kubelet).chain(&self.others))
+        ends_of_logs([&self.kubelet, &self.runtime].into_iter().chain(&self.others))
     }
 
     async fn until_ready(&mut self, folder: &Folder) -> anyhow::Result<()> {
@@ -105,6 +114,7 @@ impl Node {
         let ready = async {
             while !is_ready(&client).await {
                 self.others.iter_mut().try_for_each(Server::check)?;
+                self.runtime.check()?;
                 self.kubelet.check()?;
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -212,14 +222,14 @@ impl Parts<'_> {
     }
 }
 
-async fn until_runtime_answers(folder: &Folder, parts: Parts<'_>, servers: &mut [Server]) -> anyhow::Result<()> {
+async fn until_runtime_answers(folder: &Folder, parts: Parts<'_>, runtime: &mut Server) -> anyhow::Result<()> {
     let answers = async {
         loop {
             let done = parts.ctr(folder, &["version"])?.output().context("running ctr")?;
             if done.status.success() {
                 return anyhow::Ok(());
             }
-            servers.iter_mut().try_for_each(Server::check)?;
+            runtime.check()?;
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };

@@ -6,7 +6,8 @@ use crate::pods::{
     APP_PORT, MESH_PORT, app, connects, start_pod, start_sandbox, stranger, team, until_answered, until_closed,
 };
 use sandgate_cluster_tests::processes::HeldStill;
-use sandgate_cluster_tests::{Cluster, runner::Test, tests};
+use sandgate_cluster_tests::runner::{Test, caught};
+use sandgate_cluster_tests::{Cluster, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
     @alone an_ordinary_pod_reaches_no_app_around_its_gate,
@@ -27,7 +28,7 @@ async fn an_ordinary_pod_reaches_no_app_around_its_gate(cluster: Cluster) {
 async fn lockdown_closes_apps_where_nobody_enforces_policies(cluster: Cluster) {
     // It makes no rule for pods that come now.
     let held = HeldStill::new("kube-router");
-    let found = tokio::task::spawn_local({
+    let found = caught({
         let cluster = cluster.clone();
         async move { closed_by_lockdown(&cluster).await }
     });

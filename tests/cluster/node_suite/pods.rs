@@ -108,6 +108,16 @@ pub(crate) async fn until_ready(namespace: &Namespace, name: &str) -> Running {
     .await
 }
 
+/// Returns when another pod of this one's name is ready.
+pub(crate) async fn until_replaced(namespace: &Namespace, old: &Running) -> Running {
+    until_within(PATIENCE, &format!("there is another pod {}", old.name), async || {
+        let pod = stored(namespace, &old.name).await;
+        let found = pod.as_ref().and_then(running).filter(|found| found.uid != old.uid);
+        found.ok_or_else(|| pod.map_or(Value::Null, |pod| pod["status"]["phase"].clone()))
+    })
+    .await
+}
+
 /// The router's Service, which the node reaches as every pod does.
 pub(crate) async fn router(cluster: &Cluster) -> SocketAddr {
     let service = json!({

@@ -14,7 +14,7 @@ pub(crate) const TESTS: &[Test] = tests![
 ];
 
 /// What is counted here is the router's view of a pod: it hears of readiness as everybody does.
-const SOON: Duration = Duration::from_secs(5);
+pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 async fn a_sandbox_answers_as_soon_as_it_is_ready(cluster: Cluster) {
     let team = team(&cluster).await;

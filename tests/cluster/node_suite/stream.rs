@@ -1,6 +1,6 @@
 //! A constant stream of requests through the router, and what became of each.
 
-use crate::pods::{APP_PORT, Running};
+use crate::pods::APP_PORT;
 use sandgate_cluster_tests::router::ask;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -22,6 +22,24 @@ pub(crate) struct Answer {
     pub(crate) body: String,
 }
 
+/// What a request asks for.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    pub(crate) sandbox: String,
+    /// Header lines besides its name, namespace and port.
+    pub(crate) fields: String,
+}
+
+impl Target {
+    /// A sandbox by its name.
+    pub(crate) fn named(sandbox: &str) -> Self {
+        Self {
+            sandbox: sandbox.to_owned(),
+            fields: String::new(),
+        }
+    }
+}
+
 /// A stream that flows until it is stopped.
 pub(crate) struct Stream {
     stop: oneshot::Sender<()>,
@@ -30,12 +48,12 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    /// Starts to send requests to these sandboxes in turn.
-    pub(crate) fn start(router: SocketAddr, namespace: &str, sandboxes: &[&Running]) -> Self {
+    /// Starts to ask for these in turn.
+    pub(crate) fn start(router: SocketAddr, namespace: &str, targets: Vec<Target>) -> Self {
         let (stop, stopped) = oneshot::channel();
         let answers: Arc<Mutex<Vec<Answer>>> = Arc::default();
-        let names = sandboxes.iter().map(|pod| pod.name.clone()).collect();
-        let sending = tokio::spawn(send(router, namespace.to_owned(), names, Arc::clone(&answers), stopped));
+        let sending = send(router, namespace.to_owned(), targets, Arc::clone(&answers), stopped);
+        let sending = tokio::spawn(sending);
         Self { stop, sending, answers }
     }
 
@@ -50,25 +68,25 @@ impl Stream {
 async fn send(
     router: SocketAddr,
     namespace: String,
-    names: Vec<String>,
+    targets: Vec<Target>,
     answers: Arc<Mutex<Vec<Answer>>>,
     mut stopped: oneshot::Receiver<()>,
 ) {
     let mut under_way = JoinSet::new();
     let mut ticks = tokio::time::interval(INTERVAL);
-    for sandbox in names.iter().cycle() {
+    for target in targets.iter().cycle() {
         tokio::select! {
             _ = ticks.tick() => {}
             _ = &mut stopped => break,
         }
-        let (namespace, sandbox, answers) = (namespace.clone(), sandbox.clone(), Arc::clone(&answers));
+        let (namespace, target, answers) = (namespace.clone(), target.clone(), Arc::clone(&answers));
         under_way.spawn(async move {
             let sent = Instant::now();
-            let (status, body) = ask(router, &namespace, &sandbox, APP_PORT, "").await;
+            let (status, body) = ask(router, &namespace, &target.sandbox, APP_PORT, &target.fields).await;
             let body = body.trim_end().to_owned();
             let took = sent.elapsed();
             answers.lock().unwrap().push(Answer {
-                sandbox,
+                sandbox: target.sandbox,
                 sent,
                 took,
                 status,

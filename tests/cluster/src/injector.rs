@@ -186,7 +186,7 @@ impl Replica {
 }
 
 /// Asks a health and metrics port.
-pub(crate) async fn get(address: SocketAddr, path: &str) -> std::io::Result<(StatusCode, String)> {
+pub async fn get(address: SocketAddr, path: &str) -> std::io::Result<(StatusCode, String)> {
     let mut stream = TcpStream::connect(address).await?;
     let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;

@@ -227,11 +227,11 @@ impl PodApp {
         Self::serving(TcpListener::bind((ip, 0)).await.unwrap(), name)
     }
 
-    /// Starts one to which nobody can connect before it is told to begin: whoever tries waits. Connections that were accepted
-    /// before any others keep it so.
-    pub async fn start_full(ip: &str, name: &'static str) -> (Self, oneshot::Sender<()>) {
+    /// Starts one at this port, or at any for 0, to which nobody can connect before it is told to begin: whoever tries waits.
+    /// Connections that were accepted before any others keep it so.
+    pub async fn start_full(ip: &str, port: u16, name: &'static str) -> (Self, oneshot::Sender<()>) {
         let socket = TcpSocket::new_v4().unwrap();
-        socket.bind(SocketAddr::new(ip.parse().unwrap(), 0)).unwrap();
+        socket.bind(SocketAddr::new(ip.parse().unwrap(), port)).unwrap();
         let listener = socket.listen(1).unwrap();
         let address = listener.local_addr().unwrap();
         let mut waiting = Vec::new();

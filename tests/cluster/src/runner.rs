@@ -11,7 +11,7 @@ use std::pin::Pin;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::{JoinSet, LocalSet, spawn_local};
+use tokio::task::{JoinError, JoinSet, LocalSet, spawn_local};
 
 /// A test against the API server alone that takes longer has failed.
 const TIME_LIMIT: Duration = Duration::from_secs(120);
@@ -150,6 +150,17 @@ async fn run_all(suite: &Suite<'_>, tests: &[Test]) -> usize {
     let failed = run_list(&cluster, together, AT_A_TIME, limit).await + run_list(&cluster, alone, 1, limit).await;
     println!("\n{} passed, {failed} failed", tests.len() - failed);
     failed
+}
+
+/// Runs the part of a test after which something must be put in order, whatever comes of it.
+///
+/// # Errors
+/// It has failed.
+pub async fn caught(part: impl Future<Output = ()> + 'static) -> Result<(), JoinError> {
+    let name = RUNNING.try_with(|test| *test).unwrap_or("a task of a test");
+    let mut parts = JoinSet::new();
+    parts.spawn_local(RUNNING.scope(name, part));
+    parts.join_next().await.expect("there is one")
 }
 
 /// Tells a figure beside a test's verdict: what a developer may want to know and no machine can promise.

@@ -4,12 +4,14 @@
 use sandgate_cluster_tests::router::{Identity, PodApp, RunningRouter};
 use sandgate_cluster_tests::upstream::{pod_of, sandbox};
 use sandgate_cluster_tests::{Cluster, Namespace, runner::Test, tests, until};
+use sandgate_mesh::contract::MESH_PORT;
 use serde_json::{Value, json};
 
 pub(crate) const TESTS: &[Test] = tests![
     a_sandbox_is_found_by_its_name_while_its_pod_is_ready,
     a_client_that_will_not_wait_costs_nobody_else_the_sandbox,
     a_clients_hint_leads_to_nobody_elses_pod,
+    a_clients_hint_counts_for_nothing_where_nobody_is,
     a_pod_of_a_warm_pool_is_found_by_its_uid_until_it_is_adopted,
     a_forged_label_steals_nobodys_name,
     auto_goes_straight_to_apps_only_where_the_namespace_has_not_opted_in,
@@ -75,7 +77,7 @@ async fn a_client_that_will_not_wait_costs_nobody_else_the_sandbox(cluster: Clus
     cluster.install_upstream_crds().await;
     let (system, team) = (cluster.router_system().await, cluster.namespace(&[]).await);
     let router = RunningRouter::start(&system, &["--mesh=off"]);
-    let (app, begin) = PodApp::start_full("127.0.27.1", "app").await;
+    let (app, begin) = PodApp::start_full("127.0.27.1", 0, "app").await;
     let pod = stored(&team, "alpha").await;
     team.run_pod(&pod, "127.0.27.1", true).await;
     router.until_ready().await;
@@ -116,6 +118,26 @@ async fn a_clients_hint_leads_to_nobody_elses_pod(cluster: Cluster) {
     let (status, _) = router.ask(theirs.name(), "beta", app.port(), hint).await;
     assert_eq!(status, 502);
     assert_eq!(app.seen(), Vec::<String>::new());
+}
+
+async fn a_clients_hint_counts_for_nothing_where_nobody_is(cluster: Cluster) {
+    cluster.install_upstream_crds().await;
+    let (system, team) = (cluster.router_system().await, cluster.namespace(&[]).await);
+    let identity = Identity::new(system.name());
+    let flags = identity.flags();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let router = RunningRouter::start(&system, &flags);
+    router.until_ready().await;
+    // As an address whose pod is gone: what is sent there is lost.
+    let (gone, _begin) = PodApp::start_full("127.0.28.1", MESH_PORT, "gone").await;
+    let hint = "X-Sandbox-Pod-IP: 127.0.28.1\r\n";
+    let (status, body) = router.ask(team.name(), "alpha", 8888, hint).await;
+    // What is said of a name that nobody has. 504 is said of a pod that is there, after every attempt to reach it.
+    assert_eq!(
+        (status, body.as_str()),
+        (502, r#"{"detail":"Could not connect to the backend sandbox: alpha"}"#)
+    );
+    assert_eq!(gone.seen(), Vec::<String>::new());
 }
 
 async fn a_pod_of_a_warm_pool_is_found_by_its_uid_until_it_is_adopted(cluster: Cluster) {
