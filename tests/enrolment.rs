@@ -12,7 +12,7 @@ use sandgate_tests::control::{ControlPlane, get};
 use sandgate_tests::enrolled::{REFUSED, Scene, TOKEN};
 use sandgate_tests::folder::{Replacing, put as put_files};
 use sandgate_tests::load::Load;
-use sandgate_tests::processes::{Programs, router_identity, until_metric, until_ready};
+use sandgate_tests::processes::{self, Programs, router_identity, until_metric, until_ready};
 use sandgate_tests::{POD_UID, assert_detail, head_to, programs, send, status};
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, SystemTime};
@@ -209,4 +209,41 @@ async fn a_gate_that_cannot_read_its_token_says_so_and_takes_it_when_it_is_there
     scene.gate.logs("/token: ", 1).await;
     scene.folder.rename_over("token", TOKEN);
     assert_eq!(scene.control.enrolment().await.token, TOKEN);
+}
+
+#[tokio::test]
+async fn a_gate_whose_clock_is_behind_says_so_and_is_ready_when_an_identity_counts() {
+    let scene = Scene::start(PROGRAMS).await;
+    let control = &scene.control;
+    let start = SystemTime::now() + Duration::from_secs(3600);
+    let refused = control.grant(&scene.authority, 1, &control.enrolment().await.csr, |spec| {
+        spec.not_before = start
+    });
+    let answer = control.put(IDENTITY_PATH, &refused).await;
+    let detail = format!(
+        "the identity can't be used: certificate not valid before {}; compare the clocks",
+        utc(start)
+    );
+    assert_detail(&answer, 400, &detail, "put");
+    let (status, text) = processes::get(scene.health, "/readyz").await;
+    let expected = format!(
+        "no identity; one came and was refused: certificate not valid before {}",
+        utc(start)
+    );
+    assert!(
+        status == 503 && text.starts_with(&expected) && text.contains("the clock here says 20"),
+        "{text}"
+    );
+    assert!(
+        scene.gate.stderr().contains("compare the clocks"),
+        "{}",
+        scene.gate.stderr()
+    );
+    // What tells the control plane how far the clock is away.
+    let answer = control.send(get(ENROLMENT_PATH)).await;
+    assert!(answer.to_ascii_lowercase().contains("\r\ndate: "), "{answer}");
+
+    control.enrol(&scene.authority, 2).await;
+    control.push(scene.policy(3)).await;
+    until_ready(scene.health, (200, "ok")).await;
 }

@@ -1,9 +1,11 @@
 //! The only code that signs. A root lives in a Secret; what it vouches for lives in memory and for a day.
 
+mod external;
 mod leafs;
 mod request;
 mod root_id;
 
+pub use external::{ExternalAuthority, ExternalError};
 pub use leafs::{Issued, SERVING_LIFETIME, ServingName, SignError, Signed};
 pub use request::RequestError;
 pub use root_id::RootId;
@@ -240,6 +242,9 @@ fn params(common_name: &str, not_after: SystemTime) -> CertificateParams {
     params.not_after = epoch(not_after);
     params
 }
+
+#[cfg(test)]
+pub(crate) use external::tests::external;
 
 #[cfg(test)]
 #[path = "authority_tests.rs"]

@@ -2,6 +2,7 @@
 //! which roots there are, or which of them gates are given. Nobody else asks for the Secret.
 
 use crate::anchors::Anchors;
+use crate::authority_files::External;
 use crate::authority_secret::AuthoritySecret;
 use crate::authority_stored::Stored;
 use crate::ca_bundle::Trusted;
@@ -54,6 +55,8 @@ impl Fresh {
 /// Follows the Secret.
 pub(crate) struct AuthorityKeeper {
     pub(crate) secret: AuthoritySecret,
+    /// What files hold, where somebody else makes the authority.
+    pub(crate) external: Option<External>,
     /// How often the Secret is looked at.
     pub(crate) check: Duration,
     /// How long to wait after a failure while nothing is known.
@@ -90,7 +93,11 @@ impl AuthorityKeeper {
 
     async fn look(&mut self) -> bool {
         let before = self.authority.borrow().clone();
-        match self.secret.read_or_fill(before.as_deref()).await {
+        match self
+            .secret
+            .read_or_fill(before.as_deref(), self.external.as_ref())
+            .await
+        {
             Ok(found) => {
                 self.tell(found, before.as_deref());
                 true
@@ -144,6 +151,7 @@ mod tests {
     fn keeper() -> AuthorityKeeper {
         AuthorityKeeper {
             secret: AuthoritySecret::new(crate::rig::unreachable(), "agent-sandbox-system", "sandgate-authority"),
+            external: None,
             check: Duration::from_secs(30),
             retry: Duration::from_secs(1),
             authority: watch::channel(None).0,

@@ -1,7 +1,8 @@
 //! The Secret that holds the root. The chart makes it empty; whichever replica fills it first has done so for all.
 
 use crate::authority::AuthorityError;
-use crate::authority_stored::{Content, Stored, new_content};
+use crate::authority_files::External;
+use crate::authority_stored::{Content, Stored, external_content, new_content};
 use crate::kubernetes::{RequestError, bounded};
 use crate::names::{FIELD_MANAGER, ROTATION_ANNOTATION};
 use crate::rotation::steps::NotMoved;
@@ -49,6 +50,9 @@ pub(crate) enum SecretError {
     /// No randomness.
     #[error("no root can be made: {0}")]
     Generate(#[from] rcgen::Error),
+    /// Somebody else makes it, and hasn't yet.
+    #[error("the files of the authority hold none that can be used, and the Secret that it goes into is empty")]
+    NoFiles,
 }
 
 /// The Secret.
@@ -69,18 +73,27 @@ impl AuthoritySecret {
     }
 
     /// Reads the Secret. Where it is empty, as the chart makes it, it is filled: again as it was, if it was read before,
-    /// since everything that trusts the root would have to learn a new one; with a new root otherwise.
+    /// since everything that trusts the root would have to learn a new one; otherwise with a new root, or with that of files where
+    /// there are to be any.
     ///
     /// # Errors
     /// The API server can't be asked, there is no Secret, or it holds no usable root.
-    pub(crate) async fn read_or_fill(&self, before: Option<&Stored>) -> Result<Stored, SecretError> {
+    pub(crate) async fn read_or_fill(
+        &self,
+        before: Option<&Stored>,
+        external: Option<&External>,
+    ) -> Result<Stored, SecretError> {
         let found = self.get().await?;
         if found.data.as_ref().is_some_and(|data| !data.is_empty()) {
             return self.stored(found);
         }
-        let content = match before {
-            Some(before) => before.content.clone(),
-            None => new_content()?,
+        let content = match (before, external) {
+            (Some(before), _) => before.content.clone(),
+            (None, None) => new_content()?,
+            (None, Some(external)) => {
+                let found = external.borrow().clone();
+                external_content(&*found.ok_or(SecretError::NoFiles)?)
+            }
         };
         let filled = self.fill_or_read(found, content).await;
         self.stored(self.requested(filled)?)

@@ -1,6 +1,6 @@
 //! What the authority's Secret holds, read and checked. Hides its entries' names from those who use it.
 
-use crate::authority::{Authority, AuthorityError, NewRoot, Root, RootId};
+use crate::authority::{Authority, AuthorityError, ExternalAuthority, NewRoot, Root, RootId};
 use crate::rotation::{Rotation, Step};
 use k8s_openapi::ByteString;
 use std::collections::BTreeMap;
@@ -20,6 +20,10 @@ pub(crate) const PREVIOUS_CERTIFICATE: &str = "previous.crt";
 pub(crate) const PREVIOUS_KEY: &str = "previous.key";
 /// The certificate of the root that was retired last. Nobody trusts it; pods were born with it beside the one that signs.
 pub(crate) const RETIRED_CERTIFICATE: &str = "retired.crt";
+/// Where roots come from: [`FILES`], or none where the injector makes them.
+pub(crate) const SOURCE: &str = "source";
+/// Somebody else makes them, and gives them to the injector in files.
+pub(crate) const FILES: &str = "files";
 /// Where the replacement of the root is.
 pub(crate) const ROTATION: &str = "rotation";
 
@@ -111,6 +115,11 @@ impl Stored {
         rotation.filter(|rotation| rotation.is_under_way())
     }
 
+    /// Whether somebody else makes the roots.
+    pub(crate) fn is_external(&self) -> bool {
+        is_external(&self.content)
+    }
+
     /// The roots that are never to be trusted again.
     pub(crate) fn left(&self) -> &[RootId] {
         let rotation = self.rotation.as_ref().ok().and_then(Option::as_ref);
@@ -118,14 +127,31 @@ impl Stored {
     }
 }
 
+/// Whether somebody else makes the roots, as this content says.
+pub(crate) fn is_external(content: &Content) -> bool {
+    content.get(SOURCE).is_some_and(|source| source.0 == FILES.as_bytes())
+}
+
 /// What the first replica stores.
 pub(crate) fn new_content() -> Result<Content, rcgen::Error> {
     let root = NewRoot::generate()?;
-    let part = |key: &str, pem: String| (key.to_owned(), ByteString(pem.into_bytes()));
     Ok(Content::from([
         part(CERTIFICATE, root.certificate_pem),
         part(KEY, root.key_pem),
     ]))
+}
+
+/// What it stores where somebody else makes the roots.
+pub(crate) fn external_content(authority: &ExternalAuthority) -> Content {
+    Content::from([
+        part(CERTIFICATE, authority.certificate_pem()),
+        part(KEY, authority.key_pem().to_owned()),
+        part(SOURCE, FILES.to_owned()),
+    ])
+}
+
+fn part(key: &str, text: String) -> (String, ByteString) {
+    (key.to_owned(), ByteString(text.into_bytes()))
 }
 
 fn authority(certificate: &[u8], key: &[u8], now: SystemTime) -> Result<Authority, AuthorityError> {

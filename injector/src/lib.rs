@@ -3,6 +3,7 @@
 mod admin_thread;
 pub mod anchors;
 pub mod authority;
+mod authority_files;
 mod authority_keeper;
 mod authority_secret;
 mod authority_stored;

@@ -66,6 +66,8 @@ pub(crate) enum Cause {
     Command,
     /// Somebody else has its key.
     Leak,
+    /// Files hold another.
+    Files,
 }
 
 impl Cause {
@@ -75,6 +77,7 @@ impl Cause {
             Self::Age => "age",
             Self::Command => "command",
             Self::Leak => "leak",
+            Self::Files => "files",
         }
     }
 }

@@ -2,11 +2,13 @@
 
 use crate::admin_thread;
 use crate::anchors::Anchors;
+use crate::authority_files::{self, External};
 use crate::authority_keeper::{Authority, AuthorityKeeper, Fresh};
 use crate::authority_secret::AuthoritySecret;
 use crate::ca_bundle::{CaBundle, Confirmed, Trusted};
 use crate::config::serve::{CertificateSource, Config};
 use crate::enrol;
+use crate::enrol::events::Events;
 use crate::enrol::report::Report;
 use crate::enrol::rotate::RotationContext;
 use crate::enrol::rotate_report::RotationReport;
@@ -53,6 +55,8 @@ struct Kept {
     trusted: watch::Receiver<Trusted>,
     anchors: watch::Receiver<Option<Arc<Anchors>>>,
     fresh: Fresh,
+    /// What files hold, where somebody else makes the authority.
+    external: Option<External>,
 }
 
 /// The webhook's certificate, and what the webhook configurations hold; nothing of them where somebody else looks after those.
@@ -176,9 +180,15 @@ impl Injector {
         let (client, namespace) = (self.client.clone(), self.config.settings.own_namespace.clone());
         let (secret, timing) = (self.config.authority_secret.clone(), self.timing);
         let metrics = Arc::clone(&self.metrics);
+        let external = self.config.authority_files.clone().map(|files| {
+            let own = self.config.settings.control_identity.clone();
+            authority_files::follow(files, own, &self.metrics)
+        });
+        let from_files = external.clone();
         keep_running("authority", &self.metrics, draining.clone(), move || {
             let keeper = AuthorityKeeper {
                 secret: AuthoritySecret::new(client.clone(), namespace.as_str(), &secret),
+                external: from_files.clone(),
                 check: timing.check,
                 retry: timing.retry,
                 authority: tell.clone(),
@@ -198,6 +208,7 @@ impl Injector {
             trusted,
             anchors,
             fresh,
+            external,
         }
     }
 
@@ -211,6 +222,7 @@ impl Injector {
     ) -> anyhow::Result<()> {
         let rotation = RotationContext {
             schedule: self.config.schedule,
+            external: kept.external.clone(),
             waits: Waits {
                 // They serve under a root as late as API servers have followed it.
                 replicas: self.timing.replicas() + self.timing.settle,
@@ -222,6 +234,14 @@ impl Injector {
             fresh: kept.fresh.clone(),
             report: RotationReport::new(&self.metrics.registry)?,
         };
+        let (events, publisher) = Events::new(&self.metrics.registry, self.client.clone())?;
+        let mut ending = draining.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = ending.started() => {}
+                () = publisher.run() => {}
+            }
+        });
         let context = enrol::Context {
             client: self.client.clone(),
             settings: self.config.settings.clone(),
@@ -233,7 +253,7 @@ impl Injector {
             lifetime: self.config.gate_certificate_lifetime,
             lease: self.timing.lease,
             rotation,
-            report: Report::new(&self.metrics.registry, self.log.clone())?,
+            report: Report::new(&self.metrics.registry, self.log.clone(), events)?,
             metrics: Arc::clone(&self.metrics),
         };
         // It is told to leave ahead of its end, so that another replica takes over meanwhile.

@@ -66,6 +66,7 @@ async fn nothing_that_waits_for_the_api_server_holds_up_the_end() {
             manage_ca_bundle: true,
         },
         authority_secret: "sandgate-authority".into(),
+        authority_files: None,
         roots_config_map: "sandgate-roots".into(),
         schedule: crate::rotation::Schedule {
             max_age: None,

@@ -15,6 +15,7 @@ ENUMS = {
     "router.service.type": ["ClusterIP", "LoadBalancer", "NodePort"],
     "injector.defaultPolicy": ["deny", "authenticated", "anonymous"],
     "injector.webhook.certificate.source": ["self", "cert-manager", "secret"],
+    "injector.authority.source": ["self", "secret"],
     "injection.lockdown": ["enabled", "disabled"],
     "injection.logLevel": ["error", "warn", "info", "debug", "trace"],
 }

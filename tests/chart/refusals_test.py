@@ -26,6 +26,9 @@ def half_a_choice_is_refused_and_everything_that_is_missing_is_named(chart):
         (f"{certificate}.source=secret", f"{certificate}.caBundle"),
         (f"{certificate}.source=cert-manager", f"{certificate}.issuerRef"),
         (f"{certificate}.source=cert-manager,{certificate}.issuerRef.kind=Issuer", f"{certificate}.issuerRef"),
+        ("injector.authority.source=secret,injector.authority.secretName=", "injector.authority.secretName"),
+        # The injector would read what it has written.
+        ("injector.authority.source=secret,injector.authority.secretName=sandgate-authority", "injector.authority.secretName"),
         # Two would write the same field.
         (f"{certificate}.caBundle=Zm9v", f"{certificate}.caBundle"),
         (f"{certificate}.source=cert-manager,{certificate}.issuerRef.name=a,{certificate}.caBundle=Zm9v", f"{certificate}.caBundle"),
@@ -131,7 +134,27 @@ def the_roots_replacement_waits_for_a_word_where_routers_are_not_all_enrolled(ch
         assert within(*values, given) == ["1h"], values
 
 
+def an_authority_of_ones_own_is_mounted_and_known_no_age(chart):
+    def injector(*values):
+        (found,) = (o for o in chart.objects(*DECIDED, *sets(*values)) if o["kind"] == "Deployment" and o["metadata"]["name"] == "sandgate-injector")
+        pod = found["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        volumes = {volume["name"]: volume["secret"]["secretName"] for volume in pod.get("volumes", [])}
+        mounts = {mount["name"]: mount["mountPath"] for mount in container.get("volumeMounts", [])}
+        assert volumes.keys() == mounts.keys(), (volumes, mounts)
+        flags = {flag.split("=")[0] for flag in container["args"]}
+        return volumes, mounts, flags & {"--root-max-age", "--authority-certificate-file", "--authority-key-file"}
+
+    given, webhook = "injector.authority.source=secret", ("injector.webhook.certificate.source=secret", "injector.webhook.certificate.caBundle=Zm9v")
+    files = {"--authority-certificate-file", "--authority-key-file"}
+    assert injector() == ({}, {}, {"--root-max-age"}), injector()
+    assert injector(given) == ({"authority": "sandgate-ca"}, {"authority": "/etc/sandgate/authority"}, files), injector(given)
+    volumes, _, flags = injector(given, "injector.authority.secretName=mine", *webhook)
+    assert volumes == {"authority": "mine", "certificate": "sandgate-injector-tls"} and flags == files, (volumes, flags)
+
+
 TESTS = [
+    an_authority_of_ones_own_is_mounted_and_known_no_age,
     the_roots_replacement_waits_for_a_word_where_routers_are_not_all_enrolled,
     only_the_injector_reaches_the_mesh_port_of_routers_that_it_enrols,
     a_misspelt_key_and_a_bad_value_are_refused,

@@ -25,6 +25,7 @@ GIVEN_CERTIFICATE = {
     "injector.webhook.certificate.caBundle": "Zm9v",
     "injection.routerIdentities": ["spiffe://cluster.local/ns/a/sa/b"],
     "router.mesh.certificate.source": "secret",
+    "injector.authority.source": "secret",
 }
 # A value has to matter beside one of these.
 BESIDE = [TOKEN, EVERYTHING_OPTIONAL, GIVEN_CERTIFICATE]
@@ -40,6 +41,7 @@ OTHERS = {
     "injector.defaultPolicy": "authenticated",
     "injector.gateCertificateLifetime": "7h",
     "injector.webhook.certificate.source": "self",
+    "injector.authority.source": "secret",
     "injector.authority.rotateAfter": "7h",
     "injector.authority.routersFollowWithin": "7h",
     "injector.networkPolicy.apiServerCIDRs": ["10.0.0.0/8"],

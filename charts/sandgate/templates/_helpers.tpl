@@ -211,7 +211,12 @@ kubectl exec -i -n {{ .Release.Namespace }} deploy/{{ include "sandgate.injector
 - --gate-certificate-lifetime={{ .Values.injector.gateCertificateLifetime }}
 - --authority-secret={{ include "sandgate.authoritySecret" . }}
 - --roots-config-map={{ include "sandgate.rootsConfigMap" . }}
+{{- if eq .Values.injector.authority.source "self" }}
 - --root-max-age={{ .Values.injector.authority.rotateAfter }}
+{{- else }}
+- --authority-certificate-file=/etc/sandgate/authority/tls.crt
+- --authority-key-file=/etc/sandgate/authority/tls.key
+{{- end }}
 {{- with include "sandgate.routersFollowWithin" . }}
 - --routers-follow-within={{ . }}
 {{- end }}

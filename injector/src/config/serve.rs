@@ -21,6 +21,9 @@ const MAX_NAME: usize = 253;
 /// pod that isn't wanted any more keeps its name for too long.
 const GATE_LIFETIMES: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(720 * 3600);
 
+/// The age at which a root is replaced where nobody says otherwise: five years.
+const DEFAULT_ROOT_MAX_AGE: &str = "43800h";
+
 /// Who may call a sandbox that no policy selects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum DefaultPolicy {
@@ -54,9 +57,16 @@ pub struct ServeFlags {
     /// files. It must be there, and is filled where it is empty.
     #[arg(long, env = "AUTHORITY_SECRET", default_value = DEFAULT_AUTHORITY_SECRET, help_heading = "Webhook")]
     authority_secret: String,
-    /// Replace the root by itself when it is so old, and at half of its life at the latest; 0 for never.
-    #[arg(long, default_value = "43800h", help_heading = "Root")]
-    root_max_age: String,
+    /// PEM file with the certificate of an authority that somebody else makes, in place of a root of the injector's own;
+    /// polled. Its common name must be sandgate-authority. It is trusted itself: what signed it isn't.
+    #[arg(long, value_name = "FILE", help_heading = "Root")]
+    authority_certificate_file: Option<PathBuf>,
+    /// PEM file with its private key, ECDSA P-256 in PKCS#8.
+    #[arg(long, value_name = "FILE", help_heading = "Root")]
+    authority_key_file: Option<PathBuf>,
+    /// Replace the root by itself when it is so old, and at half of its life at the latest; 0 for never. 43800h by default.
+    #[arg(long, value_name = "DURATION", help_heading = "Root")]
+    root_max_age: Option<String>,
     /// How soon routers have followed a step of the root's replacement, and whoever else is given roots by hand. Without it
     /// each step waits until somebody runs `sandbox-injector root confirm`.
     #[arg(long, value_name = "DURATION", help_heading = "Root")]
@@ -104,6 +114,8 @@ pub struct Config {
     pub admin: SocketAddr,
     pub certificate: CertificateSource,
     pub authority_secret: String,
+    /// Where an authority is that somebody else makes.
+    pub authority_files: Option<AuthorityFiles>,
     /// When the root in it is replaced.
     pub schedule: Schedule,
     pub roots_config_map: String,
@@ -115,6 +127,15 @@ pub struct Config {
     pub drain_delay: Duration,
     pub shutdown_timeout: Duration,
     pub log_level: String,
+}
+
+/// Files of an authority that somebody else makes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthorityFiles {
+    /// Its certificate, perhaps with the chain above it.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
 }
 
 /// Where the webhook's certificate comes from.
@@ -156,7 +177,9 @@ impl ServeFlags {
         let webhook = address("--webhook-bind-address", &self.webhook_bind_address, &mut problems);
         let admin = address("--admin-bind-address", &self.admin_bind_address, &mut problems);
         let drain_delay = time("--drain-delay", &self.drain_delay, &mut problems);
-        let max_age = time("--root-max-age", &self.root_max_age, &mut problems);
+        let authority_files = self.authority_files(&mut problems);
+        let max_age = self.root_max_age.as_deref().unwrap_or(DEFAULT_ROOT_MAX_AGE);
+        let max_age = time("--root-max-age", max_age, &mut problems);
         let routers_follow_within = match &self.routers_follow_within {
             Some(text) => time("--routers-follow-within", text, &mut problems).map(Some),
             None => Some(None),
@@ -182,6 +205,7 @@ impl ServeFlags {
                 admin: admin?,
                 certificate: certificate?,
                 authority_secret: self.authority_secret,
+                authority_files,
                 schedule: Schedule {
                     max_age: max_age.map(|most| (!most.is_zero()).then_some(most))?,
                     routers_follow_within: routers_follow_within?,
@@ -202,6 +226,25 @@ impl ServeFlags {
             })
         };
         config().filter(|_| problems.is_empty()).ok_or(problems)
+    }
+
+    fn authority_files(&self, problems: &mut Vec<String>) -> Option<AuthorityFiles> {
+        let files = (self.authority_certificate_file.clone(), self.authority_key_file.clone());
+        if files != (None, None) && self.root_max_age.is_some() {
+            problems.push(
+                "--root-max-age is for roots that the injector makes: remove it; whoever makes those of \
+                 --authority-certificate-file renews them"
+                    .into(),
+            );
+        }
+        match files {
+            (Some(certificate), Some(key)) => Some(AuthorityFiles { certificate, key }),
+            (None, None) => None,
+            _ => {
+                problems.push("--authority-certificate-file and --authority-key-file belong together".into());
+                None
+            }
+        }
     }
 
     fn certificate(&self, problems: &mut Vec<String>) -> Option<CertificateSource> {
@@ -345,6 +388,33 @@ mod tests {
         ]);
         let problems = problems.unwrap_err();
         assert_eq!(problems.len(), 11, "{problems:#?}");
+    }
+
+    #[test]
+    fn files_of_an_authority_belong_together_and_know_no_age() {
+        let files = ["--authority-certificate-file=c", "--authority-key-file=k"];
+        let found = config(&files).unwrap().authority_files.unwrap();
+        assert_eq!((found.certificate, found.key), ("c".into(), "k".into()));
+        for (flags, problem) in [
+            (
+                &files[..1],
+                "--authority-certificate-file and --authority-key-file belong",
+            ),
+            (
+                &files[1..],
+                "--authority-certificate-file and --authority-key-file belong",
+            ),
+            (
+                &[files[0], files[1], "--root-max-age=1h"],
+                "--root-max-age is for roots",
+            ),
+        ] {
+            let problems = config(flags).unwrap_err();
+            assert!(
+                matches!(problems.as_slice(), [one] if one.starts_with(problem)),
+                "{problems:?}"
+            );
+        }
     }
 
     #[test]

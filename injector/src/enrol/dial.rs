@@ -1,6 +1,7 @@
 //! The way to the control API of a gate or a router. Whoever answers there may be a stranger, so this bounds what it can send and how long
 //! it can take; and a policy goes to nobody but a gate that has proven who it is.
 
+use super::clock::Skew;
 use super::pods::Target;
 use crate::authority::Root;
 use bytes::Bytes;
@@ -9,6 +10,7 @@ use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use rustls::AlertDescription;
 use rustls_pki_types::CertificateDer;
 use sandgate_mesh::contract::{CONNECT_TIMEOUT, MESH_PORT};
 use sandgate_mesh::control::{ENROLMENT_PATH, Enrolment, IDENTITY_PATH, IdentityGrant, POLICY_PATH, PolicyPush};
@@ -48,6 +50,10 @@ pub(super) enum DialError {
     Unanswered,
     #[error(transparent)]
     Handshake(#[from] ControlDialError),
+    #[error(
+        "it takes this injector's certificate for one that has ended, or isn't valid yet: the clock of its node must be wrong"
+    )]
+    OutOfDate,
     #[error("no whole answer came within {} s", EXCHANGE_TIME.as_secs())]
     Silent,
     #[error("the answer is larger than a gate's")]
@@ -68,6 +74,7 @@ impl DialError {
         match self {
             Self::Unreachable(_) | Self::Unanswered => "unreachable",
             Self::Handshake(_) => "handshake",
+            Self::OutOfDate => "clock",
             Self::Silent => "silent",
             Self::TooLarge => "too_large",
             Self::Broken(_) => "broken",
@@ -80,7 +87,7 @@ impl DialError {
     /// Whether the gate may not have believed what it was shown. Since TLS 1.3 whoever shows something hears that only with
     /// the first answer.
     pub(super) const fn may_be_disbelief(&self) -> bool {
-        matches!(self, Self::Handshake(_) | Self::Broken(_))
+        matches!(self, Self::Handshake(_) | Self::OutOfDate | Self::Broken(_))
     }
 }
 
@@ -90,6 +97,8 @@ pub(super) struct Connection {
     sender: SendRequest<Full<Bytes>>,
     standing: GateStanding,
     leaf: Option<CertificateDer<'static>>,
+    /// What its first answer has told of its clock.
+    skew: Option<Skew>,
     // Ends with this.
     _driver: JoinSet<()>,
 }
@@ -161,6 +170,7 @@ async fn dial_at(
         sender,
         standing,
         leaf,
+        skew: None,
         _driver: driving,
     })
 }
@@ -174,6 +184,11 @@ impl Connection {
     /// Whether what was presented was signed by this root.
     pub(super) fn is_under(&self, root: &Root) -> bool {
         self.leaf.as_ref().is_some_and(|leaf| root.has_signed(leaf))
+    }
+
+    /// How far its clock is from this one, if it has told.
+    pub(super) fn skew(&self) -> Option<Skew> {
+        self.skew
     }
 
     /// Asks for what enrols it.
@@ -219,8 +234,12 @@ impl Connection {
             let headers = request.headers_mut();
             headers.insert(HOST, http::HeaderValue::from_static("gate"));
             headers.insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
-            self.sender.ready().await.map_err(DialError::Broken)?;
+            self.sender.ready().await.map_err(broken)?;
+            let asked = SystemTime::now();
             let answer = self.sender.send_request(request).await.map_err(broken)?;
+            if self.skew.is_none() {
+                self.skew = Skew::of(answer.headers(), asked, SystemTime::now());
+            }
             let status = answer.status();
             let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
             let body = body.map_err(|error| match error.downcast::<hyper::Error>() {
@@ -256,9 +275,17 @@ impl Proven {
 }
 
 fn broken(error: hyper::Error) -> DialError {
-    let capped = std::error::Error::source(&error)
-        .and_then(|cause| cause.downcast_ref::<io::Error>())
-        .is_some_and(|cause| cause.kind() == io::ErrorKind::FileTooLarge);
+    let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<io::Error>());
+    let alert = cause
+        .and_then(io::Error::get_ref)
+        .and_then(|cause| cause.downcast_ref());
+    if matches!(
+        alert,
+        Some(rustls::Error::AlertReceived(AlertDescription::CertificateExpired))
+    ) {
+        return DialError::OutOfDate;
+    }
+    let capped = cause.is_some_and(|cause| cause.kind() == io::ErrorKind::FileTooLarge);
     if capped || error.is_parse_too_large() {
         DialError::TooLarge
     } else {

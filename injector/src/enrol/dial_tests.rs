@@ -6,9 +6,11 @@ use crate::authority_stored::Stored;
 use crate::enrol::own::{OwnIdentity, bundle};
 use crate::rig::PATIENCE;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
-use rustls::ServerConfig;
+use rustls::server::WebPkiClientVerifier;
+use rustls::time_provider::TimeProvider;
+use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use sandgate_mesh::contract::ALPN_CONTROL;
 use sandgate_mesh::identity::SandboxIdentity;
 use sandgate_mesh::policy::model::{DefaultPolicy, Generation, Snapshot, VERSION};
@@ -58,12 +60,42 @@ impl Stranger {
         let (chain, key) = certificate(&stored);
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain.as_bytes()).collect();
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
-        let mut tls = ServerConfig::builder_with_provider(provider())
+        let tls = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
             .with_no_client_auth()
             .with_single_cert(chain.unwrap(), key)
             .unwrap();
+        Self::serving(stored, tls, serve).await
+    }
+
+    /// One that believes this control plane as long as its certificate counts at this time, and answers.
+    async fn strict(clock: UnixTime) -> Self {
+        let stored = Stored::new();
+        let mut roots = RootCertStore::empty();
+        roots.add(stored.authority.root().der().clone()).unwrap();
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
+        let (chain, key) = own_making(&stored);
+        let chain = CertificateDer::from_pem_slice(chain.as_bytes()).unwrap();
+        let tls = ServerConfig::builder_with_details(provider(), Arc::new(At(clock)))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_client_cert_verifier(verifier.build().unwrap())
+            .with_single_cert(vec![chain], PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap())
+            .unwrap();
+        Self::serving(stored, tls, |mut stream| async move {
+            let _ = stream.read(&mut [0; 4096]).await;
+            let _ = stream.write_all(answer("200 OK", ENROLMENT).as_bytes()).await;
+            let _ = stream.read(&mut [0; 4096]).await;
+        })
+        .await
+    }
+
+    async fn serving<F: Future<Output = ()> + Send>(
+        stored: Stored,
+        mut tls: ServerConfig,
+        serve: impl Fn(TlsStream<TcpStream>) -> F + Send + 'static,
+    ) -> Self {
         tls.alpn_protocols = vec![ALPN_CONTROL.to_vec()];
         let acceptor = TlsAcceptor::from(Arc::new(tls));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -302,4 +334,51 @@ async fn nobody_there_is_told_from_who_does_not_speak_the_protocol() {
     assert_eq!(stranger.dial().await.unwrap_err().as_str(), "handshake");
     closing.await.unwrap();
     assert_eq!(stranger.dial().await.unwrap_err().as_str(), "unreachable");
+}
+
+#[tokio::test]
+async fn what_an_answer_says_of_the_clock_is_known_however_it_goes_on() {
+    let dated =
+        |date: &str, status: &str| answer(status, ENROLMENT).replacen("\r\n", &format!("\r\ndate: {date}\r\n"), 1);
+    let hour = Duration::from_secs(3600);
+    for (shown, status, right) in [
+        (SystemTime::now(), "200 OK", true),
+        (SystemTime::now() + hour, "200 OK", false),
+        (SystemTime::now() - hour, "503 Service Unavailable", false),
+    ] {
+        let gate = Stranger::sending(dated(&httpdate::fmt_http_date(shown), status), "").await;
+        let mut connection = gate.dial().await.unwrap();
+        assert_eq!(connection.enrolment().await.is_ok(), status.starts_with("200"));
+        assert_eq!(connection.skew().map(Skew::is_large), Some(!right), "{status}");
+    }
+    let silent = Stranger::sending(answer("200 OK", ENROLMENT), "").await;
+    let mut connection = silent.dial().await.unwrap();
+    connection.enrolment().await.unwrap();
+    assert_eq!(connection.skew(), None);
+}
+
+/// A clock that stands still.
+#[derive(Debug)]
+struct At(UnixTime);
+
+impl TimeProvider for At {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(self.0)
+    }
+}
+
+#[tokio::test]
+async fn who_takes_this_certificate_for_one_out_of_date_has_a_wrong_clock() {
+    let hour = Duration::from_secs(3600);
+    for (clock, word) in [
+        (SystemTime::now() - hour, Some("clock")),
+        (SystemTime::now() + 2 * hour, Some("clock")),
+        (SystemTime::now(), None),
+    ] {
+        let since = clock.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let gate = Stranger::strict(UnixTime::since_unix_epoch(since)).await;
+        let asked = gate.asked().await;
+        assert_eq!(asked.as_ref().err().map(DialError::as_str), word, "{asked:?}");
+        assert!(asked.err().is_none_or(|error| error.may_be_disbelief()));
+    }
 }

@@ -11,6 +11,8 @@
 //! | [`visit`] | what is said to a gate, and in which order |
 //! | [`visit_router`] | the same of a router |
 //! | [`dial`] | the connection, and that a stranger may be at its other end |
+//! | [`clock`] | how far a gate's clock is from this one |
+//! | [`events`] | what is told on pods, and how much of it |
 //! | [`evidence`] | requests to the API server about a gate |
 //! | [`verify`] | what proves that a gate is the gate of its pod |
 //! | [`verify_router`] | what proves that a router is one |
@@ -23,8 +25,10 @@
 //! | [`rotate`] | that the root is replaced, and when it may go on |
 //! | [`report`], [`rotate_report`] | metrics and log |
 
+mod clock;
 mod dial;
 mod epoch;
+pub(crate) mod events;
 mod evidence;
 mod holders;
 mod leader;

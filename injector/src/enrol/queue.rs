@@ -247,6 +247,11 @@ impl Queue {
         }
     }
 
+    /// Whether this pod is known.
+    pub(super) fn knows(&self, uid: &PodUid) -> bool {
+        self.entries.contains_key(uid)
+    }
+
     /// Has every gate told the roots anew, within `spread`.
     pub(super) fn renew_all(&mut self, now: Instant, spread: Duration) {
         let mut free = Vec::new();

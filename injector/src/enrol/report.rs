@@ -1,6 +1,8 @@
 //! What is told about enrolment: metrics with bounded labels, and one line for each identity, policy and refusal.
 
-use super::queue::{Census, Visit};
+use super::clock::Skew;
+use super::events::{Events, Reason, Told};
+use super::queue::{Census, Trouble, Visit};
 use super::visit::{Party, Settled, VisitError};
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use sandgate_mesh::metrics;
@@ -11,6 +13,14 @@ use std::time::Duration;
 
 /// Seconds: most visits take some ten milliseconds, and none more than thirty seconds.
 const BUCKETS: [f64; 9] = [0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 10.0, 30.0];
+
+/// Seconds: what certificates are backdated is among them.
+const CLOCK_BUCKETS: [f64; 8] = [1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0];
+/// After how many failures in a row, which take about half a minute, whoever runs the pod is told.
+const LASTING: u32 = 6;
+/// What a large difference means.
+const CLOCK_DIFFERS: &str =
+    "the clocks differ, and certificates count by them: when they differ by more than a minute, none may be taken";
 
 /// What is counted of gates, or of routers.
 #[derive(Clone)]
@@ -28,18 +38,31 @@ pub(crate) struct Report {
     gates: Counts,
     routers: Counts,
     durations: HistogramVec,
+    clocks: HistogramVec,
+    /// How many clocks differ, by party.
+    skewed: IntGaugeVec,
     leader: IntGauge,
     epoch: IntGauge,
     log: LineLog,
+    events: Events,
 }
 
 impl Report {
-    pub(crate) fn new(registry: &Registry, log: LineLog) -> prometheus::Result<Self> {
+    pub(crate) fn new(registry: &Registry, log: LineLog, events: Events) -> prometheus::Result<Self> {
         let durations = HistogramOpts::new(
             "sandgate_injector_enrolment_duration_seconds",
             "How long visits to gates and routers took, by outcome.",
         );
         let durations = HistogramVec::new(durations.buckets(BUCKETS.to_vec()), &["outcome"]);
+        let clocks = HistogramOpts::new(
+            "sandgate_injector_clock_skew_seconds",
+            "How far the clocks of gates and routers were from this one's when they were visited, at least and either way.",
+        );
+        let clocks = HistogramVec::new(clocks.buckets(CLOCK_BUCKETS.to_vec()), &["of"]);
+        let skewed = Opts::new(
+            "sandgate_injector_clocks_skewed",
+            "Gates and routers whose clock was more than 30 seconds away when they were visited last.",
+        );
         let gates = Counts {
             visits: metrics::counters(
                 registry,
@@ -80,6 +103,8 @@ impl Report {
             gates,
             routers,
             durations: metrics::registered(registry, durations)?,
+            clocks: metrics::registered(registry, clocks)?,
+            skewed: metrics::registered(registry, IntGaugeVec::new(skewed, &["of"]))?,
             leader: metrics::gauge(
                 registry,
                 "sandgate_injector_leader",
@@ -91,14 +116,15 @@ impl Report {
                 "The epoch in which this replica was the leader last; 0 if it never was.",
             )?,
             log,
+            events,
         })
     }
 
     pub(super) fn leads(&self, leads: bool) {
         self.leader.set(leads.into());
         if !leads {
-            self.census(Party::Gates, Census::default());
-            self.census(Party::Routers, Census::default());
+            self.census(Party::Gates, Census::default(), 0);
+            self.census(Party::Routers, Census::default(), 0);
         }
     }
 
@@ -113,8 +139,10 @@ impl Report {
         }
     }
 
-    pub(super) fn census(&self, party: Party, census: Census) {
+    pub(super) fn census(&self, party: Party, census: Census, skewed: usize) {
         let counts = self.counts(party);
+        let gauge = self.skewed.with_label_values(&[party.as_str()]);
+        gauge.set(i64::try_from(skewed).unwrap_or(i64::MAX));
         for (gauge, count) in [(&counts.all, census.all), (&counts.behind, census.behind)] {
             for (state, count) in [
                 ("waiting", count.waiting),
@@ -125,6 +153,20 @@ impl Report {
                 let gauge = gauge.with_label_values(&[state]);
                 gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
             }
+        }
+    }
+
+    /// Counts how far a clock was away, and warns of it where that is `news`.
+    pub(super) fn clock(&self, party: Party, visit: &Visit, skew: Skew, news: bool) {
+        let clocks = self.clocks.with_label_values(&[party.as_str()]);
+        clocks.observe(skew.distance().as_secs_f64());
+        if news {
+            let (namespace, pod) = (visit.target.namespace.as_str(), visit.target.name.as_str());
+            let (of, clock) = (party.as_str(), skew.to_string());
+            let next = "see to the time of its node, or of the injector's";
+            tracing::warn!(of, namespace, pod, clock, next, "{CLOCK_DIFFERS}");
+            let note = format!("The clock of this pod's node is {clock}: {CLOCK_DIFFERS}.");
+            self.tell(visit, Reason::Clock, "clock_skew", note);
         }
     }
 
@@ -143,16 +185,16 @@ impl Report {
         };
         self.counts(party).visits.with_label_values(&[outcome, reason]).inc();
         self.durations.with_label_values(&[outcome]).observe(took.as_secs_f64());
+        if let Err(error) = ended {
+            self.tell_of_trouble(party, visit, error, news);
+        }
         if news {
             let target = &visit.target;
             let message = ended.as_ref().err().map(ToString::to_string);
             self.log.write(&Line {
                 time: timestamp(),
                 log: "enrolment",
-                of: match party {
-                    Party::Gates => "gate",
-                    Party::Routers => "router",
-                },
+                of: party.as_str(),
                 outcome,
                 reason,
                 message: message.as_deref().map(|message| cut(message, 2 * LONGEST_TEXT)),
@@ -165,6 +207,33 @@ impl Report {
                 duration_ms: took.as_millis(),
             });
         }
+    }
+
+    /// Has whoever runs the pod told of a refusal, and of a failure that has lasted.
+    fn tell_of_trouble(&self, party: Party, visit: &Visit, error: &VisitError, news: bool) {
+        let of = party.as_str();
+        match error.trouble() {
+            Trouble::Refused if news => {
+                let note = format!("The {of} gets no identity: {error}.");
+                self.tell(visit, Reason::Refused, error.as_str(), note);
+            }
+            Trouble::Failed if visit.failures + 1 >= LASTING => {
+                let failures = visit.failures + 1;
+                let note = format!("The {of} couldn't be given what it needs {failures} times in a row: {error}.");
+                self.tell(visit, Reason::Failing, error.as_str(), note);
+            }
+            Trouble::Refused | Trouble::Failed => {}
+        }
+    }
+
+    fn tell(&self, visit: &Visit, reason: Reason, word: &'static str, note: String) {
+        let target = visit.target.clone();
+        self.events.tell(Told {
+            target,
+            reason,
+            word,
+            note,
+        });
     }
 }
 

@@ -4,6 +4,8 @@
 use super::RETRY;
 use super::holders::Progress;
 use super::rotate_report::RotationReport;
+use crate::authority::{ExternalAuthority, RootId};
+use crate::authority_files::{self, External};
 use crate::authority_keeper::{Authority, Fresh};
 use crate::authority_secret::{AuthoritySecret, SecretError};
 use crate::authority_stored::Stored;
@@ -11,7 +13,7 @@ use crate::ca_bundle::Confirmed;
 use crate::metrics::Metrics;
 use crate::rotation::blockers::{Blocker, Observed, Reason, Waits, blockers};
 use crate::rotation::status::Status;
-use crate::rotation::steps::{NotMoved, begun, moved_on};
+use crate::rotation::steps::{NotMoved, begun, begun_from_files, moved_on, sourced};
 use crate::rotation::{Cause, Rotation, Schedule};
 use crate::serving::Served;
 use std::sync::Arc;
@@ -26,6 +28,8 @@ const LOOK: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub(crate) struct RotationContext {
     pub(crate) schedule: Schedule,
+    /// What files hold, where somebody else makes the authority.
+    pub(crate) external: Option<External>,
     pub(crate) waits: Waits,
     /// How often at most the status is written.
     pub(crate) tell_every: Duration,
@@ -64,6 +68,8 @@ pub(super) struct Rotor {
     metrics: Arc<Metrics>,
     /// What is told in the Secret, and when that was written; none before it was looked at.
     told: Option<(Option<Status>, Instant)>,
+    /// The root in files that can't be taken, and of which that was told.
+    refused: Option<RootId>,
 }
 
 impl Rotor {
@@ -81,6 +87,7 @@ impl Rotor {
             followers,
             metrics,
             told: None,
+            refused: None,
         }
     }
 
@@ -99,16 +106,43 @@ impl Rotor {
         }
     }
 
-    /// Nothing is under way: begins where the root is as old as it may be.
+    /// Nothing is under way: begins where the root is as old as it may be, or where files hold another.
     async fn rest(&mut self, stored: &Stored) {
         self.context.report.rests();
         self.tell(None).await;
         let (root, now) = (stored.authority.root(), SystemTime::now());
+        let external = self.context.external.clone();
+        if stored.is_external() != external.is_some() {
+            let source = |content: &_| Ok(sourced(content, external.is_some()));
+            self.write(self.secret.change(source).await).await;
+            return;
+        }
+        if let Some(external) = external {
+            let found = external.borrow().clone();
+            // With a next root that has no replacement somebody replaces it by hand.
+            if let Some(found) = found.filter(|found| found.root() != root && stored.roots.len() == 1) {
+                self.take(stored, &found).await;
+            }
+            return;
+        }
         let schedule = &self.context.schedule;
         // With a next root that has no replacement somebody replaces it by hand.
         if stored.roots.len() == 1 && schedule.is_due(root.not_before(), root.not_after(), now) {
             let begin = |content: &_| begun(content, Cause::Age, now);
             self.write(self.secret.change(begin).await).await;
+        }
+    }
+
+    /// Begins with an authority that files hold, unless it was replaced before.
+    async fn take(&mut self, stored: &Stored, found: &ExternalAuthority) {
+        let id = found.root().id();
+        if !stored.left().contains(&id) {
+            let now = SystemTime::now();
+            let begin = |content: &_| begun_from_files(content, found, now);
+            self.write(self.secret.change(begin).await).await;
+        } else if self.refused.replace(id) != Some(id) {
+            self.metrics.failed(authority_files::NAME);
+            tracing::warn!(root = %id, error = %NotMoved::Left, "the authority in the files isn't taken");
         }
     }
 

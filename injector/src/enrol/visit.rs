@@ -1,6 +1,7 @@
 //! One visit to one gate, from the dial to the policy: what it has already is left alone, and what it lacks it gets only
 //! after all that proves who it is. [`super::visit_router`] is the same for a router.
 
+use super::clock::Clock;
 use super::dial::{Connection, DialError, Proven, dial, gate};
 use super::evidence::{Evidence, EvidenceError, StoredPod};
 use super::holders::Proof;
@@ -38,6 +39,16 @@ const SHORTEST: f64 = 0.05;
 pub(super) enum Party {
     Gates,
     Routers,
+}
+
+impl Party {
+    /// The word for one of them.
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Gates => "gate",
+            Self::Routers => "router",
+        }
+    }
 }
 
 /// Who makes the visits of one leader.
@@ -163,16 +174,16 @@ pub(super) enum Standing {
 }
 
 impl Visitor {
-    /// Makes a visit within bounded time.
+    /// Makes a visit within bounded time. What it learns of the clock of who is visited is noted there, however it ends.
     ///
     /// # Errors
     /// What keeps who is visited from being as it should be.
-    pub(super) async fn visit(&self, visit: &queue::Visit) -> Result<Settled, VisitError> {
+    pub(super) async fn visit(&self, visit: &queue::Visit, clock: &Clock) -> Result<Settled, VisitError> {
         let (target, renew) = (&visit.target, visit.renew);
         let visiting = async {
             match self.party {
-                Party::Gates => self.bring_up_to_date(target, renew).await,
-                Party::Routers => self.bring_router_up_to_date(target, renew).await,
+                Party::Gates => self.bring_up_to_date(target, renew, clock).await,
+                Party::Routers => self.bring_router_up_to_date(target, renew, clock).await,
             }
         };
         let visited = tokio::time::timeout(VISIT_TIME, visiting).await;
@@ -187,7 +198,7 @@ impl Visitor {
         Next::After(left.saturating_sub(needed).max(self.lifetime.mul_f64(SHORTEST)))
     }
 
-    async fn bring_up_to_date(&self, target: &Target, renew: bool) -> Result<Settled, VisitError> {
+    async fn bring_up_to_date(&self, target: &Target, renew: bool, clock: &Clock) -> Result<Settled, VisitError> {
         let stored = self.stored()?;
         let own = self.own.credentials(&stored).map_err(VisitError::Own)?;
 
@@ -197,6 +208,7 @@ impl Visitor {
             Err(VisitError::Dial(error)) => return Err(self.explained(target, error).await),
             Err(error) => return Err(error),
         };
+        clock.note(connection.skew());
         let (root, in_force) = (stored.authority.root(), bundle_digest(&bundle(&stored.roots)));
         // A former leader may have told it other roots, or may not have come to tell it these; and of the same roots another
         // may have signed then.

@@ -1,5 +1,6 @@
 //! One visit to one router: an identity that lasts is left alone, and another is given only after all that proves who asks.
 
+use super::clock::Clock;
 use super::evidence::StoredPod;
 use super::own::bundle;
 use super::pods::Target;
@@ -10,7 +11,12 @@ use sandgate_mesh::control::bundle_digest;
 use sandgate_mesh::tls::Dialed;
 
 impl Visitor {
-    pub(super) async fn bring_router_up_to_date(&self, target: &Target, renew: bool) -> Result<Settled, VisitError> {
+    pub(super) async fn bring_router_up_to_date(
+        &self,
+        target: &Target,
+        renew: bool,
+        clock: &Clock,
+    ) -> Result<Settled, VisitError> {
         // As it is stored, by its name. What can't be a router isn't dialed: anybody may label a pod.
         let pod = self.evidence.pod(target).await?;
         let pod = verify::dialed(target, pod.as_ref().map(StoredPod::object))?;
@@ -20,6 +26,7 @@ impl Visitor {
         let own = self.own.credentials(&stored).map_err(VisitError::Own)?;
         let expected = Dialed::Router(candidate.identity().clone());
         let (connection, enrolment, credentials) = reach(target, &expected, &own).await?;
+        clock.note(connection.skew());
         let (root, in_force) = (stored.authority.root(), bundle_digest(&bundle(&stored.roots)));
         // In a new epoch it is given another one all the same, and so a floor of this epoch: what a former leader has sent and
         // the network still holds back must find that it is below.

@@ -1,5 +1,6 @@
 //! A leader's work: follows the pods, and visits their gates, or the routers in them, so many at once.
 
+use super::clock::{Clock, Skew, Skewed};
 use super::holders::{Holders, Progress};
 use super::namespaces;
 use super::pods::{self, Change};
@@ -31,8 +32,8 @@ const ROOTS_SPREAD: u32 = 4000;
 /// How often the numbers of gates are told.
 const CENSUS: Duration = Duration::from_secs(2);
 
-/// How a visit ended.
-type Ended = (Visit, Result<Settled, VisitError>, Duration);
+/// How a visit ended, and what it has learned of a clock.
+type Ended = (Visit, Result<Settled, VisitError>, Option<Skew>, Duration);
 
 /// Works for ever, and tells how the replacement of the root stands. Dropped, it ends every visit that is under way.
 pub(super) async fn work(
@@ -59,6 +60,7 @@ pub(super) async fn work(
         namespaces,
         queue: Queue::new(LIMITS, visitor.opted_in.clone()),
         holders: Holders::new(visitor.opted_in.clone(), visitor.lifetime, Instant::now()),
+        skewed: Skewed::default(),
         visitor: Arc::new(visitor),
         visits: JoinSet::new(),
     };
@@ -71,7 +73,11 @@ pub(super) async fn work(
         tokio::select! {
             Some(change) = work.changes.next() => work.note(change, metrics),
             Some(change) = work.namespaces.next() => work.note_namespaces(change, metrics),
-            Some(Ok((visit, ended, took))) = work.visits.join_next() => {
+            Some(Ok((visit, ended, skew, took))) = work.visits.join_next() => {
+                if let Some(skew) = skew {
+                    let news = work.queue.knows(&visit.target.uid) && work.skewed.note(&visit.target.uid, skew);
+                    report.clock(party, &visit, skew, news);
+                }
                 let told = work.is_news(&visit, &ended);
                 report.visited(party, &visit, &ended, took, told);
                 work.end(&visit, &ended);
@@ -86,7 +92,7 @@ pub(super) async fn work(
                 }
             }
             _ = census.tick() => {
-                report.census(party, work.queue.census());
+                report.census(party, work.queue.census(), work.skewed.count());
                 progress.send_replace(work.holders.progress(Instant::now(), SystemTime::now()));
             }
         }
@@ -99,6 +105,8 @@ struct Work {
     namespaces: Pin<Box<dyn Stream<Item = namespaces::Change> + Send>>,
     queue: Queue,
     holders: Holders,
+    /// Whose clocks differ.
+    skewed: Skewed,
     visits: JoinSet<Ended>,
 }
 
@@ -111,9 +119,10 @@ impl Work {
             let visitor = Arc::clone(&self.visitor);
             self.visits.spawn(async move {
                 let began = Instant::now();
-                let visited = AssertUnwindSafe(visitor.visit(&visit)).catch_unwind().await;
+                let clock = Clock::default();
+                let visited = AssertUnwindSafe(visitor.visit(&visit, &clock)).catch_unwind().await;
                 let ended = visited.unwrap_or(Err(VisitError::Panicked));
-                (visit, ended, began.elapsed())
+                (visit, ended, clock.skew(), began.elapsed())
             });
         }
     }
@@ -155,6 +164,7 @@ impl Work {
             Change::Listed => {
                 self.holders.listed();
                 self.queue.listed();
+                self.skewed.retain(|uid| self.queue.knows(uid));
             }
             Change::Seen(sighting) => {
                 self.holders.seen(&sighting, Instant::now());
@@ -163,6 +173,7 @@ impl Work {
             Change::Gone(uid) => {
                 self.holders.gone(&uid);
                 self.queue.gone(&uid);
+                self.skewed.gone(&uid);
             }
             Change::Failed(error) => {
                 metrics.failed("enrolment");

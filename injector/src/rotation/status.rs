@@ -52,6 +52,9 @@ pub(crate) fn shown(stored: &Stored, told: Option<&str>, now: SystemTime) -> Str
         Ok(None) => writeln!(text, "The root has never been replaced by itself."),
         Ok(Some(rotation)) => writeln!(text, "{}", headline(rotation, now)),
     };
+    if stored.is_external() {
+        let _ = writeln!(text, "It comes from files, and is replaced when they hold another.");
+    }
     if let Some(rotation) = stored.under_way() {
         // Of a step that has just begun nobody has told anything.
         let status = told.and_then(|told| serde_json::from_str::<Status>(told).ok());

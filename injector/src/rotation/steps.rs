@@ -2,10 +2,10 @@
 //! ever reads half of one.
 
 use super::{Cause, Rotation, Step};
-use crate::authority::{AuthorityError, NewRoot, Root, RootId};
+use crate::authority::{AuthorityError, ExternalAuthority, NewRoot, Root, RootId};
 use crate::authority_stored::{
-    CERTIFICATE, Content, KEY, Misfit, NEXT_CERTIFICATE, NEXT_KEY, PREVIOUS_CERTIFICATE, PREVIOUS_KEY,
-    RETIRED_CERTIFICATE, ROTATION, Stored,
+    CERTIFICATE, Content, FILES, KEY, Misfit, NEXT_CERTIFICATE, NEXT_KEY, PREVIOUS_CERTIFICATE, PREVIOUS_KEY,
+    RETIRED_CERTIFICATE, ROTATION, SOURCE, Stored, is_external,
 };
 use k8s_openapi::ByteString;
 use sandgate_mesh::telemetry::seconds_since_1970;
@@ -31,6 +31,15 @@ pub(crate) enum NotMoved {
         "it holds {0}, which no replacement has put there: somebody replaces the root by hand; finish that first, or remove it"
     )]
     ByHand(&'static str),
+    /// There is nothing to make.
+    #[error(
+        "the root comes from files (--authority-certificate-file), and is renewed where those are made: by cert-manager, or \
+         by whoever writes them. The injector then does the rest by itself. If somebody else has the key: `root rotate --leaked`"
+    )]
+    External,
+    /// What was replaced isn't trusted any more, and can't be again.
+    #[error("the root in the files was replaced before, and is never to be trusted again; have another issued")]
+    Left,
     /// Somebody was faster.
     #[error("the replacement has moved on meanwhile, or another has begun")]
     Overtaken,
@@ -51,8 +60,45 @@ pub(crate) enum NotMoved {
 /// A new root is made and trusted; the present one signs.
 ///
 /// # Errors
-/// A replacement is under way, or there is nothing to replace.
+/// A replacement is under way, there is nothing to replace, or roots come from elsewhere.
 pub(crate) fn begun(content: &Content, cause: Cause, now: SystemTime) -> Result<Content, NotMoved> {
+    if is_external(content) {
+        return Err(NotMoved::External);
+    }
+    begun_with(content, NewRoot::generate()?, cause, now)
+}
+
+/// The same with an authority that somebody else has made.
+///
+/// # Errors
+/// A replacement is under way, there is nothing to replace, or that root was replaced before.
+pub(crate) fn begun_from_files(
+    content: &Content,
+    authority: &ExternalAuthority,
+    now: SystemTime,
+) -> Result<Content, NotMoved> {
+    if stored(content)?.left().contains(&authority.root().id()) {
+        return Err(NotMoved::Left);
+    }
+    let root = NewRoot {
+        certificate_pem: authority.certificate_pem(),
+        key_pem: authority.key_pem().to_owned(),
+    };
+    begun_with(content, root, Cause::Files, now)
+}
+
+/// From now on somebody else makes the roots, or nobody else does.
+pub(crate) fn sourced(content: &Content, external: bool) -> Content {
+    let mut next = content.clone();
+    if external {
+        put(&mut next, SOURCE, FILES.to_owned());
+    } else {
+        next.remove(SOURCE);
+    }
+    next
+}
+
+fn begun_with(content: &Content, root: NewRoot, cause: Cause, now: SystemTime) -> Result<Content, NotMoved> {
     let stored = stored(content)?;
     match &stored.rotation {
         Err(misfit) => return Err(misfit.clone().into()),
@@ -64,7 +110,7 @@ pub(crate) fn begun(content: &Content, cause: Cause, now: SystemTime) -> Result<
             return Err(NotMoved::ByHand(key));
         }
     }
-    let (root, mut next) = (NewRoot::generate()?, content.clone());
+    let mut next = content.clone();
     let rotation = Rotation {
         step: Step::Distribute,
         since: seconds_since_1970(now),

@@ -1,7 +1,8 @@
 //! The Secret is the only memory: each test reads it back between any two steps, as whoever takes over does.
 
 use super::*;
-use crate::authority_stored::new_content;
+use crate::authority::external;
+use crate::authority_stored::{external_content, new_content};
 
 fn now() -> SystemTime {
     SystemTime::now()
@@ -201,4 +202,51 @@ fn what_somebody_does_by_hand_is_left_to_them() {
     let mut empty = content.clone();
     empty.insert(NEXT_CERTIFICATE.into(), ByteString::default());
     begun(&empty, Cause::Age, now()).unwrap();
+}
+
+#[test]
+fn a_root_from_files_is_replaced_by_what_files_hold_and_by_nothing_else() {
+    let (first, second) = (external(), external());
+    let before = external_content(&first);
+    assert!(matches!(begun(&before, Cause::Command, now()), Err(NotMoved::External)));
+    let distribute = begun_from_files(&before, &second, now()).unwrap();
+    let there = Stored::of(distribute.clone());
+    assert_eq!(
+        there.authority.root(),
+        first.root(),
+        "nobody else is known to everybody"
+    );
+    assert_eq!(there.roots[1], *second.root());
+    assert_eq!(rotation(&distribute).cause, Cause::Files);
+    assert!(matches!(
+        begun_from_files(&distribute, &external(), now()),
+        Err(NotMoved::UnderWay(Step::Distribute))
+    ));
+    let done = next(&next(&next(&distribute)));
+    assert_eq!(Stored::of(done.clone()).authority.root(), second.root());
+    // Whoever puts the old files back.
+    assert!(matches!(begun_from_files(&done, &first, now()), Err(NotMoved::Left)));
+    assert!(begun_from_files(&done, &external(), now()).is_ok());
+}
+
+#[test]
+fn a_leaked_root_from_files_gives_way_at_once_and_is_not_taken_from_there_again() {
+    let (leaked, other) = (external(), external());
+    let retire = replaced_at_once(&external_content(&leaked), now()).unwrap();
+    let there = Stored::of(retire.clone());
+    assert!(there.authority.root() != leaked.root() && there.is_external());
+    let done = next(&retire);
+    assert!(matches!(begun_from_files(&done, &leaked, now()), Err(NotMoved::Left)));
+    let distribute = begun_from_files(&done, &other, now()).unwrap();
+    assert_eq!(Stored::of(distribute).roots[1], *other.root());
+}
+
+#[test]
+fn where_roots_come_from_can_change_and_the_root_stays() {
+    let before = new_content().unwrap();
+    let outside = sourced(&before, true);
+    assert!(Stored::of(outside.clone()).is_external());
+    assert!(begun(&outside, Cause::Age, now()).is_err());
+    assert_eq!(sourced(&outside, false), before);
+    assert!(begun(&before, Cause::Age, now()).is_ok());
 }

@@ -199,7 +199,7 @@ impl Gate {
             if drain.has_started() {
                 Err("draining".into())
             } else if let Err(unfit) = gate.valid_credentials() {
-                Err(unfit.to_string().into())
+                Err(gate.explain(unfit).into())
             } else if gate.policy.borrow().is_none() {
                 Err("no policy snapshot".into())
             } else if gate.memory.is_exhausted() {
@@ -229,6 +229,15 @@ impl Gate {
 
     fn valid_credentials(&self) -> Result<Arc<MeshCredentials>, Unfit> {
         fit(&self.credentials, SystemTime::now())
+    }
+
+    /// Why the gate has no identity that counts, as whoever looks for the cause needs it.
+    fn explain(&self, unfit: Unfit) -> String {
+        let control = self.control.as_ref();
+        control.map_or_else(
+            || unfit.to_string(),
+            |control| control.explain(unfit, SystemTime::now()),
+        )
     }
 
     /// Counts a connection that the gate can't prove itself on, and tells of the first.

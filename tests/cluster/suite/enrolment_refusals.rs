@@ -5,7 +5,7 @@ use sandgate_cluster_tests::chart::sandbox_pod;
 use sandgate_cluster_tests::injector::Replica;
 use sandgate_cluster_tests::node::{RunningGate, new_address};
 use sandgate_cluster_tests::upstream::{pod_of, sandbox};
-use sandgate_cluster_tests::{Cluster, Namespace, runner::Test, tests, until};
+use sandgate_cluster_tests::{Cluster, Namespace, PATIENCE, runner::Test, tests, until, until_within};
 use sandgate_tests::processes::until_ready;
 use serde_json::{Value, json};
 
@@ -16,6 +16,7 @@ pub(crate) const TESTS: &[Test] = tests![
     @alone labels_of_sandboxes_that_are_not_there_get_no_identity,
     @alone a_pod_of_another_system_gets_no_sandboxs_name,
     @alone settings_and_annotations_that_change_cut_off_no_gate,
+    @alone whoever_runs_a_pod_is_told_why_it_gets_nothing_and_not_too_often,
 ];
 
 const NO_IDENTITY: (u16, &str) = (503, "no identity");
@@ -257,5 +258,76 @@ async fn settings_and_annotations_that_change_cut_off_no_gate(cluster: Cluster) 
     let again = run(sandboxes, &pod, &token).await;
     refused(&replica, &again, "settings").await;
     assert_eq!(replica.metric(&visits("failed", "handshake")).await, 0);
+    replica.stop().await;
+}
+
+/// The Events about enrolment on a pod: reason, action and note.
+async fn events(namespace: &Namespace, pod: &Value) -> Vec<[String; 3]> {
+    let api =
+        kube::Api::<k8s_openapi::api::events::v1::Event>::namespaced(namespace.cluster().client(), namespace.name());
+    let all = api.list(&kube::api::ListParams::default()).await.unwrap();
+    let about = |event: &k8s_openapi::api::events::v1::Event| {
+        let regarding = event.regarding.as_ref().and_then(|regarding| regarding.uid.as_deref());
+        regarding == pod["metadata"]["uid"].as_str() && event.type_.as_deref() == Some("Warning")
+    };
+    let found = all.items.into_iter().filter(about);
+    found
+        .map(|event| [event.reason, event.action, event.note].map(Option::unwrap_or_default))
+        .collect()
+}
+
+async fn whoever_runs_a_pod_is_told_why_it_gets_nothing_and_not_too_often(cluster: Cluster) {
+    let (scene, replica) = Scene::start(&cluster).await;
+    let sandboxes = &scene.sandboxes;
+    let [pod, other, unreachable] = [
+        created(sandboxes, &sandbox_pod("pod")).await,
+        created(sandboxes, &sandbox_pod("other")).await,
+        created(sandboxes, &sandbox_pod("unreachable")).await,
+    ];
+    // Nobody listens there.
+    sandboxes.runs_at(&unreachable, new_address()).await;
+    let stolen = sandboxes.token_of(&other, "sandgate").await;
+    let mut gate = run(sandboxes, &pod, &stolen).await;
+    refused(&replica, &gate, "token_pod").await;
+    let told = until("the pod's Events tell it", async || {
+        match events(sandboxes, &pod).await {
+            found if found.is_empty() => Err("none"),
+            found => Ok(found),
+        }
+    })
+    .await;
+    let [[reason, action, note]] = told.as_slice() else {
+        panic!("{told:?}")
+    };
+    assert_eq!([reason.as_str(), action], ["EnrolmentRefused", "token_pod"]);
+    assert!(
+        note.starts_with("The gate gets no identity: ") && !note.contains(&stolen),
+        "{note}"
+    );
+    // It goes on for the same reason: it moves, which begins the count anew, and there is nothing more to tell.
+    for _ in 0..3 {
+        let before = replica.metric(&visits("refused", "token_pod")).await;
+        drop(gate);
+        gate = run(sandboxes, &pod, &stolen).await;
+        replica.until_metric(&visits("refused", "token_pod"), before + 2).await;
+    }
+    let published = "sandgate_injector_pod_events_total{outcome=\"published\"}";
+    assert_eq!(events(sandboxes, &pod).await.len(), 1);
+    until_within(
+        3 * PATIENCE,
+        "a pod that nobody reaches is told so",
+        async || match events(sandboxes, &unreachable).await.as_slice() {
+            [[reason, action, _]] if reason == "EnrolmentFailing" && action == "unreachable" => Ok(()),
+            other => Err(other.to_vec()),
+        },
+    )
+    .await;
+    assert_eq!(replica.metric(published).await, 2);
+    assert_eq!(
+        replica
+            .metric("sandgate_injector_pod_events_total{outcome=\"failed\"}")
+            .await,
+        0
+    );
     replica.stop().await;
 }

@@ -20,6 +20,7 @@ mod chart_release_changes;
 mod end_to_end;
 mod enrolment;
 mod enrolment_refusals;
+mod external_root;
 mod harness;
 mod helm_test;
 mod hostile_objects;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         end_to_end::TESTS,
         enrolment::TESTS,
         enrolment_refusals::TESTS,
+        external_root::TESTS,
         harness::TESTS,
         helm_test::TESTS,
         hostile_objects::TESTS,

@@ -38,14 +38,14 @@ async fn a_root_is_replaced_under_load_and_no_request_fails(cluster: Cluster) {
     let team = stage.team.name();
     let (alpha, alpha_gate) = stage.served("alpha", app.port()).await;
     by_hand.router.until_answered(200, team, "alpha", app.port()).await;
-    let mut to_alpha = load(&by_hand.router, team, "alpha", app.port());
+    let mut to_alpha = load(by_hand.router.http, team, "alpha", app.port());
     to_alpha.goes_on().await;
 
     stage.root(&["rotate"]).await;
     stage.until_given(2).await;
     let (beta, beta_gate) = stage.served("beta", app.port()).await;
     by_hand.router.until_answered(200, team, "beta", app.port()).await;
-    let mut to_beta = load(&by_hand.router, team, "beta", app.port());
+    let mut to_beta = load(by_hand.router.http, team, "beta", app.port());
     stage.until_waits_for("distribute", &["confirmation"]).await;
     let new = [
         stage.stored("next.crt").await.unwrap(),

@@ -17,6 +17,7 @@ use sandgate_mesh::sandbox::SandboxKey;
 use sandgate_tests::load::Load;
 use sandgate_tests::processes::until_ready;
 use serde_json::{Value, json};
+use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 
@@ -32,20 +33,26 @@ pub(crate) struct Stage {
 impl Stage {
     /// With one replica that leads, whose webhook is in force.
     pub(crate) async fn start(cluster: &Cluster, lifetime: Duration) -> (Self, Replica) {
-        cluster.install_upstream_crds().await;
-        let stage = Self {
-            system: System::install(cluster).await,
-            team: cluster.namespace(OPTED_IN).await,
-            chart: Chart::render(&[
-                "injector.defaultPolicy=anonymous",
-                // Its routers have files.
-                "router.mesh.certificate.source=secret",
-            ]),
-        };
+        let chart = Chart::render(&[
+            "injector.defaultPolicy=anonymous",
+            // Its routers have files.
+            "router.mesh.certificate.source=secret",
+        ]);
+        let stage = Self::with(cluster, chart).await;
         let replica = stage.replica(|config, _| config.gate_certificate_lifetime = lifetime);
         stage.serve_with(&replica).await;
         replica.until_metric(LEADER, 1).await;
         (stage, replica)
+    }
+
+    /// With no replica yet.
+    pub(crate) async fn with(cluster: &Cluster, chart: Chart) -> Self {
+        cluster.install_upstream_crds().await;
+        Self {
+            system: System::install(cluster).await,
+            team: cluster.namespace(OPTED_IN).await,
+            chart,
+        }
     }
 
     pub(crate) fn replica(&self, change: impl FnOnce(&mut Config, &mut Timing)) -> Replica {
@@ -161,14 +168,14 @@ pub(crate) fn identity_of(pod: &Value) -> SandboxIdentity {
 }
 
 /// Requests through a router to a sandbox. Nothing is tried twice on their way.
-pub(crate) fn load(router: &RunningRouter, namespace: &str, name: &str, port: u16) -> Load {
+pub(crate) fn load(router: SocketAddr, namespace: &str, name: &str, port: u16) -> Load {
     let request = |fields: &str| {
         format!(
             "GET / HTTP/1.1\r\nHost: test\r\nX-Sandbox-ID: {name}\r\nX-Sandbox-Namespace: {namespace}\r\n\
              X-Sandbox-Port: {port}\r\n{fields}\r\n"
         )
     };
-    Load::start(request, &[router.http])
+    Load::start(request, &[router])
 }
 
 /// A router whose certificates are replaced by hand.

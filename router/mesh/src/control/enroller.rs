@@ -148,6 +148,8 @@ struct Held {
     pending: Option<(KeyPair, String)>,
     identity: Option<KeptIdentity>,
     policy: Option<(Generation, String)>,
+    /// Why the identity that came last wasn't taken, if by this clock it doesn't count.
+    unfit: Option<Unfit>,
 }
 
 impl Held {
@@ -225,6 +227,11 @@ impl Enroller {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Why the identity that came last wasn't taken, if by this clock it doesn't count.
+    pub(crate) fn unfit(&self) -> Option<Unfit> {
+        self.held().unfit
+    }
+
     /// Whether policies are for it.
     pub(crate) fn takes_policies(&self) -> bool {
         matches!(self.own, Enrollee::Gate(_))
@@ -266,7 +273,10 @@ impl Enroller {
         };
         let found = self.own.credentials(&key, &grant)?;
         // Nothing that serves gives way to what doesn't, and what doesn't has no use.
-        found.validity().check(SystemTime::now())?;
+        if let Err(unfit) = found.validity().check(SystemTime::now()) {
+            held.unfit = Some(unfit);
+            return Err(unfit.into());
+        }
         if in_force.is_some_and(|kept| kept.grant == grant) {
             return Ok(Taken::Unchanged);
         }
@@ -275,6 +285,7 @@ impl Enroller {
         let kept = KeptIdentity { key, grant };
         self.state.keep_identity(&kept).map_err(EnrolmentError::NotKept)?;
         held.identity = Some(kept);
+        held.unfit = None;
         if renewed {
             held.pending = None;
         }

@@ -7,7 +7,7 @@ pub use super::metrics::{ControlMetrics, Pushes};
 use super::state::State;
 use super::{ENROLMENT_PATH, IDENTITY_PATH, IdentityGrant, MAX_BODY_BYTES, POLICY_PATH, PolicyPush};
 use crate::body::{BodyError, detail, discard};
-use crate::credentials::{Credentials, MeshCredentials};
+use crate::credentials::{Credentials, MeshCredentials, Unfit};
 use crate::drain::Draining;
 use crate::framing::{Limits, refusal};
 use crate::identity::{PeerId, WorkloadIdentity};
@@ -15,7 +15,7 @@ use crate::listener::Newcomers;
 use crate::policy::PolicySnapshot;
 use crate::policy::model::Generation;
 use crate::serve;
-use crate::telemetry::chain;
+use crate::telemetry::{chain, utc};
 use crate::tls::{self, Anchors, ControlTrust, MeshPeer, ServerTls, TlsError};
 use anyhow::Context;
 use bytes::Bytes;
@@ -96,6 +96,19 @@ impl Control {
     /// The identity in force.
     pub fn credentials(&self) -> Credentials {
         self.enroller.credentials()
+    }
+
+    /// Why there is no identity that counts, in words: whether one came and by this clock is out of date, too.
+    pub fn explain(&self, unfit: Unfit, now: SystemTime) -> String {
+        match self.enroller.unfit() {
+            Some(refused) => {
+                let clock = utc(now);
+                format!(
+                    "{unfit}; one came and was refused: {refused}, and the clock here says {clock}; compare the clocks"
+                )
+            }
+            None => unfit.to_string(),
+        }
     }
 
     /// The policy in force; for a router there never is one.
