@@ -217,7 +217,7 @@ async fn a_gate_whose_clock_is_behind_says_so_and_is_ready_when_an_identity_coun
     let control = &scene.control;
     let start = SystemTime::now() + Duration::from_secs(3600);
     let refused = control.grant(&scene.authority, 1, &control.enrolment().await.csr, |spec| {
-        spec.not_before = start
+        spec.not_before = start;
     });
     let answer = control.put(IDENTITY_PATH, &refused).await;
     let detail = format!(

@@ -36,6 +36,8 @@ pub struct Anchors {
     given: String,
     /// Each in PEM. None begins with another.
     known: Vec<String>,
+    /// Of which of them each new gate must have one; of none in particular if this is empty.
+    required: Vec<String>,
 }
 
 impl Anchors {
@@ -53,7 +55,11 @@ impl Anchors {
         let text = given.concat();
         match text.len() {
             0 => Err(AnchorsError::Empty),
-            1..=MAX_BYTES => Ok(Self { given: text, known }),
+            1..=MAX_BYTES => Ok(Self {
+                given: text,
+                known,
+                required: Vec::new(),
+            }),
             _ => Err(AnchorsError::TooLong),
         }
     }
@@ -74,6 +80,32 @@ impl Anchors {
     /// The roots as a new gate is given them.
     pub fn as_pem(&self) -> &str {
         &self.given
+    }
+
+    /// The same where each gate that is made from now on must know one of these.
+    pub(crate) fn requiring(mut self, roots: &[Root]) -> Self {
+        self.required = texts(roots);
+        self
+    }
+
+    /// The same for gates that are there: they may have been made on another day.
+    pub(crate) fn of_any_day(&self) -> Self {
+        Self {
+            required: Vec::new(),
+            ..self.clone()
+        }
+    }
+
+    /// Whether a gate that is being made may have these roots: known ones, as [`hold`](Self::hold) says, and not only such as
+    /// leave. Whoever writes a pod can copy the gate of an old one, and those would be needed for ever.
+    pub(crate) fn admit(&self, text: &str) -> bool {
+        self.hold(text) && !self.are_outdated(text)
+    }
+
+    /// Whether these are roots of another day: none of those that stay.
+    pub(crate) fn are_outdated(&self, text: &str) -> bool {
+        let has = |root: &String| text.contains(root.as_str());
+        !self.required.is_empty() && !self.required.iter().any(has)
     }
 
     /// Whether a gate was given roots that are known and no others: some or all, in any order, each once, as they are

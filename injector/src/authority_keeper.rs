@@ -118,7 +118,8 @@ impl AuthorityKeeper {
     fn tell(&mut self, found: Stored, before: Option<&Stored>) {
         self.metrics.expires(ROOT, found.authority.root().not_after());
         // What gates are given also changes as time goes by.
-        let anchors = self.changes.anchors(&found.roots, found.retired.as_ref());
+        let former: Vec<_> = found.leaves.iter().chain(&found.retired).collect();
+        let anchors = self.changes.anchors(&found.roots, &former);
         self.anchors.send_if_modified(|told| {
             let changed = told.as_deref() != anchors.as_ref();
             if changed {

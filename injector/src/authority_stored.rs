@@ -55,6 +55,8 @@ pub(crate) struct Stored {
     pub(crate) previous: Option<Authority>,
     /// Every root that is to be trusted: the one that signs first.
     pub(crate) roots: Vec<Root>,
+    /// The one of them that signed before.
+    pub(crate) leaves: Option<Root>,
     /// The one that was retired last: nobody trusts it, and gates may have been born with it.
     pub(crate) retired: Option<Root>,
     /// Where the replacement of the root is; none if there never was one.
@@ -86,6 +88,7 @@ impl Stored {
         let rotation = rotation(&content, authority.root(), next.as_ref(), previous.as_ref());
         // Nobody is under it any more once it has expired.
         let previous = previous.filter(|root| root.valid_at(now));
+        let leaves = previous.clone();
         let roots = [Some(authority.root().clone()), next, previous.clone()];
         let previous = match (previous, part(PREVIOUS_KEY)) {
             (None, _) | (_, []) => None,
@@ -98,6 +101,7 @@ impl Stored {
             authority,
             previous,
             roots: roots.into_iter().flatten().collect(),
+            leaves,
             retired,
             rotation,
             content,

@@ -98,7 +98,7 @@ pub(crate) fn check(terms: Terms<'_>, pod: Pod<'_>) -> Result<(), Misfit> {
         Some(_) => Trigger::SandboxLabel,
         None => Trigger::InjectLabel,
     };
-    match plan(shape, &settings, terms.anchors, pod, trigger, Vec::new()) {
+    match plan(shape, &settings, &terms.anchors.of_any_day(), pod, trigger, Vec::new()) {
         Ok(plan) if patch(&plan, &raw).0.is_empty() => Ok(()),
         Ok(_) => Err(Misfit::Shape(
             "the gate isn't whole, or not first among the init containers".into(),

@@ -260,17 +260,17 @@ pub(crate) fn plan(
         (Err(found), Err(more)) => return Err(more.after(found.after(denials))),
     };
     let image = existing::accepted_image(settings, pod).unwrap_or(&settings.image);
-    let anchors = existing::accepted_anchors(anchors, pod).unwrap_or(anchors.as_pem());
+    let roots = existing::accepted_anchors(anchors, pod).unwrap_or(anchors.as_pem());
     let plan = Plan {
         trigger,
         shape: shape.version,
-        containers: (shape.containers)(settings, image, anchors, &overrides, &app_probes),
+        containers: (shape.containers)(settings, image, roots, &overrides, &app_probes),
         volumes: (shape.volumes)(),
         lockdown: settings.lockdown.is_some(),
         warnings,
     };
     if holds_parts {
-        denials.extend(existing::denials(pod, &plan));
+        denials.extend(existing::denials(pod, &plan, anchors));
     }
     Denials::of(denials).map_or(Ok(plan), Err)
 }

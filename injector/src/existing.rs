@@ -46,9 +46,10 @@ pub(crate) fn anchors(pod: Pod<'_>) -> Option<&str> {
     Some(text)
 }
 
-/// The roots in the gate that is there, if all of them are known here: another replica may have known fewer, or more.
+/// The roots in the gate that is there, if all of them are known here, and not only such as leave: another replica may have
+/// known fewer, or more.
 pub(crate) fn accepted_anchors<'a>(known: &Anchors, pod: Pod<'a>) -> Option<&'a str> {
-    anchors(pod).filter(|text| known.hold(text))
+    anchors(pod).filter(|text| known.admit(text))
 }
 
 /// The image of the gate that is there, if it is none that would be injected and the operator accepts it as well.
@@ -90,27 +91,47 @@ pub(crate) fn without(pod: Pod<'_>) -> Value {
     raw
 }
 
+/// The field of the gate that is there in which its roots are, if they are those of another day.
+fn outdated_anchors(known: &Anchors, pod: Pod<'_>) -> Option<String> {
+    let gate = gate(pod)?;
+    let (index, text) = variable(gate.fields(), TRUST_ANCHORS_VARIABLE)?;
+    let outdated = known.hold(text) && known.are_outdated(text);
+    outdated.then(|| gate.field(&format!("env[{index}].value")))
+}
+
 /// What is wrong with the parts that are there: all of them must be, and be what would be injected.
-pub(crate) fn denials(pod: Pod<'_>, plan: &Plan) -> Vec<Denial> {
+pub(crate) fn denials(pod: Pod<'_>, plan: &Plan, known: &Anchors) -> Vec<Denial> {
     let parts = parts(pod, plan);
     if parts.iter().any(|part| part.found == Found::Nowhere) {
         let there = parts.into_iter().filter(|part| part.found != Found::Nowhere);
         return there.map(|part| reserved(part.field, part.name)).collect();
     }
+    let outdated = outdated_anchors(known, pod);
     let differing = parts.into_iter().filter_map(|part| match part.found {
-        Found::Differs(rest) => Some(Denial {
-            reason: DenyReason::Tampered,
-            field: [part.field, rest]
-                .into_iter()
-                .filter(|text| !text.is_empty())
-                .collect::<Vec<_>>()
-                .join("."),
-            why: "it isn't what would be injected".to_owned(),
-            fix: "remove all parts of the gate from the pod; they are added when it is created".to_owned(),
-        }),
+        Found::Differs(rest) => {
+            let field = [part.field, rest].into_iter().filter(|text| !text.is_empty());
+            let field = field.collect::<Vec<_>>().join(".");
+            Some(differs(outdated.as_ref() == Some(&field), field))
+        }
         Found::Equal | Found::Nowhere => None,
     });
     differing.collect()
+}
+
+fn differs(outdated: bool, field: String) -> Denial {
+    let fix = "remove all parts of the gate from the pod; they are added when it is created";
+    let (why, fix) = if outdated {
+        let again = "if nobody wrote them there, a root was replaced a moment ago: create the pod again";
+        ("the control plane's roots of another day", format!("{fix}; {again}"))
+    } else {
+        ("it isn't what would be injected", fix.to_owned())
+    };
+    Denial {
+        reason: DenyReason::Tampered,
+        field,
+        why: why.to_owned(),
+        fix,
+    }
 }
 
 struct Part<'a> {

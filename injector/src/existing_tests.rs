@@ -1,12 +1,18 @@
 use crate::anchors::Anchors;
-use crate::authority::NewRoot;
+use crate::authority::{NewRoot, Root};
+use crate::born::{Terms, check};
+use crate::ca_bundle::pem;
 use crate::decide::Decision;
 use crate::deny::DenyReason;
 use crate::offline::documents;
 use crate::patch::patch;
+use crate::pod::Pod;
+use crate::root_changes::RootChanges;
 use crate::settings::{PullPolicy, Settings};
+use crate::shape::SHAPES;
 use crate::testing::{anchors, decided, decided_knowing, denials, injected, lockdown, sandbox, sandbox_with, settings};
 use serde_json::{Value, json};
+use std::time::Duration;
 
 /// What the API server and its own admission make of a gated pod: defaults, resources and pull policies.
 fn as_stored(pod: &Value) -> Value {
@@ -146,6 +152,43 @@ fn a_gate_may_have_any_of_the_roots_that_are_known_and_no_other() {
                 .map(|denial| (denial.reason, denial.field.as_str()))
                 .collect();
             assert_eq!(found, [(DenyReason::Tampered, field)], "{text}");
+        }
+    }
+}
+
+/// A pod's author has copied the gate of an old pod: a root that leaves would be needed for ever.
+#[tokio::test(start_paused = true)]
+async fn a_gate_that_knows_only_a_root_that_leaves_is_not_admitted_anew_and_runs_on() {
+    let root = || Root::from_pem(NewRoot::generate().unwrap().certificate_pem.as_bytes()).unwrap();
+    let (old, new) = (root(), root());
+    let text = pem(&[old.der()]);
+    let grace = Duration::from_secs(60);
+    for settings in [settings(), lockdown()] {
+        let mut pod = injected(&settings, &sandbox());
+        *anchors_of(&mut pod) = text.as_str().into();
+        let pod = as_stored(&pod);
+        for (current, former) in [(vec![new.clone(), old.clone()], &old), (vec![new.clone()], &old)] {
+            let anchors = RootChanges::new(grace).anchors(&current, &[former]).unwrap();
+            let Decision::Deny(denials) = decided_knowing(&anchors, &settings, &pod) else {
+                panic!("admitted with {} roots", current.len());
+            };
+            let [denial] = denials.iter().collect::<Vec<_>>()[..] else {
+                panic!("{denials:?}");
+            };
+            assert!(
+                denial.reason == DenyReason::Tampered
+                    && denial.field.ends_with(".env[3].value")
+                    && denial.why.contains("roots of another day")
+                    && denial.fix.contains("create the pod again"),
+                "{denial}"
+            );
+            let terms = Terms {
+                shapes: SHAPES,
+                settings: &settings,
+                anchors: &anchors,
+                proven: false,
+            };
+            assert_eq!(check(terms, Pod::read(&pod).unwrap()), Ok(()));
         }
     }
 }

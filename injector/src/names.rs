@@ -111,6 +111,8 @@ pub const NETWORK_POLICY: &str = "sandgate-gate";
 pub const DEFAULT_AUTHORITY_SECRET: &str = "sandgate-authority";
 /// The entry of that Secret with the control plane's epoch, a decimal number.
 pub const EPOCH_ENTRY: &str = "epoch";
+/// The entry of that Secret that says how long the identities last that leaders have given.
+pub const IDENTITIES_ENTRY: &str = "identities";
 /// The annotation of that Secret in which the leader tells how the replacement of the root stands.
 pub const ROTATION_ANNOTATION: &str = "sandgate.dev/root-rotation";
 /// The Lease in the own namespace that says which replica talks to gates.

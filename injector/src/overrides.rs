@@ -13,7 +13,9 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 /// CPU that a pod's author may ask for.
-const CPU: RangeInclusive<Cpu> = Cpu::millis(1)..=Cpu::millis(4000);
+const CPU_REQUEST: RangeInclusive<Cpu> = Cpu::millis(1)..=Cpu::millis(4000);
+/// CPU that a pod's author may limit the gate to: with less a handshake may take longer than anybody waits for it.
+const CPU_LIMIT: RangeInclusive<Cpu> = Cpu::millis(10)..=Cpu::millis(4000);
 /// Memory that a pod's author may ask for.
 const MEMORY_REQUEST: RangeInclusive<Memory> = Memory::mebibytes(8)..=Memory::mebibytes(1024);
 /// Memory that a pod's author may limit the gate to: with less it can't serve its connections.
@@ -36,10 +38,10 @@ impl Overrides {
     pub fn read(settings: &Settings, pod: Pod<'_>) -> Result<Self, Denials> {
         let mut denials = Vec::new();
         let mut resources = settings.resources;
-        if let Some(cpu) = amount(pod, CPU_REQUEST_ANNOTATION, &CPU, &mut denials) {
+        if let Some(cpu) = amount(pod, CPU_REQUEST_ANNOTATION, &CPU_REQUEST, &mut denials) {
             resources.cpu_request = cpu;
         }
-        if let Some(cpu) = amount(pod, CPU_LIMIT_ANNOTATION, &CPU, &mut denials) {
+        if let Some(cpu) = amount(pod, CPU_LIMIT_ANNOTATION, &CPU_LIMIT, &mut denials) {
             resources.cpu_limit = Some(cpu);
         }
         if let Some(memory) = amount(pod, MEMORY_REQUEST_ANNOTATION, &MEMORY_REQUEST, &mut denials) {

@@ -12,6 +12,8 @@ pub(crate) struct RootChanges {
     /// How long it takes until every replica has read a change.
     grace: Duration,
     roots: Vec<Remembered>,
+    /// The root that signs, and since when; none if it did when this replica started.
+    signs: Option<(Root, Option<Instant>)>,
 }
 
 struct Remembered {
@@ -26,12 +28,14 @@ impl RootChanges {
         Self {
             grace,
             roots: Vec::new(),
+            signs: None,
         }
     }
 
-    /// The anchors of gates now that these roots are there, the one that signs first. One that was `retired` isn't given to
-    /// anybody; gates that were born with it and another are known all the same.
-    pub(crate) fn anchors(&mut self, current: &[Root], retired: Option<&Root>) -> Option<Anchors> {
+    /// The anchors of gates now that these roots are there, the one that signs first. Of the `former` ones, which signed before,
+    /// those that aren't current are given to nobody; gates that were born with them and others are known all the same. When
+    /// every replica knows which root signs, no gate is made with former ones only.
+    pub(crate) fn anchors(&mut self, current: &[Root], former: &[&Root]) -> Option<Anchors> {
         let (now, grace) = (Instant::now(), self.grace);
         let first = self.roots.is_empty();
         for root in current {
@@ -63,10 +67,26 @@ impl RootChanges {
             .roots
             .iter()
             .map(|known| &known.root)
-            .chain(retired)
+            .chain(former.iter().copied())
             .cloned()
             .collect();
-        Anchors::given_and_known(&given, &known).ok()
+        let anchors = Anchors::given_and_known(&given, &known).ok()?;
+        // Until then a replica may give gates the former one alone.
+        if !self.signs_for_long(current.first()?, first, now) {
+            return Some(anchors);
+        }
+        let stays = |root: &&Root| current.first() == Some(*root) || !former.contains(root);
+        let stay: Vec<_> = current.iter().filter(stays).cloned().collect();
+        Some(anchors.requiring(&stay))
+    }
+
+    /// Whether every replica knows by now that this root signs.
+    fn signs_for_long(&mut self, signing: &Root, first: bool, now: Instant) -> bool {
+        if self.signs.as_ref().is_none_or(|(root, _)| root != signing) {
+            self.signs = Some((signing.clone(), (!first).then_some(now)));
+        }
+        let since = self.signs.as_ref().and_then(|(_, since)| *since);
+        since.is_none_or(|since| now.duration_since(since) >= self.grace)
     }
 }
 
@@ -125,29 +145,26 @@ mod tests {
         let (signing, next) = (root(), root());
         let (before, after) = ([signing.clone()], [signing.clone(), next.clone()]);
         let mut changes = RootChanges::new(GRACE);
-        assert_eq!(changes.anchors(&[], None), None);
-        assert_eq!(changes.anchors(&before, None).unwrap().as_pem(), text(&[&signing]));
-        let anchors = changes.anchors(&after, None).unwrap();
+        assert_eq!(changes.anchors(&[], &[]), None);
+        assert_eq!(changes.anchors(&before, &[]).unwrap().as_pem(), text(&[&signing]));
+        let anchors = changes.anchors(&after, &[]).unwrap();
         assert_eq!(anchors.as_pem(), text(&[&signing]));
         assert!(anchors.hold(&text(&[&signing, &next])));
         tokio::time::advance(GRACE).await;
-        assert_eq!(
-            changes.anchors(&after, None).unwrap().as_pem(),
-            text(&[&signing, &next])
-        );
+        assert_eq!(changes.anchors(&after, &[]).unwrap().as_pem(), text(&[&signing, &next]));
         // It signs: the old one is given to nobody, and gates that are on their way still have it.
-        let anchors = changes.anchors(std::slice::from_ref(&next), None).unwrap();
+        let anchors = changes.anchors(std::slice::from_ref(&next), &[]).unwrap();
         assert_eq!(anchors.as_pem(), text(&[&next]));
         assert!(anchors.hold(&text(&[&signing, &next])));
         tokio::time::advance(GRACE).await;
-        let anchors = changes.anchors(std::slice::from_ref(&next), None).unwrap();
+        let anchors = changes.anchors(std::slice::from_ref(&next), &[]).unwrap();
         assert!(!anchors.hold(&text(&[&signing])) && anchors.hold(&text(&[&next])));
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_a_replica_finds_at_its_start_is_given_at_once() {
         let (signing, next) = (root(), root());
-        let anchors = RootChanges::new(GRACE).anchors(&[signing.clone(), next.clone()], None);
+        let anchors = RootChanges::new(GRACE).anchors(&[signing.clone(), next.clone()], &[]);
         assert_eq!(anchors.unwrap().as_pem(), text(&[&signing, &next]));
     }
 
@@ -156,11 +173,11 @@ mod tests {
     async fn a_root_that_signs_is_given_at_once_however_new_it_is() {
         let (old, new) = (root(), root());
         let mut changes = RootChanges::new(GRACE);
-        changes.anchors(std::slice::from_ref(&old), None);
-        let anchors = changes.anchors(std::slice::from_ref(&new), None).unwrap();
+        changes.anchors(std::slice::from_ref(&old), &[]);
+        let anchors = changes.anchors(std::slice::from_ref(&new), &[]).unwrap();
         assert_eq!(anchors.as_pem(), text(&[&new]));
         assert!(anchors.hold(&text(&[&old])));
-        let anchors = changes.anchors(&[new.clone(), old.clone()], None).unwrap();
+        let anchors = changes.anchors(&[new.clone(), old.clone()], &[]).unwrap();
         assert_eq!(anchors.as_pem(), text(&[&new, &old]));
     }
 
@@ -168,12 +185,12 @@ mod tests {
     async fn a_root_that_comes_back_and_goes_again_is_known_for_as_long_as_before() {
         let (first, second) = (root(), root());
         let mut changes = RootChanges::new(GRACE);
-        changes.anchors(std::slice::from_ref(&first), None);
-        changes.anchors(std::slice::from_ref(&second), None);
+        changes.anchors(std::slice::from_ref(&first), &[]);
+        changes.anchors(std::slice::from_ref(&second), &[]);
         tokio::time::advance(GRACE / 2).await;
-        changes.anchors(&[second.clone(), first.clone()], None);
+        changes.anchors(&[second.clone(), first.clone()], &[]);
         tokio::time::advance(GRACE).await;
-        let anchors = changes.anchors(&[second], None).unwrap();
+        let anchors = changes.anchors(&[second], &[]).unwrap();
         assert!(anchors.hold(&text(&[&first])));
     }
 
@@ -181,10 +198,46 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_retired_root_is_known_beside_the_one_that_signs_and_given_to_nobody() {
         let (retired, signing) = (root(), root());
-        let anchors = RootChanges::new(GRACE).anchors(std::slice::from_ref(&signing), Some(&retired));
+        let anchors = RootChanges::new(GRACE).anchors(std::slice::from_ref(&signing), &[&retired]);
         let anchors = anchors.unwrap();
         assert_eq!(anchors.as_pem(), text(&[&signing]));
         assert!(anchors.hold(&text(&[&retired, &signing])));
+    }
+
+    /// Or whoever writes pods could have one after the other that needs it, and it would stay for ever.
+    #[tokio::test(start_paused = true)]
+    async fn no_gate_is_made_with_roots_only_that_leave() {
+        let (old, new) = (root(), root());
+        let (old_only, both) = (text(&[&old]), text(&[&new, &old]));
+        let mut changes = RootChanges::new(GRACE);
+        let anchors = changes.anchors(std::slice::from_ref(&old), &[]).unwrap();
+        assert!(anchors.admit(&old_only));
+        let distribute = [old.clone(), new.clone()];
+        changes.anchors(&distribute, &[]);
+        tokio::time::advance(2 * GRACE).await;
+        let anchors = changes.anchors(&distribute, &[]).unwrap();
+        // Where roots are replaced by hand, the new one may sign for another replica already, and be all that it gives.
+        assert!(
+            [&old_only, &both, &text(&[&new])]
+                .iter()
+                .all(|text| anchors.admit(text))
+        );
+        // It signs: a replica that hasn't heard of it may still give the old one alone.
+        let switch = [new.clone(), old.clone()];
+        assert!(changes.anchors(&switch, &[&old]).unwrap().admit(&old_only));
+        tokio::time::advance(GRACE).await;
+        let anchors = changes.anchors(&switch, &[&old]).unwrap();
+        assert!(!anchors.admit(&old_only) && anchors.admit(&both) && anchors.admit(&text(&[&new])));
+        assert!(
+            anchors.hold(&old_only) && anchors.of_any_day().admit(&old_only),
+            "it may run"
+        );
+        let retire = std::slice::from_ref(&new);
+        let anchors = changes.anchors(retire, &[&old]).unwrap();
+        assert!(!anchors.admit(&old_only) && anchors.admit(&both));
+        // A replica that has just started.
+        let anchors = RootChanges::new(GRACE).anchors(retire, &[&old]).unwrap();
+        assert!(!anchors.admit(&old_only) && anchors.admit(&both) && anchors.hold(&old_only));
     }
 
     #[tokio::test(start_paused = true)]

@@ -129,7 +129,9 @@ def the_roots_replacement_waits_for_a_word_where_routers_are_not_all_enrolled(ch
     files, others = "router.mesh.certificate.source=secret", "injection.routerIdentities={spiffe://cluster.local/ns/agent-sandbox-system/sa/sandbox-router,spiffe://cluster.local/ns/a/sa/b}"
     assert within() == ["0s"], within()
     assert within(given) == ["1h"], within(given)
-    for values in ([files], [others], ["router.mesh.mode=off"]):
+    # Gates still take these for routers, and may be served by them: with files.
+    accepted = "injection.acceptedRouterIdentities={spiffe://cluster.local/ns/a/sa/b}"
+    for values in ([files], [others], [accepted], ["router.mesh.mode=off"]):
         assert within(*values) == [], (values, within(*values))
         assert within(*values, given) == ["1h"], values
 

@@ -232,12 +232,12 @@ kubectl exec -i -n {{ .Release.Namespace }} deploy/{{ include "sandgate.injector
 {{- end }}
 
 {{/* How soon routers that nobody here can see follow a step of the root's replacement. Of those that are enrolled the injector
-knows, so where there are no others nobody has to be waited for. */}}
+knows, so where there are no others nobody has to be waited for; gates that were given others before are served by them still. */}}
 {{- define "sandgate.routersFollowWithin" -}}
 {{- $enrolled := and .Values.router.enabled (ne .Values.router.mesh.mode "off") (eq .Values.router.mesh.certificate.source "enrolled") -}}
 {{- if .Values.injector.authority.routersFollowWithin -}}
 {{ .Values.injector.authority.routersFollowWithin }}
-{{- else if and $enrolled (not .Values.injection.routerIdentities) -}}
+{{- else if and $enrolled (not .Values.injection.routerIdentities) (not .Values.injection.acceptedRouterIdentities) -}}
 0s
 {{- end -}}
 {{- end }}

@@ -61,8 +61,10 @@ pub(super) struct Holders {
     /// When this leader began, before it knew of any pod or step.
     began: Instant,
     opted_in: OptedIn,
-    /// How long an identity may have been given for.
+    /// How long this leader's identities live.
     lifetime: Duration,
+    /// When each that was given before it has ended.
+    former_until: SystemTime,
     /// Who was seen since a list began, while one is under way.
     listed: Option<HashSet<PodUid>>,
     /// Whether there has ever been a whole list.
@@ -73,12 +75,13 @@ pub(super) struct Holders {
 
 impl Holders {
     /// Nobody is known yet. Only pods of namespaces that have opted in count: others get nothing from anybody.
-    pub(super) fn new(opted_in: OptedIn, lifetime: Duration, now: Instant) -> Self {
+    pub(super) fn new(opted_in: OptedIn, lifetime: Duration, former_until: SystemTime, now: Instant) -> Self {
         Self {
             pods: HashMap::new(),
             began: now,
             opted_in,
             lifetime,
+            former_until,
             listed: None,
             complete: false,
             step: None,
@@ -169,7 +172,9 @@ impl Holders {
         let Some(proof) = &pod.proof else {
             // Whoever came since can have nothing older than this step; nor can who was born with the new root have had
             // anything before that was given to everybody.
-            let may_be_older = |first: Instant| first <= since && now < first + self.lifetime;
+            let may_be_formers = |first: Instant| first == self.began && clock <= self.former_until;
+            let may_be_older =
+                |first: Instant| first <= since && (now < first + self.lifetime || may_be_formers(first));
             return pod.addressed.is_some_and(may_be_older)
                 && !(rotation.step == Step::Distribute && pod.born_with.contains(&rotation.to));
         };

@@ -53,7 +53,7 @@ fn holders(now: Instant, pods: &[Sighting]) -> Holders {
     let opted_in = OptedIn::default();
     let namespaces = ["team".parse().unwrap()].into();
     opted_in.note(Change::Listed(namespaces)).unwrap();
-    let mut holders = Holders::new(opted_in, LIFETIME, now);
+    let mut holders = Holders::new(opted_in, LIFETIME, SystemTime::UNIX_EPOCH, now);
     holders.listing();
     for pod in pods {
         holders.seen(pod, now);
@@ -137,13 +137,29 @@ async fn of_a_gate_that_has_shown_nothing_the_worst_is_assumed_as_long_as_it_can
     );
 }
 
+/// Its lifetime is a shorter one than that of the leader before it.
+#[tokio::test(start_paused = true)]
+async fn what_a_former_leader_has_given_counts_for_as_long_as_that_gave_it_for() {
+    let (now, clock) = (Instant::now(), SystemTime::now());
+    let mut holders = holders(now, &[sighting("box", &["old", "new"])]);
+    holders.former_until = clock + 2 * LIFETIME;
+    behind(&mut holders, Step::Switch, now);
+    holders.seen(&sighting("later", &["old", "new"]), now + HOUR);
+    behind(&mut holders, Step::Retire, now + HOUR);
+    let after = |time: Duration| at(&holders, now + time, clock + time)[0].clone();
+    assert_eq!(after(HOUR), ["box", "later"]);
+    assert_eq!(after(HOUR + LIFETIME), ["box"], "the other has only had this leader's");
+    assert_eq!(after(2 * LIFETIME), ["box"]);
+    assert_eq!(after(2 * LIFETIME + Duration::from_secs(1)), Vec::<String>::new());
+}
+
 /// It hears of the step before it has seen anybody.
 #[tokio::test(start_paused = true)]
 async fn whom_a_new_leader_finds_was_there_before_it() {
     let began = Instant::now();
     let opted_in = OptedIn::default();
     opted_in.note(Change::Listed(["team".parse().unwrap()].into())).unwrap();
-    let mut holders = Holders::new(opted_in, LIFETIME, began);
+    let mut holders = Holders::new(opted_in, LIFETIME, SystemTime::UNIX_EPOCH, began);
     tokio::time::advance(Duration::from_secs(1)).await;
     holders.follow(Some(&rotation(Step::Switch)), Instant::now());
     tokio::time::advance(Duration::from_secs(1)).await;
@@ -222,7 +238,7 @@ async fn a_pod_that_knows_only_a_root_that_leaves_is_named_until_it_ends() {
 async fn nothing_is_said_before_everybody_was_seen_and_who_was_not_seen_again_is_gone() {
     let now = Instant::now();
     let opted_in = OptedIn::default();
-    let mut holders = Holders::new(opted_in.clone(), LIFETIME, now);
+    let mut holders = Holders::new(opted_in.clone(), LIFETIME, SystemTime::UNIX_EPOCH, now);
     holders.follow(Some(&rotation(Step::Switch)), now);
     let knows = |holders: &Holders| holders.progress(now, SystemTime::now()).is_some();
     holders.listing();

@@ -7,6 +7,7 @@
 //! | [`pods`] | the watches that say which gates and which routers there are and where |
 //! | [`namespaces`] | the watch that says which namespaces have opted in |
 //! | [`queue`] | which of them is visited when |
+//! | [`turns`] | that no namespace keeps others waiting |
 //! | [`work`] | that visits are made side by side, and how many |
 //! | [`visit`] | what is said to a gate, and in which order |
 //! | [`visit_router`] | the same of a router |
@@ -41,6 +42,7 @@ mod queue;
 pub(crate) mod report;
 pub(crate) mod rotate;
 pub(crate) mod rotate_report;
+mod turns;
 mod verify;
 mod verify_router;
 mod visit;
@@ -54,6 +56,7 @@ use crate::kubernetes::RequestError;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
 use crate::shape::SHAPES;
+use epoch::Epoch;
 use evidence::Evidence;
 use kube::Client;
 use leader::Candidate;
@@ -145,7 +148,7 @@ impl Context {
 async fn term(context: &Context) {
     let epoch = loop {
         let (client, namespace) = (context.client.clone(), context.settings.own_namespace.as_str());
-        match epoch::raise(client, namespace, &context.secret).await {
+        match epoch::raise(client, namespace, &context.secret, context.lifetime).await {
             Ok(epoch) => break epoch,
             Err(error) => {
                 context.metrics.failed("epoch");
@@ -155,8 +158,8 @@ async fn term(context: &Context) {
         }
         tokio::time::sleep(RETRY).await;
     };
-    context.report.epoch(epoch);
-    tracing::info!(epoch, "a new epoch has begun");
+    context.report.epoch(epoch.number);
+    tracing::info!(epoch = epoch.number, "a new epoch has begun");
     context.rotation.fresh.read(RETRY).await;
     let own_namespace = context.settings.own_namespace.clone();
     let gates = visitor(context, Party::Gates, OptedIn::default(), epoch);
@@ -184,7 +187,7 @@ fn rotor(context: &Context, followers: Followers) -> Rotor {
     Rotor::new(context.rotation.clone(), secret, authority, followers, metrics)
 }
 
-fn visitor(context: &Context, party: Party, opted_in: OptedIn, epoch: u64) -> Visitor {
+fn visitor(context: &Context, party: Party, opted_in: OptedIn, epoch: Epoch) -> Visitor {
     Visitor {
         party,
         evidence: Evidence::new(context.client.clone()),
@@ -196,7 +199,8 @@ fn visitor(context: &Context, party: Party, opted_in: OptedIn, epoch: u64) -> Vi
         opted_in,
         own: OwnIdentity::new(context.settings.control_identity.clone(), context.lifetime),
         lifetime: context.lifetime,
-        epoch,
+        former_until: epoch.former_until,
+        epoch: epoch.number,
         counter: AtomicU64::new(1),
     }
 }

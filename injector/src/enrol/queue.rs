@@ -1,8 +1,9 @@
-//! Which gate is visited next, and when: each once at a time, the one that has waited longest first, of no namespace so
-//! many at once that others wait for it, and of namespaces that haven't opted in none. Pure: it is told the time.
+//! Which gate is visited next, and when: each once at a time, in the order that [`super::turns`] says, and of namespaces that
+//! haven't opted in none. Pure: it is told the time.
 
 use super::namespaces::OptedIn;
 use super::pods::{Sighting, Target};
+use super::turns::Turns;
 use sandgate_mesh::sandbox::{Namespace, PodUid};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -14,7 +15,7 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// Nothing that is seen of a pod has its gate visited more often.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Failures in a row that aren't told: a gate that has just got its address may not listen yet.
+/// Failures in a row that aren't told, and are no trouble yet: a gate that has just got its address may not listen yet.
 const QUIET: u32 = 2;
 /// How long what is told of a gate that goes on failing for the same reason counts as told.
 const TOLD: Duration = Duration::from_secs(600);
@@ -40,7 +41,7 @@ pub(super) enum Trouble {
 pub(super) struct Limits {
     /// To gates of one namespace.
     pub(super) per_namespace: usize,
-    /// To gates that weren't as they should be the last time.
+    /// To gates in trouble: that weren't as they should be more often in a row than any may at its beginning.
     pub(super) troubled: usize,
 }
 
@@ -71,8 +72,6 @@ struct Entry {
     /// When the last visit began.
     visited: Option<Instant>,
     turn: Turn,
-    /// Whether the visit that is under way counts as one of those to troubled gates.
-    troubled: bool,
     roots: Roots,
     /// Failures in a row.
     failures: u32,
@@ -110,7 +109,7 @@ enum State {
 }
 
 /// When something is due, and a number that no other place has.
-type Place = (Instant, u64);
+pub(super) type Place = (Instant, u64);
 
 /// A visit to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,20 +121,19 @@ pub(super) struct Visit {
     pub(super) renew: bool,
     /// How many visits in a row have failed.
     pub(super) failures: u32,
+    /// Whether it counts as one of those to troubled gates.
+    troubled: bool,
 }
 
 /// The gates that are known.
 #[derive(Debug)]
 pub(super) struct Queue {
     entries: HashMap<PodUid, Entry>,
-    /// Who isn't being visited and may be, by when that is due.
+    /// Who isn't being visited and may be, by when that is due; without those whom `turns` has because it is.
     order: BTreeMap<Place, PodUid>,
     /// The number of the last place that was given.
     places: u64,
-    running: BTreeMap<Namespace, usize>,
-    /// Visits under way to troubled gates.
-    running_troubled: usize,
-    limits: Limits,
+    turns: Turns,
     opted_in: OptedIn,
     /// Who was seen since a list began, while one is under way.
     listed: Option<HashSet<PodUid>>,
@@ -147,9 +145,7 @@ impl Queue {
             entries: HashMap::new(),
             order: BTreeMap::new(),
             places: 0,
-            running: BTreeMap::new(),
-            running_troubled: 0,
-            limits,
+            turns: Turns::new(limits),
             opted_in,
             listed: None,
         }
@@ -221,8 +217,8 @@ impl Queue {
             }
             return;
         }
-        let due = entry.not_before(now);
-        if reason && due < entry.place.0 {
+        let due = entry.not_before(now).min(entry.place.0);
+        if reason {
             self.place(&seen.uid, due);
         }
     }
@@ -231,6 +227,7 @@ impl Queue {
     fn place(&mut self, uid: &PodUid, due: Instant) {
         let Some(entry) = self.entries.get_mut(uid) else { return };
         self.order.remove(&entry.place);
+        self.turns.remove(&entry.target.namespace, &entry.place);
         self.places += 1;
         entry.place = (due, self.places);
         if self.opted_in.contains(&entry.target.namespace) {
@@ -238,13 +235,11 @@ impl Queue {
         }
     }
 
-    /// Forgets a pod.
+    /// Forgets a pod. A visit that is under way to it goes on, and counts until it has ended.
     pub(super) fn gone(&mut self, uid: &PodUid) {
         let Some(entry) = self.entries.remove(uid) else { return };
         self.order.remove(&entry.place);
-        if entry.turn != Turn::Waits {
-            self.release(&entry.target.namespace, entry.troubled);
-        }
+        self.turns.remove(&entry.target.namespace, &entry.place);
     }
 
     /// Whether this pod is known.
@@ -269,30 +264,27 @@ impl Queue {
         }
     }
 
-    /// The visit that is due and has waited longest; none while there is none.
+    /// The visit whose turn it is; none while there is none.
     pub(super) fn take(&mut self, now: Instant) -> Option<Visit> {
-        let troubled_too = self.running_troubled < self.limits.troubled;
-        let free = |uid: &PodUid| {
-            self.entries.get(uid).is_some_and(|entry| {
-                let running = self.running.get(&entry.target.namespace).copied();
-                running.unwrap_or_default() < self.limits.per_namespace && (troubled_too || entry.failures == 0)
-            })
-        };
-        let mut due = self.order.range(..=(now, u64::MAX));
-        let (place, uid) = due.find(|(_, uid)| free(uid))?;
-        let (place, uid) = (*place, uid.clone());
-        self.order.remove(&place);
-        let entry = self.entries.get_mut(&uid)?;
+        while let Some(first) = self.order.first_entry()
+            && first.key().0 <= now
+        {
+            let (place, uid) = first.remove_entry();
+            if let Some(entry) = self.entries.get(&uid) {
+                let troubled = entry.failures > QUIET;
+                self.turns.add(&entry.target.namespace, place, uid, troubled);
+            }
+        }
+        let next = self.turns.take()?;
+        let entry = self.entries.get_mut(&next.uid)?;
         entry.turn = Turn::Visited;
         entry.visited = Some(now);
-        entry.troubled = entry.failures > 0;
-        self.running_troubled += usize::from(entry.troubled);
-        *self.running.entry(entry.target.namespace.clone()).or_default() += 1;
         Some(Visit {
-            place,
+            place: next.place,
             target: entry.target.clone(),
             renew: entry.roots == Roots::Old,
             failures: entry.failures,
+            troubled: next.troubled,
         })
     }
 
@@ -304,6 +296,7 @@ impl Queue {
 
     /// A visit has ended.
     pub(super) fn done(&mut self, visit: &Visit, next: Next, now: Instant) {
+        self.turns.ended(&visit.target.namespace, visit.troubled);
         let uid = &visit.target.uid;
         let Some(entry) = self.entries.get_mut(uid) else { return };
         // Forgotten and seen again meanwhile, it is another's turn.
@@ -329,8 +322,6 @@ impl Queue {
                 wait_after(entry.failures, fastrand::f64())
             }
         };
-        let troubled = entry.troubled;
-        self.release(&visit.target.namespace, troubled);
         self.place(uid, now + wait);
     }
 
@@ -348,16 +339,6 @@ impl Queue {
         }
         entry.told = Some((reason, now));
         true
-    }
-
-    fn release(&mut self, namespace: &Namespace, troubled: bool) {
-        self.running_troubled -= usize::from(troubled).min(self.running_troubled);
-        if let Some(running) = self.running.get_mut(namespace) {
-            *running = running.saturating_sub(1);
-            if *running == 0 {
-                self.running.remove(namespace);
-            }
-        }
     }
 
     /// Of the gates that may be visited.
@@ -394,7 +375,6 @@ impl Entry {
             place,
             visited: None,
             turn: Turn::Waits,
-            troubled: false,
             roots: Roots::Unknown,
             failures: 0,
             told: None,

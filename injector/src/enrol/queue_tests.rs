@@ -1,5 +1,6 @@
 use super::*;
 use crate::enrol::namespaces::Change;
+use std::collections::VecDeque;
 use std::net::IpAddr;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -95,7 +96,7 @@ async fn a_namespace_that_keeps_its_visitors_keeps_no_other_namespace_waiting() 
     let now = Instant::now();
     let mut queue = queue(now, &[("slow", "u1"), ("slow", "u2"), ("slow", "u3"), ("other", "u4")]);
     let slow = queue.take(now).unwrap();
-    assert_eq!(taken(&mut queue, now), ["u2", "u4"]);
+    assert_eq!(taken(&mut queue, now), ["u4", "u2"]);
     assert_eq!(queue.next_due(now), None);
     queue.done(&slow, Next::Again(Trouble::Failed), now);
     assert_eq!(taken(&mut queue, now), ["u3"]);
@@ -174,7 +175,7 @@ async fn who_is_gone_is_forgotten_also_when_the_watch_was_blind() {
     ended.target = None;
     queue.seen(ended, now);
     assert_eq!(queue.take(now + HOUR), None);
-    assert!(queue.running.is_empty() && queue.order.is_empty(), "{queue:?}");
+    assert!(queue.turns.is_idle() && queue.order.is_empty(), "{queue:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -234,25 +235,94 @@ async fn a_pod_that_flaps_does_not_have_its_failing_gate_visited_sooner() {
     assert!(queue.take(now + 60 * SECOND).unwrap().renew);
 }
 
+/// Visits everybody once, and all fail but one.
+fn all_fail(queue: &mut Queue, at: Instant, calm: &str) {
+    for _ in 0..queue.entries.len() {
+        let visit = queue.take(at).unwrap();
+        let next = if visit.target.uid.as_str() == calm {
+            Next::After(SECOND)
+        } else {
+            Next::Again(Trouble::Refused)
+        };
+        queue.done(&visit, next, at);
+    }
+    assert_eq!(queue.take(at), None);
+}
+
 #[tokio::test(start_paused = true)]
 async fn troubled_gates_of_however_many_namespaces_leave_room_for_others() {
     let now = Instant::now();
     let mut queue = queue(now, &[("a", "u1"), ("b", "u2"), ("c", "u3"), ("d", "u4")]);
-    for _ in 1..=3 {
-        let visit = queue.take(now).unwrap();
-        queue.done(&visit, Next::Again(Trouble::Refused), now);
+    (0..=QUIET).for_each(|round| all_fail(&mut queue, now + 10 * round * SECOND, "u4"));
+    let later = now + 60 * SECOND;
+    let visits: Vec<_> = std::iter::from_fn(|| queue.take(later)).collect();
+    let (troubled, calm): (Vec<_>, Vec<_>) = visits.iter().partition(|visit| visit.failures > 0);
+    assert_eq!((troubled.len(), calm.len()), (LIMITS.troubled, 1), "and not the third");
+    // A first failure or two are no trouble.
+    queue.opted_in.note(Change::In("e".parse().unwrap())).unwrap();
+    queue.seen(sighting("e", "u5"), later);
+    for round in 0..=QUIET {
+        let visit = queue.take(later + 10 * round * SECOND).unwrap();
+        assert_eq!((visit.target.uid.as_str(), visit.failures), ("u5", round));
+        queue.done(&visit, Next::Again(Trouble::Failed), later + 10 * round * SECOND);
     }
-    let fourth = queue.take(now).unwrap();
-    queue.done(&fourth, Next::After(2 * SECOND), now);
-    let later = now + 2 * SECOND;
-    let (first, second) = (queue.take(later).unwrap(), queue.take(later).unwrap());
-    assert!(first.failures == 1 && second.failures == 1);
-    assert_eq!(taken(&mut queue, later), ["u4"], "and not the third");
-    // One that ends makes room for it, however it ends.
-    queue.gone(&first.target.uid);
-    assert_eq!(queue.take(later).unwrap().failures, 1);
-    queue.done(&second, Next::Again(Trouble::Failed), later);
-    assert_eq!(queue.running_troubled, 1);
+    let later = later + 60 * SECOND;
+    assert_eq!(queue.take(later), None);
+    // One that ends makes room, and not before.
+    queue.gone(&troubled[0].target.uid);
+    assert_eq!(queue.take(later), None, "its visit goes on");
+    queue.done(troubled[0], Next::Again(Trouble::Failed), later);
+    assert_eq!(queue.take(later).unwrap().failures, QUIET + 1);
+    assert_eq!(queue.take(later), None);
+}
+
+/// Visits to them last as long as whoever runs them likes.
+#[tokio::test(start_paused = true)]
+async fn namespaces_with_however_many_failing_gates_keep_nobody_elses_waiting() {
+    let now = Instant::now();
+    let pods: Vec<_> = (0..20)
+        .map(|index| (["a", "b"][index % 2], format!("u{index}")))
+        .collect();
+    let mut pods: Vec<_> = pods.iter().map(|(namespace, uid)| (*namespace, uid.as_str())).collect();
+    pods.push(("victim", "v"));
+    let mut queue = queue(now, &pods);
+    (0..=QUIET).for_each(|round| all_fail(&mut queue, now + 10 * round * SECOND, ""));
+    let victim = queue.entries[&"v".parse::<PodUid>().unwrap()].place.0;
+    // It comes last of all.
+    queue.place(&"v".parse().unwrap(), victim + 10 * SECOND);
+    let before = victim + 9 * SECOND;
+    let mut running = VecDeque::from([queue.take(before).unwrap(), queue.take(before).unwrap()]);
+    let later = victim + 10 * SECOND;
+    assert_eq!(queue.take(later), None);
+    let mut turns = 0;
+    let served = |visit: &Visit| visit.target.uid.as_str() == "v";
+    while !running.iter().any(served) {
+        let ended = running.pop_front().unwrap();
+        queue.done(&ended, Next::Again(Trouble::Failed), later);
+        running.push_back(queue.take(later).unwrap());
+        turns += 1;
+    }
+    assert!(turns <= 3, "one for each namespace, and not {turns}");
+}
+
+/// Whoever may delete pods would have as many visits as there are at all.
+#[tokio::test(start_paused = true)]
+async fn who_deletes_a_pod_has_no_further_visit_before_the_one_to_it_has_ended() {
+    let now = Instant::now();
+    let mut queue = queue(now, &[("a", "u1"), ("a", "u2")]);
+    let first = queue.take(now).unwrap();
+    let second = queue.take(now).unwrap();
+    for visit in [&first, &second] {
+        queue.gone(&visit.target.uid);
+    }
+    for uid in ["u3", "u4"] {
+        queue.seen(sighting("a", uid), now);
+    }
+    assert_eq!(queue.take(now), None);
+    queue.done(&first, Next::Again(Trouble::Refused), now);
+    assert_eq!(taken(&mut queue, now), ["u3"]);
+    queue.done(&second, Next::Again(Trouble::Refused), now);
+    assert_eq!(taken(&mut queue, now), ["u4"]);
 }
 
 #[tokio::test(start_paused = true)]

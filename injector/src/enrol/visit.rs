@@ -64,6 +64,8 @@ pub(super) struct Visitor {
     pub(super) own: OwnIdentity,
     /// How long identities live.
     pub(super) lifetime: Duration,
+    /// When each has ended that a former leader gave.
+    pub(super) former_until: SystemTime,
     pub(super) epoch: u64,
     /// What was said last in this epoch.
     pub(super) counter: AtomicU64,

@@ -21,8 +21,8 @@ use tokio::time::Instant;
 
 /// Visits at the same time.
 const VISITS: usize = 64;
-/// Of these, the most to gates of one namespace, for whoever runs it can have gates stall; and to gates that weren't as they
-/// should be the last time, in whatever namespaces.
+/// Of these, the most to gates of one namespace, for whoever runs it can have gates stall; and to gates in trouble, in whatever
+/// namespaces.
 const LIMITS: Limits = Limits {
     per_namespace: VISITS / 4,
     troubled: VISITS / 2,
@@ -59,7 +59,12 @@ pub(super) async fn work(
         changes,
         namespaces,
         queue: Queue::new(LIMITS, visitor.opted_in.clone()),
-        holders: Holders::new(visitor.opted_in.clone(), visitor.lifetime, Instant::now()),
+        holders: Holders::new(
+            visitor.opted_in.clone(),
+            visitor.lifetime,
+            visitor.former_until,
+            Instant::now(),
+        ),
         skewed: Skewed::default(),
         visitor: Arc::new(visitor),
         visits: JoinSet::new(),

@@ -54,11 +54,13 @@ pub(crate) fn within(namespace: &Namespace, mut object: Value) -> Value {
     object
 }
 
-/// The root and its key as they are stored. Beside them is the epoch, which each new leader raises.
+/// The root and its key as they are stored. Beside them is what each new leader writes: the epoch, and how long identities last.
 async fn stored_root(cluster: &Cluster, system: &Namespace) -> Value {
     let mut data = cluster.get(&secret(system)).await.unwrap()["data"].clone();
     if let Some(data) = data.as_object_mut() {
-        data.remove("epoch");
+        for leaders in ["epoch", "identities"] {
+            data.remove(leaders);
+        }
     }
     data
 }

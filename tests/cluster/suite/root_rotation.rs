@@ -4,6 +4,7 @@
 use crate::enrolment::{LEADER, leaf_under, visits};
 use crate::injector::{base64, ca_bundles, secret};
 use crate::root_stage::{ByHand, Doomed, Stage, identity_of, load};
+use crate::trust_anchors::by_hand;
 use sandgate_cluster_tests::node::RunningGate;
 use sandgate_cluster_tests::router::{PodApp, RunningRouter};
 use sandgate_cluster_tests::{Cluster, process, runner::Test, runner::note, tests, until};
@@ -26,6 +27,8 @@ pub(crate) const TESTS: &[Test] = tests![
     @alone a_root_whose_key_has_leaked_goes_at_once_and_pods_that_know_no_other_are_named,
     @alone a_root_is_replaced_by_itself_when_it_is_old_enough,
 ];
+
+const OF_ANOTHER_DAY: &str = "spec.initContainers[0].env[3].value: the control plane's roots of another day";
 
 async fn a_root_is_replaced_under_load_and_no_request_fails(cluster: Cluster) {
     // Leafs of gates are renewed every five seconds or so.
@@ -254,6 +257,10 @@ async fn a_gate_that_knows_the_old_root_only_is_enrolled_and_named_until_its_pod
         1
     );
 
+    // Whoever writes pods gets no other like it, with which the replacement would never end.
+    let copy = by_hand(&old_pod, "copy");
+    stage.team.until_refused(&copy, OF_ANOTHER_DAY).await;
+
     // Its node is started again while the new root signs: it knows the control plane by the old one only.
     let enrolled = replica.metric(&visits("ok", "enrolled")).await;
     for gate in [&mut old, &mut both] {
@@ -267,6 +274,8 @@ async fn a_gate_that_knows_the_old_root_only_is_enrolled_and_named_until_its_pod
     cluster.delete(&old_pod).await.unwrap();
     drop(old);
     stage.until_step("done").await;
+    let refused = stage.team.refused(&copy).await;
+    assert!(refused.contains(OF_ANOTHER_DAY), "{refused}");
     // One that was born with both is enrolled again, though nobody trusts the old one any more.
     stage.team.reboot(&mut both).await;
     replica.until_metric(&visits("ok", "enrolled"), enrolled + 3).await;

@@ -44,12 +44,15 @@ fn roots(pod: &Value) -> &str {
 }
 
 /// A stored pod as somebody could have written it.
-fn by_hand(stored: &Value, name: &str) -> Value {
+pub(crate) fn by_hand(stored: &Value, name: &str) -> Value {
     let mut pod = sandbox_pod(name);
     for part in ["labels", "annotations"] {
         pod["metadata"][part] = stored["metadata"][part].clone();
     }
     pod["spec"] = stored["spec"].clone();
+    if let Some(spec) = pod["spec"].as_object_mut() {
+        spec.remove("nodeName");
+    }
     pod
 }
 
