@@ -41,7 +41,7 @@ impl Case {
     fn read(file: &Path) -> Self {
         let mut documents = documents::parse(&fs::read_to_string(file).unwrap()).unwrap();
         let mut case = documents.remove(0);
-        let known = ["lockdown", "namespace", "operation", "pod", "user"];
+        let known = ["identitySource", "lockdown", "namespace", "operation", "pod", "user"];
         assert!(
             case.as_object()
                 .unwrap()
@@ -53,8 +53,12 @@ impl Case {
         let or = |value: &Value, default: Value| if value.is_null() { default } else { value.clone() };
         let classes = case["lockdown"]["runtimeClasses"].as_array();
         let classes = classes.map(|classes| classes.iter().map(|class| class.as_str().unwrap()).collect::<Vec<_>>());
+        let mut settings = classes.map_or_else(settings, |classes| lockdown(&classes));
+        if let Some(source) = case["identitySource"].as_str() {
+            settings.identity_source = source.parse().unwrap();
+        }
         Self {
-            settings: classes.map_or_else(settings, |classes| lockdown(&classes)),
+            settings,
             operation: serde_json::from_value(or(&case["operation"], "CREATE".into())).unwrap(),
             namespace: case["namespace"].as_str().unwrap_or("team-a").to_owned(),
             user: serde_json::from_value(or(&case["user"], json!({}))).unwrap(),

@@ -1,7 +1,7 @@
 //! What the operator chose, in the admission tests and in the unit tests of the injector.
 
 use sandbox_injector::anchors::Anchors;
-use sandbox_injector::settings::{Lockdown, LogLevel, PullPolicy, Resources, Settings};
+use sandbox_injector::settings::{IdentitySource, Lockdown, LogLevel, PullPolicy, Resources, Settings};
 
 /// The root of a cluster whose gates are in the golden files.
 pub(crate) fn anchors() -> Anchors {
@@ -28,6 +28,7 @@ pub(crate) fn settings() -> Settings {
             .unwrap(),
         trust_domain: "cluster.local".parse().unwrap(),
         allow_opt_out: false,
+        identity_source: IdentitySource::Enrolment,
         lockdown: None,
     }
 }

@@ -8,12 +8,14 @@ use std::fs;
 use std::path::Path;
 
 /// Where tests are that the page names by their file's name.
-const FOLDERS: [&str; 7] = [
+const FOLDERS: [&str; 9] = [
     "tests",
     "tests/cluster/suite",
+    "tests/cluster/node_suite",
     "tests/netns",
     "injector/src",
     "injector/src/enrol",
+    "router/mesh/src/control",
     "router/src/pods",
     "router/sidecar/src",
 ];

@@ -27,7 +27,7 @@ const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 /// The longest root in DER, in bytes: gates get their roots in an environment variable, and there may be two.
 const MAX_ROOT: usize = 4 << 10;
 /// How far `NotBefore` lies in the past, for peers whose clock is behind.
-const BACKDATED: Duration = Duration::from_secs(60);
+pub(crate) const BACKDATED: Duration = Duration::from_secs(60);
 
 /// Why a root can't be used. No text repeats bytes of it: one part is a private key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -9,13 +9,14 @@ use crate::anchors::Anchors;
 use crate::decide::{Trigger, plan};
 use crate::existing;
 use crate::names::{
-    CONTAINER, INJECT_LABEL, LOCKDOWN_CONTAINER, SANDBOX_HASH_LABEL, SHAPE_ANNOTATION, TENANT_ANNOTATIONS,
+    CONTAINER, IDENTITY_VOLUME, INJECT_LABEL, LOCKDOWN_CONTAINER, SANDBOX_HASH_LABEL, SHAPE_ANNOTATION,
+    TENANT_ANNOTATIONS,
 };
 use crate::overrides::MEMORY_LIMIT;
 use crate::patch::patch;
 use crate::pod::{Container, Pod, items, text_at};
 use crate::quantity::Memory;
-use crate::settings::{Image, Lockdown, LogLevel, PullPolicy, Resources, Settings};
+use crate::settings::{IdentitySource, Image, Lockdown, LogLevel, PullPolicy, Resources, Settings};
 use crate::shape::Shapes;
 use sandgate_mesh::identity::WorkloadIdentity;
 use sandgate_mesh::telemetry::{LONGEST_TEXT, cut};
@@ -142,6 +143,7 @@ fn as_born(settings: &Settings, pod: Pod<'_>, gate: Container<'_>) -> Result<Set
         log_level: log_level.unwrap_or(settings.log_level),
         image_pull_policy: pull_policy.unwrap_or(settings.image_pull_policy),
         resources: resources(settings, gate),
+        identity_source: identity_source(pod),
         lockdown: lockdown(settings, pod)?,
         ..settings.clone()
     })
@@ -199,6 +201,16 @@ fn resources(settings: &Settings, gate: Container<'_>) -> Resources {
         resources.memory_request = resources.memory_request.min(limit);
     }
     resources
+}
+
+/// Who brings the gate its identity. Whether all of its parts fit that is seen when they are compared.
+pub(crate) fn identity_source(pod: Pod<'_>) -> IdentitySource {
+    let mut volumes = pod.volumes();
+    if volumes.any(|(_, volume)| text_at(volume, &["name"]) == Some(IDENTITY_VOLUME)) {
+        IdentitySource::PodCertificates
+    } else {
+        IdentitySource::Enrolment
+    }
 }
 
 /// Whether the pod's network was closed from within. It may be where it needn't be any more.

@@ -61,8 +61,8 @@ const SHAPE_4: Shape = Shape {
         gate["args"].as_array_mut().unwrap().insert(0, json!("--of-shape=4"));
         containers
     },
-    volumes: || {
-        let mut volumes = (SHAPE_3.volumes)();
+    volumes: |settings| {
+        let mut volumes = (SHAPE_3.volumes)(settings);
         volumes[1]["emptyDir"]["sizeLimit"] = json!("8Mi");
         volumes
     },

@@ -67,6 +67,10 @@ pub struct InjectionFlags {
     /// SPIFFE trust domain of gates, routers and the control plane.
     #[arg(long, default_value = DEFAULT_TRUST_DOMAIN)]
     trust_domain: String,
+    /// Who brings new gates their identity: `enrolment`, by this program, which dials them; `pod-certificates`, by the kubelet,
+    /// in a Pod Certificate that this program signs. The cluster must have certificates.k8s.io/v1 of Kubernetes 1.37.
+    #[arg(long, default_value = "enrolment")]
+    identity_source: String,
     /// Let pods opt out with the label `sandgate.dev/inject=disabled`.
     #[arg(long)]
     allow_opt_out: bool,
@@ -106,6 +110,7 @@ impl InjectionFlags {
         let accepted_router_identities = accepted
             .filter_map(|text| workload("--accepted-router-identity", text, &self.trust_domain, problems))
             .collect();
+        let identity_source = parse("--identity-source", &self.identity_source, problems);
         let control_identity = self.control_plane(&router_identities, problems);
         let lockdown = (self.lockdown == LockdownMode::Enabled).then_some(Lockdown {
             runtime_classes: self.lockdown_runtime_class.clone(),
@@ -130,6 +135,7 @@ impl InjectionFlags {
                 accepted_router_identities,
                 control_identity: control_identity?,
                 trust_domain: trust_domain?,
+                identity_source: identity_source?,
                 allow_opt_out: self.allow_opt_out,
                 lockdown,
             })

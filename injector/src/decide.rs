@@ -265,7 +265,7 @@ pub(crate) fn plan(
         trigger,
         shape: shape.version,
         containers: (shape.containers)(settings, image, roots, &overrides, &app_probes),
-        volumes: (shape.volumes)(),
+        volumes: (shape.volumes)(settings),
         lockdown: settings.lockdown.is_some(),
         warnings,
     };

@@ -31,10 +31,21 @@ pub const TOKEN_VOLUME: &str = "sandgate-token";
 pub const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// The audience of that token; no other volume may ask for it.
 pub const TOKEN_AUDIENCE: &str = "sandgate";
+/// The volume with the gate's key, certificate and roots where the kubelet brings them; in place of [`TOKEN_VOLUME`], and
+/// mounted at the same path.
+pub const IDENTITY_VOLUME: &str = "sandgate-identity";
+/// The entry of that volume with the key and the certificate.
+pub const CREDENTIALS_ENTRY: &str = "credentials.pem";
+/// The entry of that volume with the roots.
+pub const BUNDLE_ENTRY: &str = "roots.pem";
+/// The signer of Pod Certificates that the control plane is; no other volume may ask for it.
+pub const SIGNER: &str = "sandgate.dev/gate";
+/// The `ClusterTrustBundle` of that signer with the roots. The API server wants names of a signer's to begin so.
+pub const TRUST_BUNDLE: &str = "sandgate.dev:gate:roots";
 /// The memory-backed volume with the gate's identity and policy.
 pub const STATE_VOLUME: &str = "sandgate-state";
 /// Every volume of ours.
-pub const VOLUMES: [&str; 2] = [TOKEN_VOLUME, STATE_VOLUME];
+pub const VOLUMES: [&str; 3] = [TOKEN_VOLUME, IDENTITY_VOLUME, STATE_VOLUME];
 /// Where the state is mounted.
 pub const STATE_PATH: &str = "/run/sandgate";
 /// The name of the mesh port.

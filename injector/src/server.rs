@@ -250,6 +250,7 @@ impl Injector {
             anchors: kept.anchors.clone(),
             secret: self.config.authority_secret.clone(),
             roots_config_map: self.config.roots_config_map.clone(),
+            signs_pod_certificates: self.config.signs_pod_certificates,
             lifetime: self.config.gate_certificate_lifetime,
             lease: self.timing.lease,
             rotation,

@@ -74,6 +74,7 @@ async fn nothing_that_waits_for_the_api_server_holds_up_the_end() {
         },
         default_policy: DefaultPolicy::Deny,
         gate_certificate_lifetime: PATIENCE,
+        signs_pod_certificates: false,
         webhook_configuration: "sandgate-injector".into(),
         restrict_connect: false,
         network_policy: true,

@@ -31,6 +31,8 @@ pub struct Settings {
     pub control_identity: WorkloadIdentity,
     /// The trust domain of gates and routers.
     pub trust_domain: TrustDomain,
+    /// Who brings new gates their identity.
+    pub identity_source: IdentitySource,
     /// Whether a pod may opt out by its label.
     pub allow_opt_out: bool,
     /// Whether the pod's network is closed from within, and where.
@@ -132,6 +134,16 @@ words!(
         Debug = "debug",
         /// Everything.
         Trace = "trace",
+    }
+);
+
+words!(
+    /// Who brings a gate its identity.
+    IdentitySource {
+        /// The control plane, which dials it.
+        Enrolment = "enrolment",
+        /// The kubelet: a Pod Certificate of Kubernetes, which the control plane signs, and a Cluster Trust Bundle.
+        PodCertificates = "pod-certificates",
     }
 );
 

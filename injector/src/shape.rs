@@ -4,14 +4,15 @@
 //! stays here as it was, beside the one that new pods get.
 
 use crate::names::{
-    AWAIT_PORTS_ARGUMENT, CONTAINER, HEALTH_PORT_NAME, LOCKDOWN_ARGUMENT, LOCKDOWN_CONTAINER, MESH_PORT_NAME, PROGRAM,
-    STATE_PATH, STATE_VOLUME, TOKEN_AUDIENCE, TOKEN_PATH, TOKEN_VOLUME, UID,
+    AWAIT_PORTS_ARGUMENT, BUNDLE_ENTRY, CONTAINER, CREDENTIALS_ENTRY, HEALTH_PORT_NAME, IDENTITY_VOLUME,
+    LOCKDOWN_ARGUMENT, LOCKDOWN_CONTAINER, MESH_PORT_NAME, PROGRAM, SIGNER, STATE_PATH, STATE_VOLUME, TOKEN_AUDIENCE,
+    TOKEN_PATH, TOKEN_VOLUME, TRUST_BUNDLE, UID,
 };
 use crate::overrides::{MEMORY_LIMIT, Overrides};
 use crate::pod::items;
 use crate::probes;
 use crate::quantity::Memory;
-use crate::settings::{Image, Resources, Settings};
+use crate::settings::{IdentitySource, Image, Resources, Settings};
 use sandgate_mesh::contract::{
     APP_PROBES_VARIABLE, HEALTH_PORT, MESH_PORT, NAMESPACE_VARIABLE, POD_UID_VARIABLE, SANDBOX_VARIABLE,
     TRUST_ANCHORS_VARIABLE,
@@ -23,6 +24,8 @@ use serde_json::{Map, Value, json};
 const TOKEN_SECONDS: u64 = 3600;
 /// The shortest lifetime that the API server allows.
 const TOKEN_SECONDS_MIN: u64 = 600;
+/// The longest life of a Pod Certificate that may be asked for, in seconds, the API server's limit: the signer gives shorter ones.
+pub(crate) const CERTIFICATE_SECONDS: u32 = 91 * 24 * 3600;
 /// Mode of projected files, the API server's default: 0644.
 const FILE_MODE: u32 = 0o644;
 
@@ -37,7 +40,7 @@ pub(crate) struct Shape {
     /// Its containers in the order in which they come first in the pod, from the roots in PEM, among others.
     pub(crate) containers: Containers,
     /// Its volumes.
-    pub(crate) volumes: fn() -> Vec<Value>,
+    pub(crate) volumes: fn(&Settings) -> Vec<Value>,
 }
 
 /// The shapes that a release knows.
@@ -166,7 +169,7 @@ fn gate(
         "readinessProbe": probe("/readyz", 2, 2),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
-            token_mount(),
+            identity_mount(settings),
             {"name": STATE_VOLUME, "mountPath": STATE_PATH},
         ],
     })
@@ -179,6 +182,14 @@ fn arguments(settings: &Settings, overrides: &Overrides) -> Vec<String> {
         format!("--control-identity={}", settings.control_identity),
         format!("--trust-domain={}", settings.trust_domain),
         format!("--state-folder={STATE_PATH}"),
+    ]);
+    if settings.identity_source == IdentitySource::PodCertificates {
+        arguments.extend([
+            format!("--credential-bundle-file={TOKEN_PATH}/{CREDENTIALS_ENTRY}"),
+            format!("--trust-bundle-file={TOKEN_PATH}/{BUNDLE_ENTRY}"),
+        ]);
+    }
+    arguments.extend([
         // Last, since the admission policy takes the last argument for it.
         format!("--log-level={}", overrides.log_level),
     ]);
@@ -206,13 +217,17 @@ fn lockdown(settings: &Settings, image: &Image, overrides: &Overrides) -> Value 
         },
         "terminationMessagePolicy": "FallbackToLogsOnError",
         // Only so that the API server adds no token of its own here.
-        "volumeMounts": [token_mount()],
+        "volumeMounts": [identity_mount(settings)],
     })
 }
 
 /// At the path where the API server would otherwise mount a token that opens its API.
-fn token_mount() -> Value {
-    json!({"name": TOKEN_VOLUME, "mountPath": TOKEN_PATH, "readOnly": true})
+fn identity_mount(settings: &Settings) -> Value {
+    let volume = match settings.identity_source {
+        IdentitySource::Enrolment => TOKEN_VOLUME,
+        IdentitySource::PodCertificates => IDENTITY_VOLUME,
+    };
+    json!({"name": volume, "mountPath": TOKEN_PATH, "readOnly": true})
 }
 
 fn from_field(name: &str, field: &str) -> Value {
@@ -239,13 +254,28 @@ fn resources(resources: &Resources) -> Value {
     json!({"requests": {"cpu": cpu, "memory": memory}, "limits": limits})
 }
 
-fn volumes() -> Vec<Value> {
-    let token = json!({"audience": TOKEN_AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": "token"});
+fn volumes(settings: &Settings) -> Vec<Value> {
+    let (name, sources) = match settings.identity_source {
+        IdentitySource::Enrolment => {
+            let token = json!({"audience": TOKEN_AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": "token"});
+            (TOKEN_VOLUME, json!([{"serviceAccountToken": token}]))
+        }
+        IdentitySource::PodCertificates => {
+            let certificate = json!({
+                "signerName": SIGNER,
+                "keyType": "ECDSAP256",
+                "maxExpirationSeconds": CERTIFICATE_SECONDS,
+                "credentialBundlePath": CREDENTIALS_ENTRY,
+            });
+            let roots = json!({"name": TRUST_BUNDLE, "path": BUNDLE_ENTRY});
+            (
+                IDENTITY_VOLUME,
+                json!([{"podCertificate": certificate}, {"clusterTrustBundle": roots}]),
+            )
+        }
+    };
     vec![
-        json!({
-            "name": TOKEN_VOLUME,
-            "projected": {"defaultMode": FILE_MODE, "sources": [{"serviceAccountToken": token}]},
-        }),
+        json!({"name": name, "projected": {"defaultMode": FILE_MODE, "sources": sources}}),
         json!({"name": STATE_VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": "4Mi"}}),
     ]
 }

@@ -6,7 +6,7 @@ use crate::config::Enrolment;
 use crate::metrics::Metrics;
 use anyhow::Context;
 use sandgate_mesh::control::Enrollee;
-use sandgate_mesh::control::server::{Control, ControlMetrics, ControlSettings};
+use sandgate_mesh::control::server::{Control, ControlMetrics, ControlSettings, Identity};
 use sandgate_mesh::credentials::{Credentials, roots_from_pem};
 use sandgate_mesh::drain::Draining;
 use sandgate_mesh::listener::{self, Newcomer, Newcomers};
@@ -55,14 +55,16 @@ impl EnrolmentListener {
             control_planes: enrolment.control_identities.clone(),
             anchors: anchors.clone(),
             state_folder: enrolment.mesh_state_folder.clone(),
-            token_file: enrolment.mesh_token_file.clone(),
         };
         let own = Enrollee::Router {
             identity: enrolment.mesh_identity.clone(),
             pod_uid: enrolment.pod_uid.clone(),
         };
+        let identity = Identity::Granted {
+            token_file: enrolment.mesh_token_file.clone(),
+        };
         Ok(Self {
-            control: Arc::new(Control::open(settings, own).context("--mesh-state-folder")?),
+            control: Arc::new(Control::open(settings, own, identity).context("--mesh-state-folder")?),
             listener: listener::bind(enrolment.mesh_bind_address)?,
             anchors,
             newcomers: Newcomers::new(HANDSHAKES),

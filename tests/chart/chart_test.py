@@ -145,7 +145,7 @@ def the_rights_of_each_program_are_those_that_the_documentation_gives_reasons_fo
         for group, resources, names, verbs in documented_rights(program):
             documented |= {(group, resource, names, verb) for resource in resources for verb in verbs}
         rendered = set()
-        for found in chart.objects(*DECIDED):
+        for found in chart.objects(*DECIDED, "--set", "injector.signPodCertificates=true"):
             is_of = found["metadata"]["labels"].get("app.kubernetes.io/component") == component
             for rule in found["rules"] if is_of and found["kind"] in ("ClusterRole", "Role") else []:
                 names = bool(rule.get("resourceNames"))
@@ -162,7 +162,7 @@ def documented_rights(program):
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if not line.startswith("|") or cells[0] in ("group", "---"):
             continue
-        resources = before if cells[1] == "the same" else re.findall(r"`(\w+)`", cells[1])
+        resources = before if cells[1] == "the same" else re.findall(r"`([\w/]+)`", cells[1])
         before = resources
         yield cells[0].strip("`"), resources, bool(cells[2]), re.findall(r"`(\w+)`", cells[3])
 

@@ -16,6 +16,7 @@ ENUMS = {
     "injector.defaultPolicy": ["deny", "authenticated", "anonymous"],
     "injector.webhook.certificate.source": ["self", "cert-manager", "secret"],
     "injector.authority.source": ["self", "secret"],
+    "injection.identitySource": ["enrolment", "pod-certificates"],
     "injection.lockdown": ["enabled", "disabled"],
     "injection.logLevel": ["error", "warn", "info", "debug", "trace"],
 }

@@ -23,6 +23,7 @@ TAKEN = [
     {"injection.acceptedImages": ["localhost:5000/a/b@sha256:00ff", "a"]},
     {"injection.acceptedRouterIdentities": ["spiffe://cluster.local/ns/n/sa/a.b", "spiffe://cluster.local/ns/n/sa/c"]},
     {"imageRegistry": "mirror.example:5000/x", "injection.image.repository": "a/b_c", "injection.image.tag": "1.0-rc_1"},
+    {"injection.identitySource": "pod-certificates"},
     {"injection.lockdown": "enabled", "injection.lockdownRuntimeClasses": ["kata.qemu", "runc"]},
     {"injection.resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "1000m", "memory": "1073741824"}}},
     {"injection.resources": {"requests": {"cpu": 0.029, "memory": "1k"}, "limits": {"cpu": 0.3, "memory": "1Ki"}}},
@@ -32,6 +33,7 @@ TAKEN = [
 REFUSED = [
     {"injection.logLevel": "loud"},
     {"injection.logLevel": "info,hyper=trace"},
+    {"injection.identitySource": "both"},
     {"trustDomain": "Not A Domain"},
     {"trustDomain": ""},
     {"injection.routerIdentities": ["nobody"]},

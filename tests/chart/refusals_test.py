@@ -1,6 +1,6 @@
 """What the chart refuses to render, and what it lets in."""
 
-from rendered import DECIDED, sets
+from rendered import DECIDED, KINDS, sets
 
 
 def a_misspelt_key_and_a_bad_value_are_refused(chart):
@@ -36,6 +36,29 @@ def half_a_choice_is_refused_and_everything_that_is_missing_is_named(chart):
         assert told in chart.refusal(*DECIDED, "--set", values), values
     text = chart.refusal("--set", f"router.httpRoute.enabled=true,{certificate}.source=secret")
     assert all(told in text for told in ("router.auth.mode", "parentRefs", "caBundle")), text
+
+
+def pod_certificates_are_refused_where_the_cluster_has_none(chart):
+    for value in ("injection.identitySource=pod-certificates", "injector.signPodCertificates=true"):
+        text = chart.refusal(*DECIDED, "--set", value)
+        assert "this cluster has no Pod Certificates and Cluster Trust Bundles" in text, text
+        for kind in KINDS:
+            assert "this cluster has no" in chart.refusal(*DECIDED, "--set", value, "--api-versions", kind), kind
+        short = ("--api-versions", ",".join(KINDS), "--set", "injector.gateCertificateLifetime=59m")
+        assert "at least 1h with Pod Certificates" in chart.refusal(*DECIDED, "--set", value, *short)
+
+
+def who_signs_pod_certificates_may_and_nobody_else(chart):
+    def rights(*arguments):
+        roles = [o for o in chart.objects(*DECIDED, *arguments) if o["kind"] == "ClusterRole"]
+        rules = [rule for o in roles for rule in o["rules"] if rule["apiGroups"] == ["certificates.k8s.io"]]
+        return {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
+
+    assert rights() == set(), rights()
+    chosen = rights("--set", "injection.identitySource=pod-certificates")
+    assert ("signers", "sign") in chosen and ("podcertificaterequests/status", "patch") in chosen, chosen
+    assert chosen == rights("--set", "injector.signPodCertificates=true")
+    assert not any(verb in ("delete", "update", "*") for _, verb in chosen), chosen
 
 
 def labels_that_selectors_need_are_the_charts_own(chart):
@@ -162,6 +185,8 @@ TESTS = [
     a_misspelt_key_and_a_bad_value_are_refused,
     nothing_is_rendered_without_a_decision_about_callers,
     half_a_choice_is_refused_and_everything_that_is_missing_is_named,
+    pod_certificates_are_refused_where_the_cluster_has_none,
+    who_signs_pod_certificates_may_and_nobody_else,
     labels_that_selectors_need_are_the_charts_own,
     only_a_given_certificate_comes_with_its_root,
     nobody_but_an_injector_that_issues_its_certificate_may_write_ca_bundles,

@@ -11,6 +11,8 @@ CHART = REPOSITORY / "charts" / "sandgate"
 NAMESPACE = "agent-sandbox-system"
 # Callers must be decided about, or nothing is rendered.
 DECIDED = ["--set", "router.auth.mode=allow-all"]
+# What the chart asks a cluster for, of a cluster that has it.
+KINDS = [f"certificates.k8s.io/v1/{kind}" for kind in ("PodCertificateRequest", "ClusterTrustBundle")]
 
 
 class Chart:
@@ -24,7 +26,8 @@ class Chart:
         return subprocess.run([self.helm, *map(str, arguments)], capture_output=True, text=True, env=environment, check=False)
 
     def render(self, *arguments, version="1.37", chart=CHART):
-        done = self.run("template", "sandgate", chart, "-n", NAMESPACE, "--kube-version", version, *arguments)
+        kinds = ["--api-versions", ",".join(KINDS)] if version == "1.37" else []
+        done = self.run("template", "sandgate", chart, "-n", NAMESPACE, "--kube-version", version, *kinds, *arguments)
         if done.returncode != 0:
             raise AssertionError(f"helm template {' '.join(map(str, arguments))}: {done.stderr}")
         return done.stdout

@@ -45,6 +45,7 @@ OTHERS = {
     "injector.authority.rotateAfter": "7h",
     "injector.authority.routersFollowWithin": "7h",
     "injector.networkPolicy.apiServerCIDRs": ["10.0.0.0/8"],
+    "injection.identitySource": "pod-certificates",
     "injection.lockdown": "enabled",
     "injection.lockdownRuntimeClasses": ["changed"],
     "injection.logLevel": "debug",

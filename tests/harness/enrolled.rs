@@ -17,6 +17,8 @@ use std::process::Command;
 
 /// What proves to the control plane in which pod the gate is. Nobody else may ever see it.
 pub const TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.only-for-the-control-plane.c2lnbmF0dXJl";
+/// The volume in which a kubelet brings an identity.
+pub const IDENTITY: &str = "identity";
 /// Connections that are none for the gate's control API.
 pub const REFUSED: &str = "sandgate_sidecar_refused_connections_total{reason=\"control\"}";
 /// An app behind a gate that a control plane enrols.
@@ -24,6 +26,8 @@ pub struct Scene {
     programs: Programs,
     /// Whom the gate runs as, if not as this process.
     user: Option<u32>,
+    /// Whether a kubelet brings its identity, and its control plane the policy only.
+    by_kubelet: bool,
     /// Its token, its state, and the files of routers.
     pub folder: Folder,
     /// Everybody's certificates are from here.
@@ -43,15 +47,20 @@ pub struct Scene {
 impl Scene {
     /// A gate that has never been enrolled.
     pub async fn start(programs: Programs) -> Self {
-        Self::start_by(programs, None).await
+        Self::start_by(programs, None, false).await
+    }
+
+    /// A gate whose identity the kubelet is still to bring, in the volume [`IDENTITY`].
+    pub async fn start_by_kubelet(programs: Programs) -> Self {
+        Self::start_by(programs, None, true).await
     }
 
     /// A gate that runs as another user, which takes root, and is enrolled and has a policy.
     pub async fn enrolled_as(programs: Programs, user: u32) -> Self {
-        Self::start_by(programs, Some(user)).await.with_all().await
+        Self::start_by(programs, Some(user), false).await.with_all().await
     }
 
-    async fn start_by(programs: Programs, user: Option<u32>) -> Self {
+    async fn start_by(programs: Programs, user: Option<u32>, by_kubelet: bool) -> Self {
         let (folder, authority) = (Folder::new(), Authority::new("sandgate-tests").unwrap());
         std::fs::create_dir(folder.path("state")).unwrap();
         // As the kubelet makes it: whoever is in the container writes there.
@@ -59,12 +68,14 @@ impl Scene {
         folder.rename_over("token", TOKEN);
         let app = RecordingApp::polite().await;
         let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let (gate, mesh, health) = start_gate(gate_command(programs, user, &folder, &authority, anywhere)).await;
+        let (gate, mesh, health) =
+            start_gate(gate_command(programs, user, by_kubelet, &folder, &authority, anywhere)).await;
         until_ready(health, (503, "no identity")).await;
         let control = ControlPlane::new(&authority, mesh, sandbox("alpha", POD_UID));
         Self {
             programs,
             user,
+            by_kubelet,
             folder,
             authority,
             app,
@@ -102,7 +113,15 @@ impl Scene {
 
     /// Starts it again where it was.
     pub async fn restart(&mut self) {
-        let command = gate_command(self.programs, self.user, &self.folder, &self.authority, self.mesh);
+        let (user, by_kubelet) = (self.user, self.by_kubelet);
+        let command = gate_command(
+            self.programs,
+            user,
+            by_kubelet,
+            &self.folder,
+            &self.authority,
+            self.mesh,
+        );
         (self.gate, self.mesh, self.health) = start_gate(command).await;
     }
 
@@ -143,6 +162,7 @@ pub(crate) fn assert_no_secret(folder: &Folder, log: &str) {
 fn gate_command(
     programs: Programs,
     user: Option<u32>,
+    by_kubelet: bool,
     folder: &Folder,
     authority: &Authority,
     mesh: SocketAddr,
@@ -159,9 +179,15 @@ fn gate_command(
             format!("--router-identity={ROUTER}"),
             format!("--control-identity={CONTROL}"),
             format!("--state-folder={}", folder.path("state").display()),
-            format!("--token-file={}", folder.path("token").display()),
         ],
     );
+    let file = |flag: &str, name: &str| format!("--{flag}={}", folder.path(name).display());
+    if by_kubelet {
+        command.arg(file("credential-bundle-file", &format!("{IDENTITY}/credentials.pem")));
+        command.arg(file("trust-bundle-file", &format!("{IDENTITY}/roots.pem")));
+    } else {
+        command.arg(file("token-file", "token"));
+    }
     command
         .env("SANDGATE_NAMESPACE", "default")
         .env("SANDGATE_SANDBOX", "alpha")

@@ -8,7 +8,12 @@ injector really adds.
 {{ include "sandgate.cel" (list "sandgate" "sandgate-lockdown") }}
 {{- end }}
 {{- define "sandgate.ownVolumes" -}}
-{{ include "sandgate.cel" (list "sandgate-token" "sandgate-state") }}
+{{ include "sandgate.cel" (list "sandgate-token" "sandgate-identity" "sandgate-state") }}
+{{- end }}
+
+{{/* The one of them from which a gate has its identity: the kubelet's certificate and roots, or a token for the control plane. */}}
+{{- define "sandgate.identityVolume" -}}
+{{ ternary "sandgate-identity" "sandgate-token" (eq .Values.injection.identitySource "pod-certificates") }}
 {{- end }}
 
 {{/* The annotations by which a pod's author chooses for its gate, as a JSON list. */}}
@@ -43,7 +48,7 @@ readinessProbe:
   successThreshold: 1
   failureThreshold: 2
 volumeMounts:
-  - {name: sandgate-token, readOnly: true, mountPath: /var/run/secrets/kubernetes.io/serviceaccount}
+  - {name: {{ include "sandgate.identityVolume" . }}, readOnly: true, mountPath: /var/run/secrets/kubernetes.io/serviceaccount}
   - {name: sandgate-state, mountPath: /run/sandgate}
 {{- end }}
 
@@ -52,7 +57,12 @@ volumeMounts:
 {{- $args := list -}}
 {{- range fromJsonArray (include "sandgate.routerIdentities" .) }}{{ $args = append $args (printf "--router-identity=%s" .) }}{{ end -}}
 {{- $control := printf "--control-identity=%s" (include "sandgate.controlIdentity" .) -}}
-{{- concat $args (list $control (printf "--trust-domain=%s" .Values.trustDomain) "--state-folder=/run/sandgate") | toJson -}}
+{{- $args = concat $args (list $control (printf "--trust-domain=%s" .Values.trustDomain) "--state-folder=/run/sandgate") -}}
+{{- if eq .Values.injection.identitySource "pod-certificates" -}}
+{{- $folder := "/var/run/secrets/kubernetes.io/serviceaccount" -}}
+{{- $args = concat $args (list (printf "--credential-bundle-file=%s/credentials.pem" $folder) (printf "--trust-bundle-file=%s/roots.pem" $folder)) -}}
+{{- end -}}
+{{- toJson $args -}}
 {{- end }}
 
 {{/* Its environment, but for the roots, which nobody knows when this is rendered. With lockdown a list of the app's probes may follow them. */}}
@@ -77,7 +87,7 @@ securityContext:
   runAsUser: 0
   seccompProfile: {type: RuntimeDefault}
 volumeMounts:
-  - {name: sandgate-token, readOnly: true, mountPath: /var/run/secrets/kubernetes.io/serviceaccount}
+  - {name: {{ include "sandgate.identityVolume" . }}, readOnly: true, mountPath: /var/run/secrets/kubernetes.io/serviceaccount}
 {{- end }}
 
 {{/* One rule for each field of one of these containers: (dict "fields" … "images" … "injection" … "container" CEL "guard" CEL "place" …) */}}
@@ -162,13 +172,23 @@ volumeMounts:
 - expression: >-
     !variables.gated || !has(variables.gate.env) || variables.gate.env.size() <= {{ len $env }} || !has({{ $value }}) || ({{ $value }}.startsWith('-----BEGIN CERTIFICATE-----\n') && {{ $value }}.size() <= 16384)
   message: "spec.initContainers[sandgate].env[SANDGATE_TRUST_ANCHORS]: it holds no root certificates of 16 KiB at most; remove all parts of the gate from the pod, they are added when it is created"
+{{- if eq .Values.injection.identitySource "pod-certificates" }}
 - expression: >-
+    variables.volumes.exists_one(v, v == {'name': dyn('sandgate-identity'), 'projected': dyn({'defaultMode': dyn(420), 'sources': dyn([
+    dyn({'podCertificate': dyn({'signerName': dyn('sandgate.dev/gate'), 'keyType': dyn('ECDSAP256'), 'maxExpirationSeconds': dyn(7862400), 'credentialBundlePath': dyn('credentials.pem')})}),
+    dyn({'clusterTrustBundle': dyn({'name': dyn('sandgate.dev:gate:roots'), 'path': dyn('roots.pem')})})])})}) &&
+    variables.volumes.all(v, v.name != 'sandgate-token')
+  message: "spec.volumes[sandgate-identity]: it isn't what would be injected; remove all parts of the gate from the pod, they are added when it is created"
+{{- else }}
+- expression: >-
+    variables.volumes.all(v, v.name != 'sandgate-identity') &&
     variables.volumes.exists_one(v, v.name == 'sandgate-token' && v.all(field, field in ['name', 'projected']) && has(v.projected) &&
     v.projected.all(field, field in ['defaultMode', 'sources']) && v.projected.defaultMode == 420 && v.projected.sources != null && v.projected.sources.size() == 1 &&
     v.projected.sources[0].all(field, field == 'serviceAccountToken') && has(v.projected.sources[0].serviceAccountToken) &&
     has(v.projected.sources[0].serviceAccountToken.audience) && v.projected.sources[0].serviceAccountToken.audience == 'sandgate' && v.projected.sources[0].serviceAccountToken.path == 'token' &&
     v.projected.sources[0].serviceAccountToken.expirationSeconds >= 600 && v.projected.sources[0].serviceAccountToken.expirationSeconds <= 3660)
   message: "spec.volumes[sandgate-token]: it isn't what would be injected; remove all parts of the gate from the pod, they are added when it is created"
+{{- end }}
 - expression: >-
     variables.volumes.exists_one(v, v == {'name': dyn('sandgate-state'), 'emptyDir': dyn({'medium': 'Memory', 'sizeLimit': '4Mi'})})
   message: "spec.volumes[sandgate-state]: it isn't what would be injected; remove all parts of the gate from the pod, they are added when it is created"

@@ -167,6 +167,7 @@ topologySpreadConstraints:
 {{- end }}
 - --control-identity={{ include "sandgate.controlIdentity" . }}
 - --trust-domain={{ .Values.trustDomain }}
+- --identity-source={{ $injection.identitySource }}
 {{- if $injection.allowOptOut }}
 - --allow-opt-out
 {{- end }}
@@ -174,6 +175,11 @@ topologySpreadConstraints:
 {{- range $injection.lockdownRuntimeClasses }}
 - --lockdown-runtime-class={{ . }}
 {{- end }}
+{{- end }}
+
+{{/* Whether the injector signs Pod Certificates: of new pods, or of those that run since. */}}
+{{- define "sandgate.signsPodCertificates" -}}
+{{- if or (eq .Values.injection.identitySource "pod-certificates") .Values.injector.signPodCertificates }}true{{ end -}}
 {{- end }}
 
 {{/* The command that asks a running injector what it would do to a pod. The pod's environment has the namespace. */}}
@@ -209,6 +215,7 @@ kubectl exec -i -n {{ .Release.Namespace }} deploy/{{ include "sandgate.injector
 - --network-policy={{ $injection.networkPolicy }}
 - --default-policy={{ .Values.injector.defaultPolicy }}
 - --gate-certificate-lifetime={{ .Values.injector.gateCertificateLifetime }}
+- --sign-pod-certificates={{ eq (include "sandgate.signsPodCertificates" .) "true" }}
 - --authority-secret={{ include "sandgate.authoritySecret" . }}
 - --roots-config-map={{ include "sandgate.rootsConfigMap" . }}
 {{- if eq .Values.injector.authority.source "self" }}

@@ -49,7 +49,7 @@ here depends on the injector running.
     {{ include "sandgate.cel" (prepend (include "sandgate.tenantAnnotations" . | fromJsonArray) "sandgate.dev/shape") }})
   message: "metadata.annotations[sandgate.dev/*]: it isn't one that a pod's author may set; remove it"
 - expression: >-
-    variables.volumes.all(v, v.name == 'sandgate-token' || !has(v.projected) || v.projected.sources == null || v.projected.sources.all(s,
+    variables.volumes.all(v, v.name == '{{ include "sandgate.identityVolume" . }}' || !has(v.projected) || v.projected.sources == null || v.projected.sources.all(s,
     (!has(s.serviceAccountToken) || !has(s.serviceAccountToken.audience) || s.serviceAccountToken.audience != 'sandgate') &&
     (!has(s.podCertificate) || !s.podCertificate.signerName.startsWith('sandgate.dev/'))))
   message: "spec.volumes[*].projected.sources: a token for the audience sandgate or a certificate of a signer sandgate.dev/* makes its holder the gate; choose another"
@@ -109,7 +109,7 @@ here depends on the injector running.
 - expression: >-
     {{ .list }}.all(c, (!has(c.volumeMounts) || c.volumeMounts.all(m, !(m.name in {{ include "sandgate.ownVolumes" . }}))) &&
     (!has(c.env) || c.env.all(e, !has(e.valueFrom) || !has(e.valueFrom.fileKeyRef) || !(e.valueFrom.fileKeyRef.volumeName in {{ include "sandgate.ownVolumes" . }}))))
-  message: "{{ .place }}: it uses a volume with the gate's key and token (sandgate-token, sandgate-state); use a volume of the sandbox's own"
+  message: "{{ .place }}: it uses a volume with the gate's key and token (sandgate-token, sandgate-identity, sandgate-state); use a volume of the sandbox's own"
 {{- end }}
 
 {{/* Rules for probes and hooks. The kubelet's calls are let in everywhere, so they must not go to another pod or the gate. */}}

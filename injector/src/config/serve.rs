@@ -4,7 +4,7 @@ use super::{InjectionFlags, parse};
 use crate::authority::ServingName;
 use crate::names::{DEFAULT_AUTHORITY_SECRET, DEFAULT_ROOTS_CONFIG_MAP, DEFAULT_WEBHOOK};
 use crate::rotation::Schedule;
-use crate::settings::Settings;
+use crate::settings::{IdentitySource, Settings};
 use clap::{ArgAction, Args, ValueEnum};
 use sandgate_mesh::duration;
 use sandgate_mesh::listener::parse_address;
@@ -23,6 +23,8 @@ const GATE_LIFETIMES: RangeInclusive<Duration> = Duration::from_secs(60)..=Durat
 
 /// The age at which a root is replaced where nobody says otherwise: five years.
 const DEFAULT_ROOT_MAX_AGE: &str = "43800h";
+/// The shortest life of a Pod Certificate that the API server takes.
+const SHORTEST_POD_CERTIFICATE: Duration = Duration::from_secs(3600);
 
 /// Who may call a sandbox that no policy selects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -75,13 +77,8 @@ pub struct ServeFlags {
     /// there is none.
     #[arg(long, default_value = DEFAULT_ROOTS_CONFIG_MAP, help_heading = "Routers")]
     roots_config_map: String,
-    /// Who may call a sandbox that no policy selects: nobody, everybody who is somebody, or everybody.
-    #[arg(long, value_enum, default_value_t = DefaultPolicy::Deny, help_heading = "Gates")]
-    default_policy: DefaultPolicy,
-    /// How long the certificates of gates and of the control plane live; they are renewed when about half of that is over.
-    /// From 1m to 720h.
-    #[arg(long, default_value = "24h", help_heading = "Gates")]
-    gate_certificate_lifetime: String,
+    #[command(flatten)]
+    gates: GateFlags,
     /// Name of the mutating and of the validating webhook configuration that lead here.
     #[arg(long, default_value = DEFAULT_WEBHOOK, help_heading = "Webhook")]
     webhook_configuration: String,
@@ -105,6 +102,22 @@ pub struct ServeFlags {
     log_level: String,
 }
 
+/// What gates are given by the replica that looks after them.
+#[derive(Debug, Args)]
+struct GateFlags {
+    /// Who may call a sandbox that no policy selects: nobody, everybody who is somebody, or everybody.
+    #[arg(long, value_enum, default_value_t = DefaultPolicy::Deny, help_heading = "Gates")]
+    default_policy: DefaultPolicy,
+    /// How long the certificates of gates and of the control plane live; they are renewed when about half of that is over.
+    /// From 1m to 720h.
+    #[arg(long, default_value = "24h", help_heading = "Gates")]
+    gate_certificate_lifetime: String,
+    /// Sign Pod Certificates of gates, and publish the roots in a `ClusterTrustBundle`: for gates that were born with
+    /// --identity-source=pod-certificates. With that it is done in any case.
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set, help_heading = "Gates")]
+    sign_pod_certificates: bool,
+}
+
 /// Everything the webhook was told, checked.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)] // each field is the flag of the same name, documented there
@@ -121,6 +134,7 @@ pub struct Config {
     pub roots_config_map: String,
     pub default_policy: model::DefaultPolicy,
     pub gate_certificate_lifetime: Duration,
+    pub signs_pod_certificates: bool,
     pub webhook_configuration: String,
     pub restrict_connect: bool,
     pub network_policy: bool,
@@ -187,7 +201,7 @@ impl ServeFlags {
         let shutdown_timeout = time("--shutdown-timeout", &self.shutdown_timeout, &mut problems);
         let lifetime = time(
             "--gate-certificate-lifetime",
-            &self.gate_certificate_lifetime,
+            &self.gates.gate_certificate_lifetime,
             &mut problems,
         );
         if lifetime.is_some_and(|lifetime| !GATE_LIFETIMES.contains(&lifetime)) {
@@ -198,6 +212,15 @@ impl ServeFlags {
         object_name("--roots-config-map", &self.roots_config_map, &mut problems);
         let certificate = self.certificate(&mut problems);
         let settings = self.injection.settings().map_err(|more| problems.extend(more)).ok();
+        let chosen = settings.as_ref().map(|settings| settings.identity_source);
+        let signs_pod_certificates =
+            self.gates.sign_pod_certificates || chosen == Some(IdentitySource::PodCertificates);
+        if signs_pod_certificates && lifetime.is_some_and(|lifetime| lifetime < SHORTEST_POD_CERTIFICATE) {
+            problems.push(
+                "--gate-certificate-lifetime: at least 1h with Pod Certificates; the API server takes no shorter ones"
+                    .into(),
+            );
+        }
         let config = || {
             Some(Config {
                 settings: settings?,
@@ -211,12 +234,13 @@ impl ServeFlags {
                     routers_follow_within: routers_follow_within?,
                 },
                 roots_config_map: self.roots_config_map,
-                default_policy: match self.default_policy {
+                default_policy: match self.gates.default_policy {
                     DefaultPolicy::Deny => model::DefaultPolicy::Deny,
                     DefaultPolicy::Authenticated => model::DefaultPolicy::Authenticated,
                     DefaultPolicy::Anonymous => model::DefaultPolicy::Anonymous,
                 },
                 gate_certificate_lifetime: lifetime?,
+                signs_pod_certificates,
                 webhook_configuration: self.webhook_configuration,
                 restrict_connect: self.restrict_connect,
                 network_policy: self.network_policy,

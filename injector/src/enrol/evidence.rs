@@ -1,7 +1,6 @@
 //! What the API server says about a gate's pod, its token and its Sandbox: read at the moment when it counts, never from a
 //! cache.
 
-use super::pods::Target;
 use crate::kubernetes::{RequestError, bounded};
 use crate::names::{SANDBOX_GROUP, SANDBOX_PLURAL, TOKEN_AUDIENCE};
 use crate::review::MAX_OBJECT_PARSED;
@@ -17,6 +16,7 @@ use kube::core::params::GetParams;
 use kube::core::{Request, Status};
 use kube::{Client, Resource};
 use sandgate_kubernetes::PartialObject;
+use sandgate_mesh::sandbox::{Namespace, SandboxName};
 use serde_json::Value;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -81,9 +81,13 @@ impl Evidence {
     ///
     /// # Errors
     /// The API server can't be asked, or the pod is larger than what is admitted.
-    pub(super) async fn pod(&self, target: &Target) -> Result<Option<StoredPod>, EvidenceError> {
-        let request = Request::new(Pod::url_path(&(), Some(target.namespace.as_str())));
-        let request = request.get(target.name.as_str(), &GetParams::default());
+    pub(super) async fn pod(
+        &self,
+        namespace: &Namespace,
+        name: &SandboxName,
+    ) -> Result<Option<StoredPod>, EvidenceError> {
+        let request = Request::new(Pod::url_path(&(), Some(namespace.as_str())));
+        let request = request.get(name.as_str(), &GetParams::default());
         let Some(text) = self.text(request).await? else {
             return Ok(None);
         };
@@ -109,7 +113,8 @@ impl Evidence {
     /// The API server can't be asked.
     pub(super) async fn sandbox(
         &self,
-        target: &Target,
+        namespace: &Namespace,
+        name: &SandboxName,
         version: Option<&str>,
     ) -> Result<Option<Sandbox>, EvidenceError> {
         let preferred = match version {
@@ -120,10 +125,9 @@ impl Evidence {
         let Some(version) = version.or(preferred.as_deref()) else {
             return Ok(None);
         };
-        let namespace = &target.namespace;
         let path = format!("/apis/{SANDBOX_GROUP}/{version}/namespaces/{namespace}/{SANDBOX_PLURAL}");
         let request = Request::new(path);
-        let request = request.get_metadata(target.name.as_str(), &GetParams::default());
+        let request = request.get_metadata(name.as_str(), &GetParams::default());
         let Some(text) = self.text(request).await? else {
             return Ok(None);
         };

@@ -10,6 +10,7 @@
 //! | [`turns`] | that no namespace keeps others waiting |
 //! | [`work`] | that visits are made side by side, and how many |
 //! | [`visit`] | what is said to a gate, and in which order |
+//! | [`visit_certified`] | the same of a gate whose identity the kubelet brings |
 //! | [`visit_router`] | the same of a router |
 //! | [`dial`] | the connection, and that a stranger may be at its other end |
 //! | [`clock`] | how far a gate's clock is from this one |
@@ -17,7 +18,9 @@
 //! | [`evidence`] | requests to the API server about a gate |
 //! | [`verify`] | what proves that a gate is the gate of its pod |
 //! | [`verify_router`] | what proves that a router is one |
-//! | [`published_roots`] | where a router finds the roots by which it knows the control plane |
+//! | [`requests`] | which requests of kubelets for gates' certificates wait for an answer |
+//! | [`signer`] | whether one is answered with a certificate |
+//! | [`published_roots`] | where routers, and gates whose identity the kubelet brings, find the roots |
 //! | [`policy`] | what a gate's policy consists of |
 //! | [`own`] | the control plane's own certificate |
 //! | [`leader`] | which replica does all this |
@@ -40,12 +43,15 @@ mod policy;
 mod published_roots;
 mod queue;
 pub(crate) mod report;
+mod requests;
 pub(crate) mod rotate;
 pub(crate) mod rotate_report;
+mod signer;
 mod turns;
 mod verify;
 mod verify_router;
 mod visit;
+mod visit_certified;
 mod visit_router;
 mod work;
 
@@ -67,6 +73,7 @@ use report::Report;
 use rotate::{Followers, RotationContext, Rotor};
 use sandgate_mesh::drain::Draining;
 use sandgate_mesh::policy::model::DefaultPolicy;
+use signer::Signer;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -89,6 +96,8 @@ pub(crate) struct Context {
     pub(crate) secret: String,
     /// The `ConfigMap` in which routers find the roots.
     pub(crate) roots_config_map: String,
+    /// Whether kubelets' requests for gates' certificates are answered.
+    pub(crate) signs_pod_certificates: bool,
     /// How long identities live.
     pub(crate) lifetime: Duration,
     /// How long a leader may be silent before another replica takes over.
@@ -162,7 +171,8 @@ async fn term(context: &Context) {
     tracing::info!(epoch = epoch.number, "a new epoch has begun");
     context.rotation.fresh.read(RETRY).await;
     let own_namespace = context.settings.own_namespace.clone();
-    let gates = visitor(context, Party::Gates, OptedIn::default(), epoch);
+    let opted_in = OptedIn::default();
+    let gates = visitor(context, Party::Gates, opted_in.clone(), epoch);
     let routers = visitor(context, Party::Routers, OptedIn::only(own_namespace), epoch);
     let (tell_of_gates, gates_follow) = watch::channel(None);
     let (tell_of_routers, routers_follow) = watch::channel(None);
@@ -175,8 +185,30 @@ async fn term(context: &Context) {
     tokio::join!(
         work::work(client.clone(), gates, tell_of_gates, report, metrics),
         work::work(client.clone(), routers, tell_of_routers, report, metrics),
-        PublishedRoots::new(context).run(),
+        PublishedRoots::for_routers(context).run(),
+        pod_certificates(context, opted_in),
         rotor(context, followers).run(),
+    );
+}
+
+/// Answers kubelets' requests, and publishes the roots for them, if that is wanted.
+async fn pod_certificates(context: &Context, opted_in: OptedIn) {
+    if !context.signs_pod_certificates {
+        return;
+    }
+    let signer = Signer {
+        client: context.client.clone(),
+        evidence: Evidence::new(context.client.clone()),
+        settings: context.settings.clone(),
+        shapes: SHAPES,
+        authority: context.authority.clone(),
+        anchors: context.anchors.clone(),
+        opted_in,
+        lifetime: context.lifetime,
+    };
+    tokio::join!(
+        requests::run(signer, &context.report, &context.metrics),
+        PublishedRoots::for_kubelets(context).run(),
     );
 }
 

@@ -1,19 +1,25 @@
-//! Where routers find the roots by which they know the control plane before they have an identity: a `ConfigMap`, which is
-//! mounted in their pods. Nobody injects those, so nothing else could tell them. Hides how it is kept as it should be.
+//! Where roots are found by those whom nobody else tells them. Routers know the control plane by a `ConfigMap`, which is mounted
+//! in their pods, before they have an identity. Gates whose identity the kubelet brings believe their peers by a
+//! `ClusterTrustBundle`, which the kubelet brings beside it. Hides how both are kept as they should be.
 //!
-//! It holds no secret, but whoever may change it can pose as the control plane to a router that has no identity: in the own
-//! namespace that is for administrators.
+//! They hold no secret, but whoever may change one can pose as the control plane to a router that has no identity, or as a
+//! router to such a gate: that is for administrators. The API server lets a bundle of our signer be changed only by who may
+//! `attest` for it.
 
 use super::Context;
 use crate::anchors::Anchors;
 use crate::kubernetes::{RequestError, bounded};
 use crate::metrics::Metrics;
-use crate::names::{FIELD_MANAGER, ROOTS_ENTRY};
+use crate::names::{FIELD_MANAGER, ROOTS_ENTRY, SIGNER, TRUST_BUNDLE};
 use futures_util::StreamExt;
+use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Resource;
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::{WatchStreamExt, watcher};
-use serde_json::json;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -21,9 +27,21 @@ use tokio::sync::watch;
 /// How long to wait after a failure, and after each change: so a quarrel with another controller keeps nobody busy.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Looks after the `ConfigMap`.
-pub(super) struct PublishedRoots {
-    api: Api<ConfigMap>,
+/// A kind of object that holds roots, and for whom.
+#[derive(Clone, Copy)]
+struct Place<K> {
+    kind: &'static str,
+    readers: &'static str,
+    /// What one holds.
+    entry: fn(K) -> Option<String>,
+    /// One of this name that holds these.
+    object: fn(&str, &str) -> Value,
+}
+
+/// Looks after one object.
+pub(super) struct PublishedRoots<K> {
+    api: Api<K>,
+    place: Place<K>,
     name: String,
     anchors: watch::Receiver<Option<Arc<Anchors>>>,
     metrics: Arc<Metrics>,
@@ -35,17 +53,63 @@ pub(super) struct PublishedRoots {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Seen {
-    /// There is no `ConfigMap`.
+    /// There is no such object.
     Absent,
     /// There is one with this entry, if it has that.
     There(Option<String>),
 }
 
-impl PublishedRoots {
-    pub(super) fn new(context: &Context) -> Self {
+impl PublishedRoots<ConfigMap> {
+    /// The `ConfigMap` for routers.
+    pub(super) fn for_routers(context: &Context) -> Self {
+        let namespace = context.settings.own_namespace.as_str();
+        let place = Place {
+            kind: "ConfigMap",
+            readers: "routers without an identity",
+            entry: |found: ConfigMap| found.data.unwrap_or_default().remove(ROOTS_ENTRY),
+            object: |name, roots| {
+                json!({
+                    "apiVersion": "v1",
+                    "kind": "ConfigMap",
+                    "metadata": {"name": name},
+                    "data": {ROOTS_ENTRY: roots},
+                })
+            },
+        };
+        let api = Api::namespaced(context.client.clone(), namespace);
+        Self::new(context, api, place, context.roots_config_map.clone())
+    }
+}
+
+impl PublishedRoots<ClusterTrustBundle> {
+    /// The bundle for gates whose identity the kubelet brings.
+    pub(super) fn for_kubelets(context: &Context) -> Self {
+        let place = Place {
+            kind: "ClusterTrustBundle",
+            readers: "gates with Pod Certificates",
+            entry: |found: ClusterTrustBundle| Some(found.spec.trust_bundle),
+            object: |name, roots| {
+                json!({
+                    "apiVersion": "certificates.k8s.io/v1",
+                    "kind": "ClusterTrustBundle",
+                    "metadata": {"name": name},
+                    "spec": {"signerName": SIGNER, "trustBundle": roots},
+                })
+            },
+        };
+        Self::new(context, Api::all(context.client.clone()), place, TRUST_BUNDLE.into())
+    }
+}
+
+impl<K> PublishedRoots<K>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    fn new(context: &Context, api: Api<K>, place: Place<K>, name: String) -> Self {
         Self {
-            api: Api::namespaced(context.client.clone(), context.settings.own_namespace.as_str()),
-            name: context.roots_config_map.clone(),
+            api,
+            place,
+            name,
             anchors: context.anchors.clone(),
             metrics: Arc::clone(&context.metrics),
             seen: None,
@@ -78,13 +142,12 @@ impl PublishedRoots {
         }
     }
 
-    fn note(&mut self, event: watcher::Event<ConfigMap>, listed: &mut bool) {
+    fn note(&mut self, event: watcher::Event<K>, listed: &mut bool) {
         match event {
             watcher::Event::Init => *listed = false,
             watcher::Event::Apply(found) | watcher::Event::InitApply(found) => {
                 *listed = true;
-                let entry = found.data.unwrap_or_default().remove(ROOTS_ENTRY);
-                self.seen = Some(Seen::There(entry));
+                self.seen = Some(Seen::There((self.place.entry)(found)));
             }
             watcher::Event::InitDone if *listed => {}
             watcher::Event::InitDone | watcher::Event::Delete(_) => self.seen = Some(Seen::Absent),
@@ -102,25 +165,17 @@ impl PublishedRoots {
             return Ok(());
         }
         // Applied, so that what else is noted on it stays, and that it is made where somebody has deleted it.
-        let object = json!({
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": {"name": self.name},
-            "data": {ROOTS_ENTRY: wanted},
-        });
+        let object = (self.place.object)(&self.name, wanted);
         let params = PatchParams::apply(FIELD_MANAGER).force();
         bounded(self.api.patch(&self.name, &params, &Patch::Apply(object))).await?;
-        let name = &self.name;
+        let (name, kind, readers) = (&self.name, self.place.kind, self.place.readers);
         match seen {
-            Seen::There(None) => tracing::info!(name, "stored the roots for routers in the ConfigMap"),
+            Seen::There(None) => tracing::info!(kind, name, readers, "stored the roots"),
             Seen::There(found) if *found == self.written || self.written.is_none() => {
-                tracing::info!(name, "brought the roots for routers in the ConfigMap up to date");
+                tracing::info!(kind, name, readers, "brought the published roots up to date");
             }
-            Seen::There(_) => tracing::warn!(
-                name,
-                "put the roots for routers back: somebody had changed the ConfigMap"
-            ),
-            Seen::Absent => tracing::warn!(name, "made the ConfigMap with the roots for routers: there was none"),
+            Seen::There(_) => tracing::warn!(kind, name, readers, "put the roots back: somebody had changed them"),
+            Seen::Absent => tracing::warn!(kind, name, readers, "made the object with the roots: there was none"),
         }
         self.written = Some(wanted.to_owned());
         self.seen = Some(Seen::There(self.written.clone()));
@@ -130,7 +185,8 @@ impl PublishedRoots {
 
     fn failed(&self, error: &dyn std::fmt::Display) {
         self.metrics.failed("roots");
-        let (name, next) = (&self.name, "it is tried again; routers without an identity wait for it");
-        tracing::warn!(name, %error, next, "can't look after the ConfigMap with the roots for routers");
+        let (name, kind, readers) = (&self.name, self.place.kind, self.place.readers);
+        let next = "it is tried again, and its readers wait for it";
+        tracing::warn!(kind, name, readers, %error, next, "can't look after the object with the roots");
     }
 }

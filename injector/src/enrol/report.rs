@@ -3,6 +3,7 @@
 use super::clock::Skew;
 use super::events::{Events, Reason, Told};
 use super::queue::{Census, Trouble, Visit};
+use super::signer::{Answered, Asked, Unanswered};
 use super::visit::{Party, Settled, VisitError};
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use sandgate_mesh::metrics;
@@ -41,6 +42,7 @@ pub(crate) struct Report {
     clocks: HistogramVec,
     /// How many clocks differ, by party.
     skewed: IntGaugeVec,
+    requests: IntCounterVec,
     leader: IntGauge,
     epoch: IntGauge,
     log: LineLog,
@@ -105,6 +107,12 @@ impl Report {
             durations: metrics::registered(registry, durations)?,
             clocks: metrics::registered(registry, clocks)?,
             skewed: metrics::registered(registry, IntGaugeVec::new(skewed, &["of"]))?,
+            requests: metrics::counters(
+                registry,
+                "sandgate_injector_pod_certificates_total",
+                "Tries to answer kubelets' requests for gates' certificates, by outcome (issued, denied, refused, failed) and why.",
+                &["outcome", "reason"],
+            )?,
             leader: metrics::gauge(
                 registry,
                 "sandgate_injector_leader",
@@ -237,6 +245,40 @@ impl Report {
     }
 }
 
+impl Report {
+    /// Counts a try to answer a request for a certificate, and has a line for it where that is `news`.
+    pub(super) fn requested(&self, asked: &Asked, ended: Option<&Result<Answered, Unanswered>>, news: bool) {
+        let (outcome, reason) = match ended {
+            Some(Ok(Answered::Issued(_))) => ("issued", "issued"),
+            Some(Ok(Answered::Denied(reason, _))) => ("denied", *reason),
+            Some(Err(error)) => (error.outcome(), error.as_str()),
+            None => ("failed", "panicked"),
+        };
+        self.requests.with_label_values(&[outcome, reason]).inc();
+        if !news {
+            return;
+        }
+        let (until, message) = match ended {
+            Some(Ok(Answered::Issued(until))) => (Some(utc(*until).to_string()), None),
+            Some(Ok(Answered::Denied(_, message))) => (None, Some(message.clone())),
+            Some(Err(error)) => (None, Some(error.to_string())),
+            None => (None, None),
+        };
+        self.log.write(&RequestLine {
+            time: timestamp(),
+            log: "pod_certificate",
+            outcome,
+            reason,
+            message: message.as_deref().map(|message| cut(message, 2 * LONGEST_TEXT)),
+            namespace: asked.pod.namespace.as_str(),
+            pod: asked.pod.name.as_str(),
+            pod_uid: asked.pod_uid.as_str(),
+            request: &asked.name,
+            until,
+        });
+    }
+}
+
 /// A gauge for each state.
 fn states(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntGaugeVec> {
     metrics::registered(registry, IntGaugeVec::new(Opts::new(name, help), &["state"]))
@@ -259,4 +301,20 @@ struct Line<'a> {
     until: Option<String>,
     failures: u32,
     duration_ms: u128,
+}
+
+#[derive(Serialize)]
+struct RequestLine<'a> {
+    time: String,
+    log: &'static str,
+    outcome: &'static str,
+    reason: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<std::borrow::Cow<'a, str>>,
+    namespace: &'a str,
+    pod: &'a str,
+    pod_uid: &'a str,
+    request: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    until: Option<String>,
 }

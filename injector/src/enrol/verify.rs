@@ -11,7 +11,7 @@ use crate::names::{
     ENABLED, INJECT_LABEL, INJECTED, INJECTED_LABEL, SANDBOX_GROUP, SANDBOX_HASH_LABEL, SANDBOX_KIND, TOKEN_AUDIENCE,
 };
 use crate::pod::{Pod, at, is_true, items, text_at};
-use crate::settings::Settings;
+use crate::settings::{IdentitySource, Settings};
 use k8s_openapi::api::authentication::v1::TokenReviewStatus;
 use sandgate_mesh::identity::SandboxIdentity;
 use sandgate_mesh::sandbox::{Namespace, PodUid, SandboxKey, SandboxName};
@@ -63,6 +63,12 @@ pub(super) enum Refusal {
         "the pod has the name of a Sandbox that isn't its owner; a pod that agent-sandbox didn't make needs another name"
     )]
     NameTaken,
+    #[error("the request names another ServiceAccount than the pod's")]
+    RequestAccount,
+    #[error("the request names another node than the pod's")]
+    RequestNode,
+    #[error("the pod's gate is to be given its identity by the control plane, and asks for no certificate")]
+    RequestUnexpected,
     #[error("the pod isn't in the namespace of routers, or has no labels of a router")]
     NotARouter,
     #[error("the pod's ServiceAccount {0} is none of --router-identity")]
@@ -89,6 +95,9 @@ impl Refusal {
             Self::NoOwner => "no_owner",
             Self::OwnerGone => "owner_gone",
             Self::NameTaken => "name_taken",
+            Self::RequestAccount => "request_account",
+            Self::RequestNode => "request_node",
+            Self::RequestUnexpected => "request_unexpected",
             Self::NotARouter => "not_a_router",
             Self::RouterAccount(_) => "router_account",
         }
@@ -126,8 +135,16 @@ impl Verified {
 /// # Errors
 /// It isn't.
 pub(super) fn dialed<'a>(target: &Target, pod: Option<&'a Value>) -> Result<&'a Value, Refusal> {
+    live(&target.uid, pod)
+}
+
+/// The pod of this UID, if it is the one that has its name now and isn't going away.
+///
+/// # Errors
+/// It isn't.
+pub(super) fn live<'a>(uid: &PodUid, pod: Option<&'a Value>) -> Result<&'a Value, Refusal> {
     let pod = pod.ok_or(Refusal::PodGone)?;
-    if text_at(pod, &["metadata", "uid"]) != Some(target.uid.as_str()) {
+    if text_at(pod, &["metadata", "uid"]) != Some(uid.as_str()) {
         return Err(Refusal::PodReplaced);
     }
     if at(pod, &["metadata", "deletionTimestamp"]).is_some() {
@@ -152,6 +169,16 @@ pub(super) fn settings_hold(settings: &Settings, pod: &Value) -> Result<(), Refu
     Ok(born::settings_hold(settings, pod)?)
 }
 
+/// Whether the gate of a pod was born to be given its identity by the kubelet.
+pub(super) fn has_pod_certificate(pod: &Value) -> bool {
+    Pod::read(pod).is_ok_and(|pod| born::identity_source(pod) == IdentitySource::PodCertificates)
+}
+
+/// Whether a pod says that it has a gate.
+pub(super) fn is_injected(pod: &Value) -> bool {
+    Pod::read(pod).is_ok_and(|pod| pod.label(INJECTED_LABEL) == Some(INJECTED))
+}
+
 /// Looks at the pod that was dialed, and at what answered there says it is.
 ///
 /// # Errors
@@ -163,26 +190,37 @@ pub(super) fn candidate(
     pod: &Value,
 ) -> Result<Candidate, Refusal> {
     let raw = dialed(target, Some(pod))?;
-    let pod = Pod::read(raw).map_err(|malformed| Misfit::Shape(format!("{} is malformed", malformed.field)))?;
     if *claimed != target.uid {
         return Err(Refusal::OtherPod);
     }
+    let sandbox = SandboxKey {
+        namespace: target.namespace.clone(),
+        name: target.name.clone(),
+    };
+    let candidate = injected(terms, sandbox, &target.uid, raw)?;
+    check_place(target, raw)?;
+    Ok(candidate)
+}
+
+/// Looks at a pod that is to have a gate of ours, wherever it is.
+///
+/// # Errors
+/// The first thing that isn't as it must be.
+pub(super) fn injected(terms: Terms<'_>, sandbox: SandboxKey, uid: &PodUid, raw: &Value) -> Result<Candidate, Refusal> {
+    let pod = Pod::read(raw).map_err(|malformed| Misfit::Shape(format!("{} is malformed", malformed.field)))?;
     if pod.label(INJECTED_LABEL) != Some(INJECTED) {
         return Err(Refusal::NotInjected);
     }
-    check_place(target, raw)?;
+    check_running(raw)?;
     born::check(terms, pod)?;
     Ok(Candidate {
+        account: account(raw).to_owned(),
+        owner: owner(&sandbox.name, pod)?,
         identity: SandboxIdentity {
             trust_domain: terms.settings.trust_domain.clone(),
-            sandbox: SandboxKey {
-                namespace: target.namespace.clone(),
-                name: target.name.clone(),
-            },
-            pod_uid: target.uid.clone(),
+            sandbox,
+            pod_uid: uid.clone(),
         },
-        account: account(raw).to_owned(),
-        owner: owner(target, pod)?,
     })
 }
 
@@ -205,6 +243,26 @@ impl Candidate {
     ) -> Result<Verified, Refusal> {
         let SandboxKey { namespace, name } = &self.identity.sandbox;
         check_token(token, &self.account, namespace, name, &self.identity.pod_uid)?;
+        self.wanted(sandbox, opted_in)
+    }
+
+    /// The identity, if the kubelet of the pod's node asks for it, as the API server has seen to, and the rest is so as well.
+    ///
+    /// # Errors
+    /// The first of these that isn't so.
+    pub(super) fn verify_request(
+        self,
+        account: &str,
+        sandbox: Option<&Sandbox>,
+        opted_in: &OptedIn,
+    ) -> Result<Verified, Refusal> {
+        if account != self.account {
+            return Err(Refusal::RequestAccount);
+        }
+        self.wanted(sandbox, opted_in)
+    }
+
+    fn wanted(self, sandbox: Option<&Sandbox>, opted_in: &OptedIn) -> Result<Verified, Refusal> {
         match (&self.owner, sandbox) {
             (Some(owner), found) => {
                 let live = found.filter(|found| found.uid == owner.uid && !found.is_being_deleted);
@@ -254,11 +312,14 @@ pub(super) fn check_token(
 
 /// Whether the pod still runs, at the address that was dialed.
 pub(super) fn check_place(target: &Target, pod: &Value) -> Result<(), Refusal> {
-    if text_at(pod, &["status", "phase"]).is_some_and(|phase| ENDED.contains(&phase)) {
-        return Err(Refusal::PodEnded);
-    }
+    check_running(pod)?;
     let found = addresses(pod).any(|address| address == target.ip);
     found.then_some(()).ok_or(Refusal::OtherAddress)
+}
+
+fn check_running(pod: &Value) -> Result<(), Refusal> {
+    let ended = text_at(pod, &["status", "phase"]).is_some_and(|phase| ENDED.contains(&phase));
+    (!ended).then_some(()).ok_or(Refusal::PodEnded)
 }
 
 /// The ServiceAccount of a stored pod.
@@ -274,14 +335,14 @@ fn addresses(pod: &Value) -> impl Iterator<Item = IpAddr> {
 }
 
 /// The Sandbox of its own name that a pod of agent-sandbox has as its controller. A forged label steals nobody's name.
-fn owner(target: &Target, pod: Pod<'_>) -> Result<Option<Owner>, Refusal> {
+fn owner(name: &SandboxName, pod: Pod<'_>) -> Result<Option<Owner>, Refusal> {
     if pod.label(SANDBOX_HASH_LABEL).is_none() {
         return Ok(None);
     }
     let mut owners = items(pod.at(&["metadata", "ownerReferences"])).map(|(_, owner)| owner);
     let owner = owners.find(|owner| is_true(owner, &["controller"]));
     let owner = owner.ok_or(Refusal::NoOwner)?;
-    let text = |name: &str| text_at(owner, &[name]).unwrap_or_default();
+    let text = |field: &str| text_at(owner, &[field]).unwrap_or_default();
     let version = text("apiVersion")
         .strip_prefix(SANDBOX_GROUP)
         .and_then(|rest| rest.strip_prefix('/'));
@@ -289,7 +350,7 @@ fn owner(target: &Target, pod: Pod<'_>) -> Result<Option<Owner>, Refusal> {
         // It becomes part of a path.
         Some(version)
             if text("kind") == SANDBOX_KIND
-                && text("name") == target.name.as_str()
+                && text("name") == name.as_str()
                 && (1..=16).contains(&version.len())
                 && version
                     .bytes()

@@ -1,5 +1,6 @@
 //! One visit to one gate, from the dial to the policy: what it has already is left alone, and what it lacks it gets only
-//! after all that proves who it is. [`super::visit_router`] is the same for a router.
+//! after all that proves who it is. [`super::visit_certified`] is the same
+//! for a gate whose identity the kubelet brings, and [`super::visit_router`] for a router.
 
 use super::clock::Clock;
 use super::dial::{Connection, DialError, Proven, dial, gate};
@@ -117,6 +118,10 @@ pub(super) enum VisitError {
     Sign(#[from] SignError),
     #[error("an identity was taken and isn't shown: {}", .0.as_ref().map_or("it shows an older one".to_owned(), ToString::to_string))]
     NotShown(Option<NotEnrolled>),
+    #[error("the kubelet's certificate isn't shown: {0}; look at the pod's events and its PodCertificateRequests")]
+    NoCertificate(NotEnrolled),
+    #[error("the kubelet hasn't brought the roots that are in force yet")]
+    AwaitsRoots(Proof),
     #[error("the control plane has no identity of its own: {0}")]
     Own(anyhow::Error),
     #[error("the visit took longer than {} s", VISIT_TIME.as_secs())]
@@ -135,6 +140,14 @@ impl From<EvidenceError> for VisitError {
 }
 
 impl VisitError {
+    /// What was shown all the same.
+    pub(super) const fn proof(&self) -> Option<&Proof> {
+        match self {
+            Self::AwaitsRoots(proof) => Some(proof),
+            _ => None,
+        }
+    }
+
     /// `refused` or `failed`.
     pub(super) const fn outcome(&self) -> &'static str {
         match self.trouble() {
@@ -152,6 +165,8 @@ impl VisitError {
             Self::Sign(SignError::Request(_)) => "csr",
             Self::Sign(_) | Self::Own(_) => "authority",
             Self::NotShown(_) => "not_shown",
+            Self::NoCertificate(_) => "no_certificate",
+            Self::AwaitsRoots(_) => "awaits_roots",
             Self::TooLong => "too_long",
             Self::Panicked => "panicked",
         }
@@ -215,21 +230,20 @@ impl Visitor {
         // A former leader may have told it other roots, or may not have come to tell it these; and of the same roots another
         // may have signed then.
         let renew = renew || enrolment.bundle_digest != in_force || !connection.is_under(root);
-        let standing = self.standing(connection.standing(), renew);
         // As it is stored, by its name: what was watched may be old, and another pod may have the name by now.
-        let pod = self.evidence.pod(target).await?;
+        let pod = self.evidence.pod(&target.namespace, &target.name).await?;
         let pod = verify::dialed(target, pod.as_ref().map(StoredPod::object))?;
+        if verify::has_pod_certificate(pod) {
+            return self
+                .bring_policy_up_to_date(target, connection, &enrolment, &stored, pod)
+                .await;
+        }
+        let standing = self.standing(connection.standing(), renew);
 
         if let Standing::Lasting(until) = standing {
-            // What a gate has is compared under the generation that it has it under.
-            let same = enrolment.policy_digest == Some(policy_digest(&self.snapshot(pod, enrolment.floor)));
-            // In a new epoch it is told all the same: what a former leader has sent and the network still holds back must
-            // find a floor that it is below.
-            if !same || enrolment.floor.epoch < self.epoch {
-                let mut gate = connection.proven(root, until).map_err(VisitError::NotShown)?;
-                self.push_policy(&mut gate, target, pod).await?;
-            }
-            let done = if same { Done::Nothing } else { Done::Policy };
+            let done = self
+                .compare_policy(target, connection, root, until, &enrolment, pod)
+                .await?;
             let proof = proof(&stored, until);
             return Ok(Settled { done, proof });
         }
@@ -248,6 +262,27 @@ impl Visitor {
             Standing::Ending | Standing::Lasting(_) => Done::Renewed,
         };
         Ok(Settled { done, proof })
+    }
+
+    /// Gives a gate that has an identity its policy, unless it has that.
+    pub(super) async fn compare_policy(
+        &self,
+        target: &Target,
+        connection: Connection,
+        root: &Root,
+        until: SystemTime,
+        enrolment: &Enrolment,
+        pod: &Value,
+    ) -> Result<Done, VisitError> {
+        // What a gate has is compared under the generation that it has it under.
+        let same = enrolment.policy_digest == Some(policy_digest(&self.snapshot(pod, enrolment.floor)));
+        // In a new epoch it is told all the same: what a former leader has sent and the network still holds back must
+        // find a floor that it is below.
+        if !same || enrolment.floor.epoch < self.epoch {
+            let mut gate = connection.proven(root, until).map_err(VisitError::NotShown)?;
+            self.push_policy(&mut gate, target, pod).await?;
+        }
+        Ok(if same { Done::Nothing } else { Done::Policy })
     }
 
     /// Gives an identity to whoever holds the key that it is for, and returns when that has been shown: only then may it be
@@ -283,7 +318,7 @@ impl Visitor {
         if !matches!(error, DialError::Handshake(_) | DialError::Broken(_)) {
             return error.into();
         }
-        let Ok(pod) = self.evidence.pod(target).await else {
+        let Ok(pod) = self.evidence.pod(&target.namespace, &target.name).await else {
             return error.into();
         };
         let held = verify::dialed(target, pod.as_ref().map(StoredPod::object))
@@ -331,7 +366,7 @@ impl Visitor {
         };
         let candidate = verify::candidate(terms, target, &enrolment.pod_uid, pod)?;
         let version = candidate.owner().map(|owner| owner.version.as_str());
-        let sandbox = self.evidence.sandbox(target, version).await?;
+        let sandbox = self.evidence.sandbox(&target.namespace, &target.name, version).await?;
         let token = self.evidence.token(enrolment.token.clone()).await?;
         Ok(candidate.verify(&token, sandbox.as_ref(), &self.opted_in)?)
     }

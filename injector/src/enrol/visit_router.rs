@@ -18,7 +18,7 @@ impl Visitor {
         clock: &Clock,
     ) -> Result<Settled, VisitError> {
         // As it is stored, by its name. What can't be a router isn't dialed: anybody may label a pod.
-        let pod = self.evidence.pod(target).await?;
+        let pod = self.evidence.pod(&target.namespace, &target.name).await?;
         let pod = verify::dialed(target, pod.as_ref().map(StoredPod::object))?;
         let candidate = candidate(&self.settings, target, pod)?;
 

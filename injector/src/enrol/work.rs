@@ -155,7 +155,12 @@ impl Work {
                 self.holders.shown(&visit.target.uid, settled.proof.clone());
                 self.visitor.next(settled.proof.until)
             }
-            Err(error) => Next::Again(error.trouble()),
+            Err(error) => {
+                if let Some(proof) = error.proof() {
+                    self.holders.shown(&visit.target.uid, proof.clone());
+                }
+                Next::Again(error.trouble())
+            }
         };
         self.queue.done(visit, next, Instant::now());
     }

@@ -45,9 +45,11 @@ pub const MAX_BODY_BYTES: usize = crate::policy::MAX_SNAPSHOT_BYTES + 4096;
 pub struct Enrolment {
     /// The pod that it believes to run in.
     pub pod_uid: PodUid,
-    /// A PKCS#10 request in PEM for a fresh key. No name in it counts.
+    /// A PKCS#10 request in PEM for a fresh key. No name in it counts. Empty where the identity comes from elsewhere.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub csr: String,
-    /// The pod's own token for the audience `sandgate`.
+    /// The pod's own token for the audience `sandgate`; empty likewise.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub token: String,
     /// The lowest generation that it takes.
     pub floor: Generation,
@@ -143,7 +145,7 @@ mod tests {
             ("}}", "},\"policyDigest\":null}"),
             ("}}", "},\"bundleDigest\":null}"),
             ("}}", "},\"also\":1}"),
-            ("\"csr\":\"c\",", ""),
+            ("\"csr\":\"c\"", "\"csr\":null"),
             ("\"csr\":\"c\"", "\"csr\":\"c\",\"csr\":\"d\""),
         ] {
             let bad = ENROLMENT.replace(from, to);

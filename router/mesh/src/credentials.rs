@@ -7,9 +7,10 @@
 mod files;
 mod validity;
 
-pub use files::{MeshFiles, poll_router, poll_sidecar};
+pub use files::{BundleFiles, MeshFiles, poll_bundle, poll_router, poll_sidecar};
 pub use validity::{Unfit, Validity};
 
+use crate::control::bundle_digest;
 use crate::identity::{ExtendedKeyUsage, IdentityError, PeerId, SandboxIdentity, TrustDomain, WorkloadIdentity};
 use crate::tls;
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
@@ -168,6 +169,7 @@ pub struct MeshCredentials {
     trust_domain: TrustDomain,
     certified_key: Arc<CertifiedKey>,
     roots: Arc<RootCertStore>,
+    bundle_digest: Option<String>,
     validity: Validity,
 }
 
@@ -200,13 +202,12 @@ impl MeshCredentials {
         trust_domain: &TrustDomain,
     ) -> Result<Self, CredentialsError> {
         let roots = roots_from_pem(bundle)?;
-        Self::from_der(
-            role,
-            certificates(Part::Chain, chain)?,
-            &private_key(key)?,
-            roots,
-            trust_domain,
-        )
+        let chain = certificates(Part::Chain, chain)?;
+        let found = Self::from_der(role, chain, &private_key(key)?, roots, trust_domain)?;
+        Ok(Self {
+            bundle_digest: std::str::from_utf8(bundle).ok().and_then(bundle_digest),
+            ..found
+        })
     }
 
     /// The credentials of the gate of `own`, as [`from_pem`](Self::from_pem) reads them.
@@ -275,6 +276,7 @@ impl MeshCredentials {
             trust_domain,
             certified_key: Arc::new(certified_key),
             roots,
+            bundle_digest: None,
             validity,
         })
     }
@@ -292,6 +294,11 @@ impl MeshCredentials {
     /// The trust domain of this process and of everyone it believes.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
+    }
+
+    /// The [`bundle_digest`] of the trusted authorities, if they were read from PEM.
+    pub fn bundle_digest(&self) -> Option<&str> {
+        self.bundle_digest.as_deref()
     }
 
     /// From when until when the leaf may be used.

@@ -16,8 +16,8 @@ use sandgate_mesh::contract::{
     APP_PROBES_VARIABLE, DEFAULT_TRUST_DOMAIN, HEALTH_PORT, NAMESPACE_VARIABLE, POD_UID_VARIABLE, SANDBOX_VARIABLE,
 };
 use sandgate_mesh::control::Enrollee;
-use sandgate_mesh::control::server::Control;
-use sandgate_mesh::credentials::poll_sidecar;
+use sandgate_mesh::control::server::{Control, Identity};
+use sandgate_mesh::credentials::{poll_bundle, poll_sidecar};
 use sandgate_mesh::framing::LimitFlags;
 use sandgate_mesh::identity::{SandboxIdentity, TrustDomain, WorkloadIdentity};
 use sandgate_mesh::listener::{ConnectionLimits, bind, fit_open_files, parse_address};
@@ -233,9 +233,18 @@ async fn serve(flags: Flags, source: Source, allocated: Allocated) -> anyhow::Re
 /// The gate, and what feeds it: its control planes, or pollers of its files.
 fn start_gate(settings: Settings, identity: SandboxIdentity, source: Source) -> anyhow::Result<Arc<Gate>> {
     let (files, policy_file) = match source {
-        Source::Control(control) => {
-            let control = Control::open(control, Enrollee::Gate(identity)).context("--state-folder")?;
+        Source::Control(control, token_file) => {
+            let (own, granted) = (Enrollee::Gate(identity), Identity::Granted { token_file });
+            let control = Control::open(control, own, granted).context("--state-folder")?;
             return Gate::controlled(settings, control);
+        }
+        Source::Kubelet(control, files) => {
+            let (poller, credentials) = poll_bundle(files, identity.clone());
+            let (own, given) = (Enrollee::Gate(identity), Identity::Given(credentials));
+            let control = Control::open(control, own, given).context("--state-folder")?;
+            let gate = Gate::controlled(settings, control)?;
+            tokio::spawn(poller.on_reload(gate.on_credentials()).run(POLL_PERIOD));
+            return Ok(gate);
         }
         Source::Files(files, policy_file) => (files, policy_file),
     };

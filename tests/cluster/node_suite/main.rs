@@ -9,6 +9,7 @@ mod events;
 mod install;
 mod lives;
 mod network_policies;
+mod pod_certificates;
 mod pods;
 mod power;
 mod readiness;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
             lives::TESTS,
             rotation::TESTS,
             readiness::TESTS,
+            pod_certificates::TESTS,
         ],
     };
     suite.main()

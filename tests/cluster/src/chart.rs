@@ -13,6 +13,8 @@ use std::process::{Command, Output};
 
 /// Callers must be decided about, or nothing is rendered.
 pub const DECIDED: &str = "router.auth.mode=allow-all";
+/// What the chart asks a cluster for, of a cluster that has it.
+const KINDS: &str = "certificates.k8s.io/v1/PodCertificateRequest,certificates.k8s.io/v1/ClusterTrustBundle";
 /// Where the chart is installed by default.
 pub const OWN_NAMESPACE: &str = "agent-sandbox-system";
 
@@ -45,7 +47,7 @@ impl Chart {
     pub fn render(values: &[&str]) -> Self {
         let folder = folder();
         let mut arguments = vec!["template", "sandgate", folder.to_str().unwrap(), "-n", OWN_NAMESPACE];
-        arguments.extend(["--kube-version", "1.37.0", "--set", DECIDED]);
+        arguments.extend(["--kube-version", "1.37.0", "--api-versions", KINDS, "--set", DECIDED]);
         arguments.extend(values.iter().flat_map(|value| ["--set", value]));
         let done = helm(&arguments);
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));

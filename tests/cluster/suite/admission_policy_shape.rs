@@ -10,6 +10,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_pod_with_its_gate_passes,
     a_pod_with_its_gate_passes_whatever_the_operator_chose,
     a_locked_down_pod_passes,
+    a_pod_with_a_pod_certificate_passes_where_that_is_chosen_and_only_there,
     a_pod_that_opts_out_passes_where_that_is_allowed_and_only_there,
     a_sandbox_without_a_gate_is_refused,
     pods_that_are_no_sandboxes_are_left_alone,
@@ -140,6 +141,33 @@ async fn a_pod_with_its_gate_passes_whatever_the_operator_chose(cluster: Cluster
     let other = Chart::render(&[]).injected(&sandbox_pod("other"));
     let reason = namespace.refused(&other).await;
     assert!(reason.contains("it isn't what would be injected"), "{reason}");
+}
+
+async fn a_pod_with_a_pod_certificate_passes_where_that_is_chosen_and_only_there(cluster: Cluster) {
+    let by_kubelet = Chart::render(&["injection.identitySource=pod-certificates"]);
+    let by_enrolment = Chart::render(&[]);
+    let (here, there) = (cluster.namespace(OPTED_IN).await, cluster.namespace(OPTED_IN).await);
+    here.judged_by(&by_kubelet).await;
+    there.judged_by(&by_enrolment).await;
+    all_pass(&here, &by_kubelet, &pods()).await;
+    for (namespace, chosen, other) in [
+        (&here, &by_kubelet, &by_enrolment),
+        (&there, &by_enrolment, &by_kubelet),
+    ] {
+        let foreign = other.injected(&sandbox_pod("foreign"));
+        let told = namespace.refused(&foreign).await;
+        assert!(told.contains("denied request: spec.volumes["), "{told}");
+        // Its volume beside the right one, and no other difference.
+        let mut both = chosen.injected(&sandbox_pod("both"));
+        let further = foreign["spec"]["volumes"].as_array().unwrap().iter();
+        let further: Vec<_> = further
+            .filter(|volume| volume["name"] != "sandgate-state")
+            .cloned()
+            .collect();
+        both["spec"]["volumes"].as_array_mut().unwrap().extend(further);
+        let told = namespace.refused(&both).await;
+        assert!(told.contains("denied request: spec.volumes["), "{told}");
+    }
 }
 
 async fn a_locked_down_pod_passes(cluster: Cluster) {

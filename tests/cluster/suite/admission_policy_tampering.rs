@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 
 pub(crate) const TESTS: &[Test] = tests![
     no_field_of_a_gate_can_be_changed_or_removed,
+    no_field_of_a_gate_with_a_pod_certificate_can_be_changed_or_removed,
     no_field_of_a_locked_down_gate_can_be_changed_or_removed,
     nothing_can_be_added_to_a_gate,
     a_gate_is_left_what_it_needs_to_go_on_running,
@@ -206,6 +207,18 @@ async fn no_field_of_a_gate_can_be_changed_or_removed(cluster: Cluster) {
         "terminationMessagePolicy",
     ];
     assert_eq!(tally.free, BTreeSet::from(expected.map(String::from)));
+}
+
+async fn no_field_of_a_gate_with_a_pod_certificate_can_be_changed_or_removed(cluster: Cluster) {
+    let chart = Chart::render(&["injection.identitySource=pod-certificates"]);
+    let namespace = cluster.namespace(OPTED_IN).await;
+    namespace.judged_by(&chart).await;
+    let injected = chart.injected(&pod());
+    let tally = judge(&namespace, &injected, variations(&injected)).await;
+    assert!(tally.by_policy > 100, "{}", tally.by_policy);
+    // The token's lifetime, and nothing of a certificate.
+    assert!(!tally.free.contains("expirationSeconds"), "{:?}", tally.free);
+    assert!(!tally.free.contains("maxExpirationSeconds"), "{:?}", tally.free);
 }
 
 async fn no_field_of_a_locked_down_gate_can_be_changed_or_removed(cluster: Cluster) {

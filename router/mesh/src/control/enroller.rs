@@ -78,6 +78,18 @@ impl Enrollee {
     }
 }
 
+/// Where the identity comes from.
+#[derive(Debug)]
+pub enum Identity {
+    /// Control planes grant it.
+    Granted {
+        /// What proves to them in which pod this runs; read anew each time.
+        token_file: PathBuf,
+    },
+    /// Somebody else gives it, as a kubelet does: control planes bring no more than policies.
+    Given(Credentials),
+}
+
 /// Why nothing was taken, or given.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EnrolmentError {
@@ -95,6 +107,9 @@ pub(crate) enum EnrolmentError {
     /// The leaf has nothing to do with the keys here.
     #[error("the chain's leaf is not for the key of the enrolment; ask for that again")]
     ForeignKey,
+    /// Whoever sent it takes this for another.
+    #[error("the identity comes from files here, and none is taken from a control plane")]
+    NotAsked,
     /// The grant makes no credentials.
     #[error("the identity can't be used: {0}")]
     Credentials(CredentialsError),
@@ -123,6 +138,7 @@ impl EnrolmentError {
             Self::OtherPod { .. }
             | Self::FarAhead { .. }
             | Self::ForeignKey
+            | Self::NotAsked
             | Self::Credentials(_)
             | Self::Unfit(_)
             | Self::Snapshot(_) => StatusCode::BAD_REQUEST,
@@ -161,12 +177,20 @@ impl Held {
     }
 }
 
+/// What [`Identity`] says, with the identities that were granted.
+enum Source {
+    Granted {
+        token_file: PathBuf,
+        in_force: watch::Sender<Option<Arc<MeshCredentials>>>,
+    },
+    Given(Credentials),
+}
+
 /// The side of an enrolment that is dialed.
 pub(crate) struct Enroller {
     own: Enrollee,
-    token_file: PathBuf,
     state: State,
-    credentials: watch::Sender<Option<Arc<MeshCredentials>>>,
+    credentials: Source,
     policy: watch::Sender<Option<Arc<PolicySnapshot>>>,
     held: Mutex<Held>,
 }
@@ -182,21 +206,30 @@ impl fmt::Debug for Enroller {
 }
 
 impl Enroller {
-    /// Of `own`, with what `state` has kept for it. The token is read anew each time.
-    pub(crate) fn new(own: Enrollee, token_file: PathBuf, state: State) -> Self {
+    /// Of `own`, with what `state` has kept for it.
+    pub(crate) fn new(own: Enrollee, identity: Identity, state: State) -> Self {
         let mut held = Held::default();
         let check_pod = |uid: &PodUid| {
             let is_own = (uid == own.pod_uid()).then_some(());
             is_own.ok_or_else(|| format!("it is of the pod {uid}"))
         };
-        let credentials = state.identity(|kept| {
-            check_pod(&kept.grant.pod_uid)?;
-            let found = own
-                .credentials(&kept.key, &kept.grant)
-                .map_err(|error| error.to_string())?;
-            held.identity = Some(kept);
-            Ok(Arc::new(found))
-        });
+        let mut kept = || {
+            state.identity(|kept| {
+                check_pod(&kept.grant.pod_uid)?;
+                let found = own
+                    .credentials(&kept.key, &kept.grant)
+                    .map_err(|error| error.to_string())?;
+                held.identity = Some(kept);
+                Ok(Arc::new(found))
+            })
+        };
+        let credentials = match identity {
+            Identity::Granted { token_file } => Source::Granted {
+                token_file,
+                in_force: watch::Sender::new(kept()),
+            },
+            Identity::Given(credentials) => Source::Given(credentials),
+        };
         let policy = state.policy(|push| {
             check_pod(&push.pod_uid)?;
             let found = compiled(&push.snapshot).map_err(|error| error.to_string())?;
@@ -205,9 +238,8 @@ impl Enroller {
         });
         Self {
             own,
-            token_file,
             state,
-            credentials: watch::Sender::new(credentials),
+            credentials,
             policy: watch::Sender::new(policy),
             held: Mutex::new(held),
         }
@@ -215,7 +247,10 @@ impl Enroller {
 
     /// The identity in force.
     pub(crate) fn credentials(&self) -> Credentials {
-        self.credentials.subscribe()
+        match &self.credentials {
+            Source::Granted { in_force, .. } => in_force.subscribe(),
+            Source::Given(credentials) => credentials.clone(),
+        }
     }
 
     /// The policy in force.
@@ -237,9 +272,14 @@ impl Enroller {
         matches!(self.own, Enrollee::Gate(_))
     }
 
-    /// What enrols it: the same request until it is granted, and then one for another key.
+    /// What enrols it: the same request until it is granted, and then one for another key. Where the identity comes from
+    /// elsewhere, only what it has.
     pub(crate) fn enrolment(&self) -> Result<Enrolment, EnrolmentError> {
-        let token = read_token(&self.token_file).map_err(EnrolmentError::NoToken)?;
+        let token_file = match &self.credentials {
+            Source::Granted { token_file, .. } => token_file,
+            Source::Given(credentials) => return Ok(self.given(credentials)),
+        };
+        let token = read_token(token_file).map_err(EnrolmentError::NoToken)?;
         let mut held = self.held();
         let csr = if let Some((_, csr)) = &held.pending {
             csr.clone()
@@ -261,8 +301,28 @@ impl Enroller {
         })
     }
 
+    fn given(&self, credentials: &Credentials) -> Enrolment {
+        let held = self.held();
+        let in_force = credentials.borrow();
+        let bundle_digest = in_force.as_ref().and_then(|found| found.bundle_digest());
+        Enrolment {
+            pod_uid: self.own.pod_uid().clone(),
+            csr: String::new(),
+            token: String::new(),
+            floor: held.floor(),
+            policy_digest: held.policy.as_ref().map(|(_, digest)| digest.clone()),
+            bundle_digest: bundle_digest.map(str::to_owned),
+        }
+    }
+
     /// Takes an identity: for the key that waits for one, or for the one in force with another bundle.
     pub(crate) fn take_identity(&self, grant: IdentityGrant) -> Result<Taken, EnrolmentError> {
+        let Source::Granted {
+            in_force: published, ..
+        } = &self.credentials
+        else {
+            return Err(EnrolmentError::NotAsked);
+        };
         let mut held = self.held();
         self.check(&grant.pod_uid, grant.generation, held.floor())?;
         let in_force = held.identity.as_ref().filter(|kept| kept.grant.chain == grant.chain);
@@ -292,7 +352,7 @@ impl Enroller {
         if same_bundle {
             return Ok(Taken::Unchanged);
         }
-        self.credentials.send_replace(Some(Arc::new(found)));
+        published.send_replace(Some(Arc::new(found)));
         Ok(Taken::Changed)
     }
 

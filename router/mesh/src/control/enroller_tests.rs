@@ -15,6 +15,12 @@ fn own() -> Enrollee {
     }
 }
 
+fn granted(folder: &Path) -> Identity {
+    Identity::Granted {
+        token_file: folder.join("token"),
+    }
+}
+
 /// A gate that is to be enrolled, and the authority of its control plane.
 struct Scene {
     folder: PathBuf,
@@ -40,7 +46,7 @@ impl Scene {
 
     fn start(folder: &Path) -> Enroller {
         let state = State::open(folder.into()).unwrap();
-        Enroller::new(own(), folder.join("token"), state)
+        Enroller::new(own(), granted(folder), state)
     }
 
     /// What becomes of it after a crash.
@@ -143,7 +149,7 @@ fn a_router_takes_its_own_identity_and_no_gates_and_policies_are_not_for_it() {
         (Role::Router, "cluster.local")
     );
     let state = State::open(scene.folder.clone()).unwrap();
-    let router = Enroller::new(own, scene.folder.join("token"), state);
+    let router = Enroller::new(own, granted(&scene.folder), state);
     assert!(!router.takes_policies() && scene.enroller.takes_policies());
     let csr = router.enrolment().unwrap().csr;
     let error = router.take_identity(scene.grant(1, &csr, |_| {})).unwrap_err();
@@ -454,4 +460,49 @@ fn an_epoch_that_would_lock_out_all_who_come_later_is_refused() {
         assert_eq!(scene.enroller.take_policy(&policy).unwrap(), Taken::Changed);
         assert_eq!(scene.enroller.enrolment().unwrap().floor.epoch, epoch);
     }
+}
+
+#[test]
+fn a_gate_whose_identity_comes_from_files_takes_policies_only_and_says_which_roots_it_has() {
+    let scene = Scene::new();
+    // As if it had been enrolled before; that doesn't count here.
+    let granted = scene.enrol(3);
+    let (publish, credentials) = watch::channel(None);
+    let start = || {
+        let state = State::open(scene.folder.clone()).unwrap();
+        Enroller::new(own(), Identity::Given(credentials.clone()), state)
+    };
+    let enroller = start();
+    assert!(enroller.credentials().borrow().is_none());
+    let told = enroller.enrolment().unwrap();
+    assert_eq!(
+        (told.csr.as_str(), told.token.as_str(), told.bundle_digest),
+        ("", "", None)
+    );
+
+    let issued = scene
+        .authority
+        .issue(&LeafSpec::new("gate", OWN, Usage::Server))
+        .unwrap();
+    let Enrollee::Gate(id) = own() else { panic!() };
+    let bundle = format!(
+        "{}{}",
+        scene.authority.root_pem(),
+        Authority::new("next").unwrap().root_pem()
+    );
+    let (chain, key) = (issued.chain_pem.as_bytes(), issued.key_pem.as_bytes());
+    let found = MeshCredentials::of_gate(chain, key, bundle.as_bytes(), &id).unwrap();
+    publish.send_replace(Some(Arc::new(found)));
+    assert_eq!(enroller.enrolment().unwrap().bundle_digest, bundle_digest(&bundle));
+
+    let error = enroller.take_identity(granted).unwrap_err();
+    assert_eq!(error.status(), StatusCode::BAD_REQUEST, "{error}");
+    let taken = enroller.take_policy(&push(7, DefaultPolicy::Deny)).unwrap();
+    assert_eq!(
+        (taken, enroller.enrolment().unwrap().floor.counter),
+        (Taken::Changed, 7)
+    );
+    // After a crash it is the same.
+    let told = start().enrolment().unwrap();
+    assert_eq!((told.floor.counter, told.policy_digest.is_some()), (7, true));
 }

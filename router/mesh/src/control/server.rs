@@ -1,6 +1,7 @@
 //! The control API as gates and routers serve it: who may use it, and how its requests are read and answered. Hides HTTP and
 //! TLS from [`super::enroller`], which decides.
 
+pub use super::enroller::Identity;
 use super::enroller::{Enrollee, Enroller, EnrolmentError, Taken};
 use super::metrics::Pushed;
 pub use super::metrics::{ControlMetrics, Pushes};
@@ -52,10 +53,8 @@ pub struct ControlSettings {
     pub control_planes: Vec<WorkloadIdentity>,
     /// Under which roots, while no identity is in force that is valid.
     pub anchors: Anchors,
-    /// Where they are kept.
+    /// Where what they bring is kept.
     pub state_folder: PathBuf,
-    /// What proves in which pod this runs.
-    pub token_file: PathBuf,
 }
 
 /// The control API of one gate or router.
@@ -73,7 +72,7 @@ impl Control {
     ///
     /// # Errors
     /// There is no such folder, or the system gives no randomness.
-    pub fn open(settings: ControlSettings, own: Enrollee) -> anyhow::Result<Self> {
+    pub fn open(settings: ControlSettings, own: Enrollee, identity: Identity) -> anyhow::Result<Self> {
         let state = State::open(settings.state_folder)?;
         Ok(Self {
             trust: ControlTrust {
@@ -84,7 +83,7 @@ impl Control {
                 stand_in: stand_in().context("a key can't be made")?,
             },
             tls: ServerTls::default(),
-            enroller: Enroller::new(own, settings.token_file, state),
+            enroller: Enroller::new(own, identity, state),
             connections: Newcomers::new(MOST_CONNECTIONS),
             limits: Arc::new(Limits {
                 idle_time: IDLE_TIME,
@@ -383,9 +382,11 @@ mod tests {
             control_planes: vec!["spiffe://cluster.local/ns/system/sa/injector".parse().unwrap()],
             anchors,
             state_folder: std::env::temp_dir(),
+        };
+        let granted = Identity::Granted {
             token_file: PathBuf::new(),
         };
-        let control = Control::open(settings, Enrollee::Gate(own)).unwrap();
+        let control = Control::open(settings, Enrollee::Gate(own), granted).unwrap();
         let (first, second) = (identity(&authority), identity(&authority));
         let now = SystemTime::now();
         let end = first.validity().not_after + Duration::from_secs(1);

@@ -17,40 +17,59 @@ pub struct MeshFiles {
     pub bundle: PathBuf,
 }
 
+/// Where a gate finds its credentials that a kubelet keeps, both PEM: Pod Certificates and Cluster Trust Bundles of
+/// Kubernetes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BundleFiles {
+    /// The private key, and after it the leaf certificate and intermediates: one file, so that no mixture can be read.
+    pub credentials: PathBuf,
+    /// The trusted authorities.
+    pub roots: PathBuf,
+}
+
 /// A router's credentials, which follow their files. See [`Poller`] for the two ways to start.
 pub fn poll_router(files: MeshFiles, trust_domain: TrustDomain) -> (Poller<MeshCredentials>, Credentials) {
-    poll(files, move |chain, key, bundle| {
-        MeshCredentials::from_pem(Role::Router, chain, key, bundle, &trust_domain)
+    let files = [files.chain, files.key, files.bundle];
+    poll(files, move |[chain, key, bundle]| {
+        MeshCredentials::from_pem(Role::Router, &chain, &key, &bundle, &trust_domain)
     })
 }
 
 /// The credentials of the gate of `own`, which follow their files; see [`MeshCredentials::of_gate`].
 pub fn poll_sidecar(files: MeshFiles, own: SandboxIdentity) -> (Poller<MeshCredentials>, Credentials) {
-    poll(files, move |chain, key, bundle| {
-        MeshCredentials::of_gate(chain, key, bundle, &own).inspect_err(|error| {
-            // Not a file that is half written: whoever issued it, or wrote the gate's flags, has to be told.
-            if let CredentialsError::WrongIdentity { expected, found, .. } = error {
-                let text = "the certificate is not this gate's; compare it with the gate's flags";
-                tracing::error!(%expected, %found, "{text}");
-            }
-        })
+    let files = [files.chain, files.key, files.bundle];
+    poll(files, move |[chain, key, bundle]| of_gate(&chain, &key, &bundle, &own))
+}
+
+/// The same where a kubelet keeps them.
+pub fn poll_bundle(files: BundleFiles, own: SandboxIdentity) -> (Poller<MeshCredentials>, Credentials) {
+    let files = [files.credentials, files.roots];
+    poll(files, move |[both, roots]| of_gate(&both, &both, &roots, &own))
+}
+
+fn of_gate(
+    chain: &[u8],
+    key: &[u8],
+    bundle: &[u8],
+    own: &SandboxIdentity,
+) -> Result<MeshCredentials, CredentialsError> {
+    MeshCredentials::of_gate(chain, key, bundle, own).inspect_err(|error| {
+        // Not a file that is half written: whoever issued it, or wrote the gate's flags, has to be told.
+        if let CredentialsError::WrongIdentity { expected, found, .. } = error {
+            let text = "the certificate is not this gate's; compare it with the gate's flags";
+            tracing::error!(%expected, %found, "{text}");
+        }
     })
 }
 
-fn poll(
-    files: MeshFiles,
-    parse: impl Fn(&[u8], &[u8], &[u8]) -> Result<MeshCredentials, CredentialsError> + Send + 'static,
+fn poll<const FILES: usize>(
+    files: [PathBuf; FILES],
+    parse: impl Fn([Vec<u8>; FILES]) -> Result<MeshCredentials, CredentialsError> + Send + 'static,
 ) -> (Poller<MeshCredentials>, Credentials) {
-    let (poller, credentials) = Poller::new(
-        "mesh credentials",
-        vec![files.chain, files.key, files.bundle],
-        move |contents| {
-            let mut contents = contents.into_iter();
-            let mut next = || contents.next().unwrap_or_default();
-            let (chain, key, bundle) = (next(), next(), next());
-            parse(&chain, &key, &bundle)
-        },
-    );
+    let (poller, credentials) = Poller::new("mesh credentials", files.into(), move |contents| {
+        let mut contents = contents.into_iter();
+        parse(std::array::from_fn(|_| contents.next().unwrap_or_default()))
+    });
     (poller.replace_if(serves_on), credentials)
 }
 

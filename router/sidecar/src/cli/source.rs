@@ -1,9 +1,10 @@
-//! The two ways to an identity and a policy, as flags: files, or control planes. Hides which flags belong together.
+//! The ways to an identity and a policy, as flags: files, control planes, or the kubelet's files for the one and control
+//! planes for the other. Hides which flags belong together.
 
 use clap::Args;
 use sandgate_mesh::contract::TRUST_ANCHORS_VARIABLE;
 use sandgate_mesh::control::server::ControlSettings;
-use sandgate_mesh::credentials::{MeshFiles, roots_from_pem};
+use sandgate_mesh::credentials::{BundleFiles, MeshFiles, roots_from_pem};
 use sandgate_mesh::identity::{TrustDomain, WorkloadIdentity};
 use std::path::PathBuf;
 use tokio::sync::watch;
@@ -12,8 +13,9 @@ use tokio::sync::watch;
 const TOKEN_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 const FILES: &str = "--tls-cert-file, --tls-key-file, --trust-bundle-file and --policy-file";
 const CONTROL: &str = "--control-identity, --state-folder and --trust-anchors";
+const KUBELET: &str = "--credential-bundle-file and --trust-bundle-file";
 
-/// The flags of both ways.
+/// The flags of all ways.
 #[derive(Debug, Args)]
 pub(super) struct SourceFlags {
     /// PEM file with this gate's certificate chain; polled, so it may appear later and change.
@@ -42,15 +44,24 @@ pub(super) struct SourceFlags {
     /// /var/run/secrets/kubernetes.io/serviceaccount/token if not given.
     #[arg(long, help_heading = "Identity and policy from a control plane")]
     token_file: Option<PathBuf>,
+    /// PEM file with this gate's private key and certificate chain, as a kubelet projects a pod certificate; polled. Goes with
+    /// --trust-bundle-file and the flags of a control plane, which brings the policy then and no identity.
+    #[arg(long, help_heading = "Identity from the kubelet")]
+    credential_bundle_file: Option<PathBuf>,
 }
+
+/// A flag as errors name it, and whether it is given.
+type Given = (&'static str, bool);
 
 /// Where the gate's identity and policy come from.
 #[derive(Debug)]
 pub(super) enum Source {
     /// Files that are polled: those of the identity, and the policy's.
     Files(MeshFiles, PathBuf),
-    /// Control planes.
-    Control(ControlSettings),
+    /// Control planes, and the file of the token that they ask for.
+    Control(ControlSettings, PathBuf),
+    /// The kubelet's files for the identity, and control planes for the policy.
+    Kubelet(ControlSettings, BundleFiles),
 }
 
 impl Source {
@@ -58,7 +69,7 @@ impl Source {
     pub(super) fn state_folder(&self) -> Option<PathBuf> {
         match self {
             Self::Files(..) => None,
-            Self::Control(settings) => Some(settings.state_folder.clone()),
+            Self::Control(settings, _) | Self::Kubelet(settings, _) => Some(settings.state_folder.clone()),
         }
     }
 }
@@ -66,27 +77,13 @@ impl Source {
 impl SourceFlags {
     /// The one way that the flags describe, or `None` and what is wrong with them.
     pub(super) fn source(&self, problems: &mut Vec<String>) -> Option<Source> {
-        let files = [
-            ("--tls-cert-file <TLS_CERT_FILE>", self.tls_cert_file.is_some()),
-            ("--tls-key-file <TLS_KEY_FILE>", self.tls_key_file.is_some()),
-            (
-                "--trust-bundle-file <TRUST_BUNDLE_FILE>",
-                self.trust_bundle_file.is_some(),
-            ),
-            ("--policy-file <POLICY_FILE>", self.policy_file.is_some()),
-        ];
-        let control = [
-            (
-                "--control-identity <CONTROL_IDENTITY>",
-                !self.control_identity.is_empty(),
-            ),
-            ("--state-folder <STATE_FOLDER>", self.state_folder.is_some()),
-            ("--trust-anchors <TRUST_ANCHORS>", self.trust_anchors.is_some()),
-        ];
+        if self.credential_bundle_file.is_some() {
+            return self.kubelet(problems);
+        }
+        let (files, control) = (self.files_given(), self.control_given());
         // What was given, though badly, isn't missing.
         let told = problems.concat();
-        let given = |(flag, given): &(&str, bool)| *given || told.contains(&format!("'{flag}'"));
-        let missing = |(flag, _): &(&str, bool)| format!("{flag} is not given");
+        let given = |flag: &Given| is_given(flag, &told);
         let any_of_files = files.iter().any(given);
         let any_of_control = control.iter().any(given) || self.token_file.is_some();
         match (any_of_files, any_of_control) {
@@ -95,14 +92,40 @@ impl SourceFlags {
                  variables of both are given"
             )),
             (false, false) => problems.push(format!("no way to an identity and a policy is given: {FILES}, or {CONTROL}")),
-            (true, false) => problems.extend(files.iter().filter(|flag| !given(flag)).map(missing)),
-            (false, true) => problems.extend(control.iter().filter(|flag| !given(flag)).map(missing)),
+            (true, false) => require(&files, problems),
+            (false, true) => require(&control, problems),
         }
         match (any_of_files, any_of_control) {
             (true, false) => self.files(),
-            (false, true) => self.control(problems),
+            (false, true) => {
+                let token_file = self.token_file.clone().unwrap_or_else(|| TOKEN_FILE.into());
+                Some(Source::Control(self.control(problems)?, token_file))
+            }
             _ => None,
         }
+    }
+
+    fn files_given(&self) -> [Given; 4] {
+        [
+            ("--tls-cert-file <TLS_CERT_FILE>", self.tls_cert_file.is_some()),
+            ("--tls-key-file <TLS_KEY_FILE>", self.tls_key_file.is_some()),
+            (
+                "--trust-bundle-file <TRUST_BUNDLE_FILE>",
+                self.trust_bundle_file.is_some(),
+            ),
+            ("--policy-file <POLICY_FILE>", self.policy_file.is_some()),
+        ]
+    }
+
+    fn control_given(&self) -> [Given; 3] {
+        [
+            (
+                "--control-identity <CONTROL_IDENTITY>",
+                !self.control_identity.is_empty(),
+            ),
+            ("--state-folder <STATE_FOLDER>", self.state_folder.is_some()),
+            ("--trust-anchors <TRUST_ANCHORS>", self.trust_anchors.is_some()),
+        ]
     }
 
     fn files(&self) -> Option<Source> {
@@ -114,16 +137,33 @@ impl SourceFlags {
         Some(Source::Files(files, self.policy_file.clone()?))
     }
 
-    fn control(&self, problems: &mut Vec<String>) -> Option<Source> {
+    fn control(&self, problems: &mut Vec<String>) -> Option<ControlSettings> {
         let anchors = roots_from_pem(self.trust_anchors.as_ref()?.as_bytes());
         let anchors = anchors.map_err(|error| problems.push(format!("--trust-anchors: {error}")));
-        Some(Source::Control(ControlSettings {
+        Some(ControlSettings {
             control_planes: self.control_identity.clone(),
             // They stay what they are for as long as the gate runs.
             anchors: watch::channel(Some(anchors.ok()?)).1,
             state_folder: self.state_folder.clone()?,
-            token_file: self.token_file.clone().unwrap_or_else(|| TOKEN_FILE.into()),
-        }))
+        })
+    }
+
+    fn kubelet(&self, problems: &mut Vec<String>) -> Option<Source> {
+        let [certificate, key, bundle, policy] = self.files_given();
+        let token = ("--token-file <TOKEN_FILE>", self.token_file.is_some());
+        for (flag, _) in [certificate, key, policy, token].iter().filter(|(_, given)| *given) {
+            problems.push(format!(
+                "{flag} is given beside the kubelet's files ({KUBELET}), with which it has no use"
+            ));
+        }
+        let [identity, folder, anchors] = self.control_given();
+        require(&[bundle, identity, folder, anchors], problems);
+        let control = self.control(problems)?;
+        let files = BundleFiles {
+            credentials: self.credential_bundle_file.clone()?,
+            roots: self.trust_bundle_file.clone()?,
+        };
+        Some(Source::Kubelet(control, files))
     }
 
     /// What is wrong with the control planes' identities beside those of `routers`.
@@ -146,6 +186,17 @@ impl SourceFlags {
             }
         }
     }
+}
+
+/// Whether a flag is given, be it badly.
+fn is_given((flag, given): &Given, told: &str) -> bool {
+    *given || told.contains(&format!("'{flag}'"))
+}
+
+fn require(flags: &[Given], problems: &mut Vec<String>) {
+    let told = problems.concat();
+    let missing = flags.iter().filter(|flag| !is_given(flag, &told));
+    problems.extend(missing.map(|(flag, _)| format!("{flag} is not given")));
 }
 
 #[cfg(test)]
@@ -171,13 +222,19 @@ mod tests {
         ];
         let read = |ways: &[&[&str]]| read(&[&[who], ways].concat().concat());
         assert!(matches!(read(&[files]), Ok(Task::Serve(_, Source::Files(..)))));
-        let Ok(Task::Serve(_, Source::Control(settings))) = read(&[&control]) else {
+        let Ok(Task::Serve(_, Source::Control(settings, token_file))) = read(&[&control]) else {
             panic!()
         };
         let token = "/var/run/secrets/kubernetes.io/serviceaccount/token";
-        assert_eq!(settings.token_file.to_str(), Some(token));
+        assert_eq!(token_file.to_str(), Some(token));
         let anchors = settings.anchors.borrow().as_ref().map(|roots| roots.len());
         assert_eq!((settings.control_planes.len(), anchors), (1, Some(1)));
+
+        let kubelet = ["--credential-bundle-file=b", "--trust-bundle-file=t"];
+        assert!(matches!(
+            read(&[&control, &kubelet]),
+            Ok(Task::Serve(_, Source::Kubelet(..)))
+        ));
 
         let said = |ways: &[&[&str]]| {
             let error = read(ways).unwrap_err();
@@ -205,6 +262,22 @@ mod tests {
             (
                 &[&files[..1], &control[1..2]],
                 &["identity and policy come either from files"],
+            ),
+            (
+                &[&kubelet[..1]],
+                &[
+                    "--trust-bundle-file <",
+                    "--control-identity <",
+                    "--state-folder <",
+                    "--trust-anchors <",
+                ],
+            ),
+            (
+                &[&control, &kubelet, &["--token-file=t", "--tls-key-file=k"]],
+                &[
+                    "--tls-key-file <TLS_KEY_FILE> is given beside",
+                    "--token-file <TOKEN_FILE> is given beside",
+                ],
             ),
             // What was given, though badly, isn't missing.
             (

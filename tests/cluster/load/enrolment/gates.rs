@@ -6,7 +6,7 @@ use sandbox_sidecar::authorize::OwnPorts;
 use sandbox_sidecar::{Caps, Gate, Settings};
 use sandgate_mesh::admin::Readiness;
 use sandgate_mesh::control::Enrollee;
-use sandgate_mesh::control::server::{Control, ControlSettings};
+use sandgate_mesh::control::server::{Control, ControlSettings, Identity};
 use sandgate_mesh::credentials::roots_from_pem;
 use sandgate_mesh::drain::{self, DrainState, Draining};
 use sandgate_mesh::framing::Limits;
@@ -150,7 +150,6 @@ fn start(told: &Value, folder: &Path, drained: DrainState, draining: Draining) -
         control_planes: identities("control"),
         anchors: watch::channel(Some(roots_from_pem(text("anchors").as_bytes()).unwrap())).1,
         state_folder: own_folder.join("state"),
-        token_file,
     };
     std::fs::create_dir(&control.state_folder).unwrap();
     let settings = Settings {
@@ -165,7 +164,11 @@ fn start(told: &Value, folder: &Path, drained: DrainState, draining: Draining) -
     };
     let address: Ipv4Addr = text("address").parse().unwrap();
     let listener = bind((address, PORTS.mesh).into()).unwrap();
-    let gate = Gate::controlled(settings, Control::open(control, Enrollee::Gate(own)).unwrap()).unwrap();
+    let gate = Gate::controlled(
+        settings,
+        Control::open(control, Enrollee::Gate(own), Identity::Granted { token_file }).unwrap(),
+    )
+    .unwrap();
     let ready = gate.readiness(drained);
     tokio::spawn(gate.serve(listener, draining));
     ready
