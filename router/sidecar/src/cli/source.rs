@@ -33,8 +33,8 @@ pub(super) struct SourceFlags {
     /// SPIFFE ID of a control plane that may bring them; repeatable. It dials the mesh port.
     #[arg(long, help_heading = "Identity and policy from a control plane")]
     control_identity: Vec<WorkloadIdentity>,
-    /// The roots, PEM, that a control plane is verified under until this gate has an identity, and beside its bundle
-    /// afterwards.
+    /// The roots, PEM, that a control plane is verified under until this gate has an identity, and beside its
+    /// bundle once that has ended.
     #[arg(long, env = TRUST_ANCHORS_VARIABLE, hide_env_values = true, help_heading = "Identity and policy from a control plane")]
     trust_anchors: Option<String>,
     /// Folder, for nobody but this gate, where its key, identity and policy outlast a crash.
