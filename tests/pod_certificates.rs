@@ -74,9 +74,7 @@ async fn a_gate_serves_with_what_its_kubelet_brings_and_takes_no_identity_from_a
     scene.crash().await;
     until_ready(scene.health, (200, "ok")).await;
     scene.serves(http).await;
-    let kept = std::fs::read_dir(scene.folder.path("state")).unwrap();
-    let kept: Vec<_> = kept.map(|file| file.unwrap().file_name()).collect();
-    assert_eq!(kept, ["policy.json"]);
+    assert_eq!(scene.kept(), ["policy.json", "ports.lock"]);
     assert!(!scene.gate.stderr().contains("PRIVATE KEY"));
 }
 

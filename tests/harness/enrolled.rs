@@ -143,6 +143,16 @@ impl Scene {
         assert!(self.app.take_only_request().head.starts_with("GET /hello HTTP/1.1\r\n"));
     }
 
+    /// The names of the files that the gate keeps.
+    pub fn kept(&self) -> Vec<String> {
+        let files = std::fs::read_dir(self.folder.path("state")).unwrap();
+        let mut names: Vec<_> = files
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort_unstable();
+        names
+    }
+
     /// Fails unless neither the token nor a key is in the gate's log.
     pub fn assert_log_has_no_secret(&self) {
         assert_no_secret(&self.folder, &self.gate.stderr());

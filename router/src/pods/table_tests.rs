@@ -240,10 +240,6 @@ fn a_name_that_somebody_else_has_leads_nowhere_until_it_is_free() {
         assert_eq!(table.find(&alpha(hint)), Found::Withheld, "{hint:?}");
     }
     assert_eq!(table.len(), 0);
-    // Its own pod, not ready yet; and gone again.
-    table.see(Sighting::Waiting(key.clone()));
-    assert_eq!(table.find(&alpha(None)), Found::Unknown);
-    table.see(Sighting::Unfit(key.clone()));
     table.see(Sighting::Running(plain("alpha", "10.0.0.2")));
     assert_eq!(ip(&table.find(&alpha(None))).as_deref(), Some("10.0.0.2"));
     table.see(Sighting::Unfit(key.clone()));
@@ -251,6 +247,31 @@ fn a_name_that_somebody_else_has_leads_nowhere_until_it_is_free() {
     assert_eq!(table.find(&alpha(None)), Found::Unknown);
     table.see(Sighting::Unfit(key));
     table.replace_pods(Vec::new());
+    assert_eq!(table.find(&alpha(None)), Found::Unknown);
+}
+
+/// Whoever has the key of its former pod may answer at the address that a client remembers, or behind a Service.
+#[test]
+fn a_sandbox_whose_own_pod_is_not_ready_is_looked_for_nowhere_else() {
+    let mut table = table([plain("alpha", "10.0.0.1")]);
+    let alpha = |hint| route("team-a", "alpha", None, hint);
+    let key = alpha(None).sandbox;
+    table.remove(&key);
+    for sighting in [
+        Sighting::Waiting(key.clone()),
+        Sighting::Running(seen("alpha", "10.0.0.2", |pod| {
+            pod["status"]["conditions"][0]["status"] = "False".into();
+        })),
+    ] {
+        table.see(sighting);
+        for hint in [None, Some("10.0.0.1"), Some("10.0.0.2"), Some("10.9.9.9")] {
+            assert_eq!(table.find(&alpha(hint)), Found::Withheld, "{hint:?}");
+        }
+    }
+    table.see(Sighting::Running(plain("alpha", "10.0.0.2")));
+    assert_eq!(ip(&table.find(&alpha(None))).as_deref(), Some("10.0.0.2"));
+    table.see(Sighting::Waiting(key.clone()));
+    table.remove(&key);
     assert_eq!(table.find(&alpha(None)), Found::Unknown);
 }
 
