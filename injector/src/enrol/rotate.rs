@@ -99,7 +99,11 @@ impl Rotor {
                 continue;
             };
             match &stored.rotation {
-                Err(misfit) => self.context.report.misfit(misfit),
+                // As long as it is so: whoever looks after the cluster is to hear of it.
+                Err(misfit) => {
+                    self.metrics.failed("rotation");
+                    self.context.report.misfit(misfit);
+                }
                 Ok(Some(rotation)) if rotation.is_under_way() => self.look(rotation).await,
                 Ok(_) => self.rest(&stored).await,
             }
@@ -140,8 +144,10 @@ impl Rotor {
             let now = SystemTime::now();
             let begin = |content: &_| begun_from_files(content, found, now);
             self.write(self.secret.change(begin).await).await;
-        } else if self.refused.replace(id) != Some(id) {
-            self.metrics.failed(authority_files::NAME);
+            return;
+        }
+        self.metrics.failed(authority_files::NAME);
+        if self.refused.replace(id) != Some(id) {
             tracing::warn!(root = %id, error = %NotMoved::Left, "the authority in the files isn't taken");
         }
     }

@@ -83,6 +83,10 @@ impl Reason {
             (Self::Gates, _) => {
                 "gates that still believe the old root; the injector's log says why. Delete pods that can't be mended"
             }
+            (Self::Pods, Step::Retire) => {
+                "pods whose gates know no root but one that has left: they can get no identity again. Delete them, at once if \
+                 somebody else has that root's key"
+            }
             (Self::Pods, _) => {
                 "pods that were created before the new root was given to gates: without the old one they could never get an \
                  identity again. They end by themselves, or delete them"

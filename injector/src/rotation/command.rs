@@ -63,7 +63,8 @@ impl Action {
             }
             Self::Rotate { leaked: true } => {
                 secret.change(|content| steps::replaced_at_once(content, now)).await?;
-                "A new root signs, and no other counts. Delete the pods that `root status` lists."
+                "A new root signs, and no other counts. Delete every pod with a gate that was created before now, of which `root status` names ten, and the \
+                 routers' pods."
             }
             Self::Confirm => {
                 secret.change(steps::confirmed).await?;

@@ -87,7 +87,7 @@ fn headline(rotation: &Rotation, now: SystemTime) -> String {
 
 fn waits(status: &Status) -> String {
     let at = utc(SystemTime::UNIX_EPOCH + Duration::from_secs(status.at));
-    let mut text = format!("\nWaits for, as of {at}:\n");
+    let mut text = format!("\nWaits for, unchanged since {at}:\n");
     for blocker in &status.waits_for {
         let (reason, count) = (blocker.reason.as_str(), blocker.count);
         let _ = writeln!(text, "  {reason} ({count}): {}", blocker.reason.sentence(status.step));

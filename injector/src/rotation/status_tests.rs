@@ -75,7 +75,7 @@ fn what_a_step_waits_for_is_shown_with_names_and_what_to_do() {
     let told = serde_json::to_string(&status).unwrap();
     let text = shown(&switch, Some(&told), SystemTime::now());
     for part in [
-        "Waits for, as of 2001-09-09T01:46:40",
+        "Waits for, unchanged since 2001-09-09T01:46:40",
         "  pods (12): pods that were created before",
         "\n    team/box-00\n",
         "\n    team/box-09\n    and 2 more\n",

@@ -83,7 +83,10 @@ async fn an_injector_reads_other_pods_and_policies_beside_those_that_are_hard_to
         .await
         .unwrap();
     date(&cluster, &ours).await;
-    cluster.merge(&ours, &json!({"spec": {"ingress": [{}]}})).await.unwrap();
+    cluster
+        .merge(&ours, &json!({"spec": {"ingress": [{"ports": [{"port": 1}]}]}}))
+        .await
+        .unwrap();
     let repaired = until_ours(&scene.sandboxes, admits_the_gates_ports_only).await;
     assert_eq!(repaired["metadata"]["labels"]["odd"], "odd", "{repaired}");
 }
