@@ -86,25 +86,29 @@ impl Evidence {
         namespace: &Namespace,
         name: &SandboxName,
     ) -> Result<Option<StoredPod>, EvidenceError> {
-        let request = Request::new(Pod::url_path(&(), Some(namespace.as_str())));
-        let request = request.get(name.as_str(), &GetParams::default());
-        let Some(text) = self.text(request).await? else {
-            return Ok(None);
-        };
-        let unreadable = |_| EvidenceError::Unreadable("the pod as it is stored can't be read");
-        let ParsedSize(size) = ParsedSize::of(&text).map_err(unreadable)?;
-        if size > MAX_OBJECT_PARSED {
-            return Err(EvidenceError::Unreadable(
-                "the pod as it is stored is larger than pods may be",
-            ));
+        let mut place = None;
+        loop {
+            // Until it is parsed: texts that wait would add up. Nobody closes it.
+            let reading = self.reads.acquire().await;
+            let request = Request::new(Pod::url_path(&(), Some(namespace.as_str())));
+            let request = request.get(name.as_str(), &GetParams::default());
+            let Some(text) = self.text(request).await? else {
+                return Ok(None);
+            };
+            let unreadable = |_| EvidenceError::Unreadable("the pod as it is stored can't be read");
+            let ParsedSize(size) = ParsedSize::of(&text).map_err(unreadable)?;
+            if size > MAX_OBJECT_PARSED {
+                let larger = "the pod as it is stored is larger than pods may be";
+                return Err(EvidenceError::Unreadable(larger));
+            }
+            if size <= ORDINARY || place.is_some() {
+                let object = serde_json::from_slice(&text).map_err(unreadable)?;
+                return Ok(Some(StoredPod { object, _place: place }));
+            }
+            // It is read anew when there is a place for it, and none of its text waits for that.
+            drop((text, reading));
+            place = Arc::clone(&self.large).acquire_owned().await.ok();
         }
-        let place = match size {
-            0..=ORDINARY => None,
-            // Nobody closes it.
-            _ => Arc::clone(&self.large).acquire_owned().await.ok(),
-        };
-        let object = serde_json::from_slice(&text).map_err(unreadable)?;
-        Ok(Some(StoredPod { object, _place: place }))
     }
 
     /// The Sandbox of the same name, in this version or the one that the API server prefers.
@@ -128,6 +132,7 @@ impl Evidence {
         let path = format!("/apis/{SANDBOX_GROUP}/{version}/namespaces/{namespace}/{SANDBOX_PLURAL}");
         let request = Request::new(path);
         let request = request.get_metadata(name.as_str(), &GetParams::default());
+        let _reading = self.reads.acquire().await;
         let Some(text) = self.text(request).await? else {
             return Ok(None);
         };
@@ -145,8 +150,6 @@ impl Evidence {
         request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
     ) -> Result<Option<Bytes>, EvidenceError> {
         let request = request.map_err(kube::Error::BuildRequest).map_err(RequestError::Kube)?;
-        // Nobody closes it.
-        let _place = self.reads.acquire().await;
         let read = async {
             let answer = self.client.send(request.map(Body::from)).await?;
             let (status, body) = (

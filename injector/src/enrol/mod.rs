@@ -15,6 +15,7 @@
 //! | [`dial`] | the connection, and that a stranger may be at its other end |
 //! | [`clock`] | how far a gate's clock is from this one |
 //! | [`events`] | what is told on pods, and how much of it |
+//! | [`shown`] | which gates have shown their identity |
 //! | [`evidence`] | requests to the API server about a gate |
 //! | [`verify`] | what proves that a gate is the gate of its pod |
 //! | [`verify_router`] | what proves that a router is one |
@@ -46,6 +47,7 @@ pub(crate) mod report;
 mod requests;
 pub(crate) mod rotate;
 pub(crate) mod rotate_report;
+mod shown;
 mod signer;
 mod turns;
 mod verify;
@@ -73,6 +75,7 @@ use report::Report;
 use rotate::{Followers, RotationContext, Rotor};
 use sandgate_mesh::drain::Draining;
 use sandgate_mesh::policy::model::DefaultPolicy;
+use shown::Shown;
 use signer::Signer;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -171,8 +174,11 @@ async fn term(context: &Context) {
     tracing::info!(epoch = epoch.number, "a new epoch has begun");
     context.rotation.fresh.read(RETRY).await;
     let own_namespace = context.settings.own_namespace.clone();
-    let opted_in = OptedIn::default();
-    let gates = visitor(context, Party::Gates, opted_in.clone(), epoch);
+    let (opted_in, shown) = (OptedIn::default(), Shown::default());
+    let gates = Visitor {
+        shown: shown.clone(),
+        ..visitor(context, Party::Gates, opted_in.clone(), epoch)
+    };
     let routers = visitor(context, Party::Routers, OptedIn::only(own_namespace), epoch);
     let (tell_of_gates, gates_follow) = watch::channel(None);
     let (tell_of_routers, routers_follow) = watch::channel(None);
@@ -186,13 +192,13 @@ async fn term(context: &Context) {
         work::work(client.clone(), gates, tell_of_gates, report, metrics),
         work::work(client.clone(), routers, tell_of_routers, report, metrics),
         PublishedRoots::for_routers(context).run(),
-        pod_certificates(context, opted_in),
+        pod_certificates(context, opted_in, shown),
         rotor(context, followers).run(),
     );
 }
 
 /// Answers kubelets' requests, and publishes the roots for them, if that is wanted.
-async fn pod_certificates(context: &Context, opted_in: OptedIn) {
+async fn pod_certificates(context: &Context, opted_in: OptedIn, shown: Shown) {
     if !context.signs_pod_certificates {
         return;
     }
@@ -204,6 +210,7 @@ async fn pod_certificates(context: &Context, opted_in: OptedIn) {
         authority: context.authority.clone(),
         anchors: context.anchors.clone(),
         opted_in,
+        shown,
         lifetime: context.lifetime,
     };
     tokio::join!(
@@ -229,6 +236,7 @@ fn visitor(context: &Context, party: Party, opted_in: OptedIn, epoch: Epoch) -> 
         authority: context.authority.clone(),
         anchors: context.anchors.clone(),
         opted_in,
+        shown: Shown::default(),
         own: OwnIdentity::new(context.settings.control_identity.clone(), context.lifetime),
         lifetime: context.lifetime,
         former_until: epoch.former_until,

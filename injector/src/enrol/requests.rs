@@ -2,13 +2,13 @@
 //! at once. Who can't be answered is tried again, less and less often.
 
 use super::report::Report;
-use super::signer::{Answered, Asked, Signer, Unanswered};
+use super::signer::{Answered, Asked, RequestObject, Signer, Unanswered};
 use crate::metrics::Metrics;
 use crate::names::SIGNER;
 use futures_util::{FutureExt, StreamExt};
-use k8s_openapi::api::certificates::v1::PodCertificateRequest;
 use kube::api::Api;
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
+use sandgate_kubernetes::watch;
 use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -47,8 +47,7 @@ type Ended = (Arc<Asked>, Option<Result<Answered, Unanswered>>);
 /// Answers for ever. Dropped, it ends every try that is under way.
 pub(super) async fn run(signer: Signer, report: &Report, metrics: &Metrics) {
     let config = watcher::Config::default().fields(&format!("spec.signerName={SIGNER}"));
-    let api = Api::<PodCertificateRequest>::all(signer.client.clone());
-    let mut events = watcher(api, config).default_backoff().boxed();
+    let mut events = watch(Api::<RequestObject>::all(signer.client.clone()), config).boxed();
     let signer = Arc::new(signer);
     let (mut requests, mut tries) = (Requests::default(), JoinSet::<Ended>::new());
     let mut ticks = tokio::time::interval(TICK);
@@ -80,7 +79,7 @@ pub(super) async fn run(signer: Signer, report: &Report, metrics: &Metrics) {
 }
 
 impl Requests {
-    fn note(&mut self, event: watcher::Event<PodCertificateRequest>, now: Instant) {
+    fn note(&mut self, event: watcher::Event<RequestObject>, now: Instant) {
         match event {
             watcher::Event::Init => self.listed = Some(HashSet::new()),
             watcher::Event::InitDone => {
@@ -110,7 +109,7 @@ impl Requests {
         });
     }
 
-    fn gone(&mut self, request: &PodCertificateRequest) {
+    fn gone(&mut self, request: &RequestObject) {
         if let Some(uid) = &request.metadata.uid {
             self.waiting.remove(uid);
         }
@@ -151,7 +150,7 @@ impl Requests {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::enrol::signer::tests::request;
+    use crate::enrol::signer::tests::{request, request_with};
     use crate::enrol::verify::Refusal;
 
     fn refused() -> Result<Answered, Unanswered> {
@@ -184,14 +183,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_was_answered_or_has_gone_is_tried_no_more() {
         let now = Instant::now();
-        let mut answered = request();
-        answered.status = Some(
-            serde_json::from_value(serde_json::json!({"conditions": [{
-                "type": "Issued", "status": "True", "reason": "Issued", "message": "",
-                "lastTransitionTime": "2026-01-01T00:00:00Z",
-            }]}))
-            .unwrap(),
-        );
+        let answered = request_with(&serde_json::json!({"status": {"conditions": [{
+            "type": "Issued", "status": "True", "reason": "Issued", "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }]}}));
         for event in [watcher::Event::Delete(request()), watcher::Event::Apply(answered)] {
             let mut requests = Requests::default();
             requests.note(watcher::Event::Apply(request()), now);

@@ -6,16 +6,18 @@
 
 use super::evidence::{Evidence, EvidenceError, StoredPod};
 use super::namespaces::OptedIn;
+use super::shown::Shown;
 use super::verify::{self, Candidate, Refusal, Verified};
 use crate::anchors::Anchors;
 use crate::authority::{BACKDATED, SignError, Signed};
 use crate::authority_keeper::Authority;
-use crate::born::{Misfit, Terms};
+use crate::born::Terms;
 use crate::kubernetes::{RequestError, bounded};
-use crate::names::{CONTAINER, FIELD_MANAGER};
-use crate::pod::{at, items, text_at};
+use crate::names::FIELD_MANAGER;
+use crate::pod::text_at;
 use crate::settings::Settings;
 use crate::shape::{CERTIFICATE_SECONDS, Shapes};
+use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{PodCertificateRequest, PodCertificateRequestStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
@@ -23,8 +25,11 @@ use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use sandgate_kubernetes::PartialObject;
 use sandgate_mesh::credentials::Validity;
 use sandgate_mesh::sandbox::{Namespace, PodUid, SandboxKey, SandboxName};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -32,6 +37,28 @@ use tokio::sync::watch;
 
 /// The tag of a request's PEM.
 const TAG: &str = "CERTIFICATE REQUEST";
+
+/// What is read of a request. The author of its pod has more put into it, as much as he likes.
+pub(super) type RequestObject = PartialObject<PodCertificateRequest, RequestSpec, RequestStatus>;
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct RequestSpec {
+    pod_name: String,
+    #[serde(rename = "podUID")]
+    pod_uid: String,
+    service_account_name: String,
+    node_name: String,
+    max_expiration_seconds: Option<u64>,
+    #[serde(rename = "stubPKCS10Request")]
+    stub_pkcs10_request: ByteString,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct RequestStatus {
+    conditions: Vec<IgnoredAny>,
+}
 
 /// What a kubelet asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,13 +77,11 @@ pub(super) struct Asked {
 
 impl Asked {
     /// What a request asks for that nobody has answered. None of a pod whose name no sandbox can have.
-    pub(super) fn of(request: &PodCertificateRequest) -> Option<Self> {
-        let conditions = request.status.as_ref().and_then(|status| status.conditions.as_ref());
-        if conditions.is_some_and(|conditions| !conditions.is_empty()) {
+    pub(super) fn of(request: &RequestObject) -> Option<Self> {
+        if !request.status.conditions.is_empty() {
             return None;
         }
         let (metadata, spec) = (&request.metadata, &request.spec);
-        let seconds = spec.max_expiration_seconds.and_then(|most| u64::try_from(most).ok());
         Some(Self {
             name: metadata.name.clone()?,
             uid: metadata.uid.clone()?,
@@ -67,8 +92,8 @@ impl Asked {
             pod_uid: spec.pod_uid.parse().ok()?,
             account: spec.service_account_name.clone(),
             node: spec.node_name.clone(),
-            most: Duration::from_secs(seconds.unwrap_or(u64::from(CERTIFICATE_SECONDS))),
-            csr_pem: pem::encode(&pem::Pem::new(TAG, spec.stub_pkc_s10_request.0.clone())),
+            most: Duration::from_secs(spec.max_expiration_seconds.unwrap_or(u64::from(CERTIFICATE_SECONDS))),
+            csr_pem: pem::encode(&pem::Pem::new(TAG, spec.stub_pkcs10_request.0.clone())),
         })
     }
 
@@ -141,6 +166,8 @@ pub(super) struct Signer {
     pub(super) authority: Authority,
     pub(super) anchors: watch::Receiver<Option<Arc<Anchors>>>,
     pub(super) opted_in: OptedIn,
+    /// Which gates run, as far as this leader has seen for itself.
+    pub(super) shown: Shown,
     /// How long certificates live.
     pub(super) lifetime: Duration,
 }
@@ -179,9 +206,9 @@ impl Signer {
         let pod = verify::live(&asked.pod_uid, pod)?;
         check_request(asked, pod)?;
         let given = self.anchors.borrow().clone().ok_or(Unanswered::NoRoot)?;
-        // A gate that runs was given a certificate before, for the kubelet starts none without: as for one that has shown its
-        // identity, its image and its roots were looked at then.
-        let proven = verify::born_with(pod).filter(|_| has_run(pod));
+        // Of a gate that has shown its identity, image and roots were looked at when it was given that. What the pod's status
+        // says of it is no proof: others than the kubelet may have written that.
+        let proven = verify::born_with(pod).filter(|_| self.shown.contains(&asked.pod_uid));
         let terms = Terms {
             shapes: self.shapes,
             settings: &self.settings,
@@ -238,7 +265,6 @@ const fn is_final(refusal: &Refusal) -> bool {
         refusal,
         Refusal::PodReplaced
             | Refusal::NotInjected
-            | Refusal::Misfit(Misfit::Shape(_))
             | Refusal::RequestAccount
             | Refusal::RequestNode
             | Refusal::RequestUnexpected
@@ -255,13 +281,6 @@ fn check_request(asked: &Asked, pod: &Value) -> Result<(), Refusal> {
         return Err(Refusal::RequestUnexpected);
     }
     Ok(())
-}
-
-/// Whether the kubelet says that the gate runs, or has.
-fn has_run(pod: &Value) -> bool {
-    let mut statuses = items(at(pod, &["status", "initContainerStatuses"])).map(|(_, status)| status);
-    let gate = statuses.find(|status| text_at(status, &["name"]) == Some(CONTAINER));
-    gate.is_some_and(|gate| text_at(gate, &["containerID"]).is_some_and(|id| !id.is_empty()))
 }
 
 /// What tells a kubelet of a certificate, and to ask for the next when half of its life or a little more is over.

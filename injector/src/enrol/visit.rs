@@ -11,6 +11,7 @@ use super::own::{OwnIdentity, bundle};
 use super::pods::Target;
 use super::policy;
 use super::queue::{self, Next, Trouble};
+use super::shown::Shown;
 use super::verify::{self, Refusal, Verified};
 use crate::anchors::Anchors;
 use crate::authority::{Root, SignError, Signed};
@@ -62,6 +63,7 @@ pub(super) struct Visitor {
     pub(super) authority: Authority,
     pub(super) anchors: watch::Receiver<Option<Arc<Anchors>>>,
     pub(super) opted_in: OptedIn,
+    pub(super) shown: Shown,
     pub(super) own: OwnIdentity,
     /// How long identities live.
     pub(super) lifetime: Duration,

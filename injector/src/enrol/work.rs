@@ -11,6 +11,7 @@ use crate::authority::Root;
 use crate::metrics::Metrics;
 use futures_util::{FutureExt, Stream, StreamExt, stream};
 use kube::Client;
+use sandgate_mesh::sandbox::PodUid;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -153,16 +154,25 @@ impl Work {
         let next = match ended {
             Ok(settled) => {
                 self.holders.shown(&visit.target.uid, settled.proof.clone());
+                self.prove(&visit.target.uid);
                 self.visitor.next(settled.proof.until)
             }
             Err(error) => {
                 if let Some(proof) = error.proof() {
                     self.holders.shown(&visit.target.uid, proof.clone());
+                    self.prove(&visit.target.uid);
                 }
                 Next::Again(error.trouble())
             }
         };
         self.queue.done(visit, next, Instant::now());
+    }
+
+    /// A gate has shown its identity. The visit may have lasted longer than its pod.
+    fn prove(&self, uid: &PodUid) {
+        if self.queue.knows(uid) {
+            self.visitor.shown.note(uid);
+        }
     }
 
     fn note(&mut self, change: Change, metrics: &Metrics) {
@@ -175,6 +185,7 @@ impl Work {
                 self.holders.listed();
                 self.queue.listed();
                 self.skewed.retain(|uid| self.queue.knows(uid));
+                self.visitor.shown.retain(|uid| self.queue.knows(uid));
             }
             Change::Seen(sighting) => {
                 self.holders.seen(&sighting, Instant::now());
@@ -184,6 +195,7 @@ impl Work {
                 self.holders.gone(&uid);
                 self.queue.gone(&uid);
                 self.skewed.gone(&uid);
+                self.visitor.shown.gone(&uid);
             }
             Change::Failed(error) => {
                 metrics.failed("enrolment");
