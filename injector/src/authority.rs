@@ -65,6 +65,7 @@ pub enum AuthorityError {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Root {
     der: CertificateDer<'static>,
+    key: RootId,
     not_before: SystemTime,
     not_after: SystemTime,
 }
@@ -118,8 +119,10 @@ impl Root {
         let time = |seconds: i64| SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
         let (not_before, not_after) = (parsed.validity().not_before, parsed.validity().not_after);
         let (not_before, not_after) = (time(not_before.timestamp()), time(not_after.timestamp()));
+        let key = RootId::of(parsed.public_key().raw);
         Ok(Self {
             der,
+            key,
             not_before,
             not_after,
         })
@@ -133,6 +136,11 @@ impl Root {
     /// Its name.
     pub fn id(&self) -> RootId {
         RootId::of(&self.der)
+    }
+
+    /// The name of its key, whichever certificate that has: SHA-256 of the `SubjectPublicKeyInfo`.
+    pub(crate) fn key_id(&self) -> RootId {
+        self.key
     }
 
     /// Whether it has signed this certificate. Whether that is valid otherwise is another question.
@@ -244,7 +252,7 @@ fn params(common_name: &str, not_after: SystemTime) -> CertificateParams {
 }
 
 #[cfg(test)]
-pub(crate) use external::tests::external;
+pub(crate) use external::tests::{external, external_with_key};
 
 #[cfg(test)]
 #[path = "authority_tests.rs"]

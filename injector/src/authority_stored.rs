@@ -124,6 +124,18 @@ impl Stored {
         is_external(&self.content)
     }
 
+    /// Whether a root isn't to be taken from anywhere.
+    pub(crate) fn has_left(&self, root: &Root) -> bool {
+        let rotation = self.rotation.as_ref().ok().and_then(Option::as_ref);
+        rotation.is_some_and(|rotation| rotation.has_left(root))
+    }
+
+    /// What the next replacement has to keep in mind of those before it.
+    pub(crate) fn formerly(&self) -> Vec<RootId> {
+        let rotation = self.rotation.as_ref().ok().and_then(Option::as_ref);
+        rotation.map(Rotation::formerly).unwrap_or_default()
+    }
+
     /// The roots that are never to be trusted again.
     pub(crate) fn left(&self) -> &[RootId] {
         let rotation = self.rotation.as_ref().ok().and_then(Option::as_ref);

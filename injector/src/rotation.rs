@@ -19,7 +19,7 @@ pub(crate) mod command;
 pub(crate) mod status;
 pub(crate) mod steps;
 
-use crate::authority::RootId;
+use crate::authority::{Root, RootId};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -82,6 +82,9 @@ impl Cause {
     }
 }
 
+/// How many roots and keys of earlier replacements are kept in mind: more than a century of them.
+const MOST_FORMER: usize = 64;
+
 /// A replacement, as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -94,6 +97,10 @@ pub(crate) struct Rotation {
     pub(crate) from: Vec<RootId>,
     /// The one that takes their place.
     pub(crate) to: RootId,
+    /// The roots that left in earlier replacements, and the keys of those that left because somebody else has them; the latest
+    /// last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) former: Vec<RootId>,
     /// Whether somebody has said in this step that what nobody here can see has followed.
     #[serde(default)]
     pub(crate) confirmed: bool,
@@ -108,6 +115,18 @@ impl Rotation {
     /// Whether it is the same step of the same replacement.
     pub(crate) fn is_same_step(&self, other: &Self) -> bool {
         self.step == other.step && self.since == other.since && self.to == other.to
+    }
+
+    /// Whether a root isn't to be taken from anywhere: it was replaced before, or its key leaked.
+    pub(crate) fn has_left(&self, root: &Root) -> bool {
+        let before = self.former.iter().chain(self.left());
+        before.into_iter().any(|left| [root.id(), root.key_id()].contains(left))
+    }
+
+    /// What the next replacement has to keep in mind of those before it.
+    pub(crate) fn formerly(&self) -> Vec<RootId> {
+        let mut all: Vec<_> = self.former.iter().chain(&self.from).copied().collect();
+        all.split_off(all.len().saturating_sub(MOST_FORMER))
     }
 
     /// The roots that are never to be trusted again.

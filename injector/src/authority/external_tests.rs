@@ -52,6 +52,13 @@ pub(crate) fn external() -> ExternalAuthority {
     read(&chain, &key).unwrap()
 }
 
+/// The same with this key, PEM.
+pub(crate) fn external_with_key(key: &str) -> ExternalAuthority {
+    let key = KeyPair::from_pem(key).unwrap();
+    let [chain, key] = Company::new().with_key(&key, |_| {});
+    read(&chain, &key).unwrap()
+}
+
 fn read(chain: &str, key: &str) -> Result<ExternalAuthority, ExternalError> {
     ExternalAuthority::from_pem(chain.as_bytes(), key.as_bytes(), &own(), SystemTime::now())
 }

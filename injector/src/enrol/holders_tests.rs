@@ -17,6 +17,7 @@ fn rotation(step: Step) -> Rotation {
         cause: Cause::Command,
         from: vec![root("old")],
         to: root("new"),
+        former: Vec::new(),
         confirmed: false,
     }
 }

@@ -140,7 +140,7 @@ impl Rotor {
     /// Begins with an authority that files hold, unless it was replaced before.
     async fn take(&mut self, stored: &Stored, found: &ExternalAuthority) {
         let id = found.root().id();
-        if !stored.left().contains(&id) {
+        if !stored.has_left(found.root()) {
             let now = SystemTime::now();
             let begin = |content: &_| begun_from_files(content, found, now);
             self.write(self.secret.change(begin).await).await;

@@ -77,7 +77,7 @@ pub(crate) fn begun_from_files(
     authority: &ExternalAuthority,
     now: SystemTime,
 ) -> Result<Content, NotMoved> {
-    if stored(content)?.left().contains(&authority.root().id()) {
+    if stored(content)?.has_left(authority.root()) {
         return Err(NotMoved::Left);
     }
     let root = NewRoot {
@@ -117,6 +117,7 @@ fn begun_with(content: &Content, root: NewRoot, cause: Cause, now: SystemTime) -
         cause,
         from: vec![stored.authority.root().id()],
         to: id(&root)?,
+        former: stored.formerly(),
         confirmed: false,
     };
     put(&mut next, NEXT_CERTIFICATE, root.certificate_pem);
@@ -186,12 +187,16 @@ pub(crate) fn confirmed(content: &Content) -> Result<Content, NotMoved> {
 pub(crate) fn replaced_at_once(content: &Content, now: SystemTime) -> Result<Content, NotMoved> {
     let stored = stored(content)?;
     let (root, mut next) = (NewRoot::generate()?, content.clone());
+    // Under another certificate a key that leaked is as bad.
+    let mut former = stored.formerly();
+    former.extend(stored.roots.iter().map(Root::key_id));
     let rotation = Rotation {
         step: Step::Retire,
         since: seconds_since_1970(now),
         cause: Cause::Leak,
         from: stored.roots.iter().map(Root::id).collect(),
         to: id(&root)?,
+        former,
         confirmed: false,
     };
     for key in [

@@ -1,7 +1,7 @@
 //! The Secret is the only memory: each test reads it back between any two steps, as whoever takes over does.
 
 use super::*;
-use crate::authority::external;
+use crate::authority::{external, external_with_key};
 use crate::authority_stored::{external_content, new_content};
 
 fn now() -> SystemTime {
@@ -226,7 +226,11 @@ fn a_root_from_files_is_replaced_by_what_files_hold_and_by_nothing_else() {
     assert_eq!(Stored::of(done.clone()).authority.root(), second.root());
     // Whoever puts the old files back.
     assert!(matches!(begun_from_files(&done, &first, now()), Err(NotMoved::Left)));
-    assert!(begun_from_files(&done, &external(), now()).is_ok());
+    let third = begun_from_files(&done, &external(), now()).unwrap();
+    let done = next(&next(&next(&third)));
+    for old in [&first, &second] {
+        assert!(matches!(begun_from_files(&done, old, now()), Err(NotMoved::Left)));
+    }
 }
 
 #[test]
@@ -238,7 +242,15 @@ fn a_leaked_root_from_files_gives_way_at_once_and_is_not_taken_from_there_again(
     let done = next(&retire);
     assert!(matches!(begun_from_files(&done, &leaked, now()), Err(NotMoved::Left)));
     let distribute = begun_from_files(&done, &other, now()).unwrap();
-    assert_eq!(Stored::of(distribute).roots[1], *other.root());
+    assert_eq!(Stored::of(distribute.clone()).roots[1], *other.root());
+    // Nor after another replacement; nor its key under another certificate.
+    let again = external_with_key(leaked.key_pem());
+    assert_ne!(again.root().id(), leaked.root().id());
+    let done = next(&next(&next(&distribute)));
+    for bad in [&leaked, &again] {
+        assert!(matches!(begun_from_files(&done, bad, now()), Err(NotMoved::Left)));
+    }
+    assert!(begun_from_files(&done, &external(), now()).is_ok());
 }
 
 #[test]
