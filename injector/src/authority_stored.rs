@@ -115,8 +115,12 @@ impl Stored {
 
     /// The replacement that is under way.
     pub(crate) fn under_way(&self) -> Option<&Rotation> {
-        let rotation = self.rotation.as_ref().ok()?.as_ref();
-        rotation.filter(|rotation| rotation.is_under_way())
+        self.last().filter(|rotation| rotation.is_under_way())
+    }
+
+    /// The last replacement, if there was one that can be read.
+    fn last(&self) -> Option<&Rotation> {
+        self.rotation.as_ref().ok().and_then(Option::as_ref)
     }
 
     /// Whether somebody else makes the roots.
@@ -126,20 +130,17 @@ impl Stored {
 
     /// Whether a root isn't to be taken from anywhere.
     pub(crate) fn has_left(&self, root: &Root) -> bool {
-        let rotation = self.rotation.as_ref().ok().and_then(Option::as_ref);
-        rotation.is_some_and(|rotation| rotation.has_left(root))
+        self.last().is_some_and(|rotation| rotation.has_left(root))
     }
 
     /// What the next replacement has to keep in mind of those before it.
     pub(crate) fn formerly(&self) -> Vec<RootId> {
-        let rotation = self.rotation.as_ref().ok().and_then(Option::as_ref);
-        rotation.map(Rotation::formerly).unwrap_or_default()
+        self.last().map(Rotation::formerly).unwrap_or_default()
     }
 
     /// The roots that are never to be trusted again.
     pub(crate) fn left(&self) -> &[RootId] {
-        let rotation = self.rotation.as_ref().ok().and_then(Option::as_ref);
-        rotation.map(Rotation::left).unwrap_or_default()
+        self.last().map(Rotation::left).unwrap_or_default()
     }
 }
 

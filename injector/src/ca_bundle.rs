@@ -11,11 +11,11 @@ use crate::authority::{Root, RootId};
 use crate::kubernetes::{RequestError, bounded};
 use crate::metrics::Metrics;
 use crate::names::FIELD_MANAGER;
+use crate::patch::{add, pointer};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::StreamExt;
-use json_patch::jsonptr::PointerBuf;
-use json_patch::{AddOperation, Patch as JsonPatch, PatchOperation, ReplaceOperation};
+use json_patch::{Patch as JsonPatch, PatchOperation, ReplaceOperation};
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
 };
@@ -267,16 +267,10 @@ fn correction(found: &impl Configuration, trusted: &Trusted, now: SystemTime) ->
             continue;
         };
         let index = index.to_string();
-        operations.push(PatchOperation::Add(AddOperation {
-            path: pointer(&["webhooks", &index, "clientConfig", "caBundle"]),
-            value: STANDARD.encode(bundle).into(),
-        }));
+        let place = pointer(&["webhooks", &index, "clientConfig", "caBundle"]);
+        operations.push(add(place, STANDARD.encode(bundle).into()));
     }
     (operations.len() > 1).then_some(JsonPatch(operations))
-}
-
-fn pointer(tokens: &[&str]) -> PointerBuf {
-    PointerBuf::from_tokens(tokens.iter().copied())
 }
 
 /// The bundle with the roots that count and with every other root of ours that is still valid and wasn't retired; none if it

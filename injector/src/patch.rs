@@ -31,11 +31,13 @@ pub fn patch(plan: &Plan, raw: &Value) -> Patch {
     Patch(operations)
 }
 
-fn pointer(tokens: &[&str]) -> PointerBuf {
+/// The place that these names lead to, one below the other.
+pub(crate) fn pointer(tokens: &[&str]) -> PointerBuf {
     PointerBuf::from_tokens(tokens.iter().copied())
 }
 
-fn add(path: PointerBuf, value: Value) -> PatchOperation {
+/// Puts something there, in place of what is there.
+pub(crate) fn add(path: PointerBuf, value: Value) -> PatchOperation {
     PatchOperation::Add(AddOperation { path, value })
 }
 

@@ -8,10 +8,10 @@ use super::{expected, opening};
 use crate::kubernetes::{RequestError, bounded};
 use crate::metrics::Metrics;
 use crate::names::{ENABLED, FIELD_MANAGER, INJECT_LABEL, MANAGED_BY_LABEL, NETWORK_POLICY};
+use crate::patch::{add, pointer};
 use crate::settings::Settings;
 use futures_util::{Stream, StreamExt, future, stream};
-use json_patch::jsonptr::PointerBuf;
-use json_patch::{AddOperation, Patch as JsonPatch, PatchOperation};
+use json_patch::Patch as JsonPatch;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Namespace;
@@ -22,7 +22,7 @@ use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
 use sandgate_kubernetes::{PartialObject, watch};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -272,15 +272,14 @@ impl Reconciler {
         }
         let changed = found.spec.own.as_ref() != Some(&self.expected);
         // With the version that was found: whoever was faster wins, and the watch shows what came of it.
-        let set = |field: &[&str], value: Value| {
-            let path = PointerBuf::from_tokens(field.iter().copied());
-            PatchOperation::Add(AddOperation { path, value })
-        };
         let patch = JsonPatch(vec![
-            set(&["metadata", "resourceVersion"], json!(found.resource_version())),
-            set(&["metadata", "labels"], json!(labels)),
-            set(&["metadata", "ownerReferences"], json!(owners)),
-            set(&["spec"], json!(self.expected)),
+            add(
+                pointer(&["metadata", "resourceVersion"]),
+                json!(found.resource_version()),
+            ),
+            add(pointer(&["metadata", "labels"]), json!(labels)),
+            add(pointer(&["metadata", "ownerReferences"]), json!(owners)),
+            add(pointer(&["spec"]), json!(self.expected)),
         ]);
         let params = PatchParams {
             field_manager: Some(FIELD_MANAGER.into()),
