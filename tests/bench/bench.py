@@ -16,8 +16,9 @@ import checks
 import load
 import peers
 import report
+from callgrind import ProfiledLab, print_profiles
 from candidates import CANDIDATES
-from lab import choose_cpus, make_lab, start_app
+from lab import Lab, choose_cpus, make_lab, start_app
 from processes import MeasurementError
 from report import MIB, Target
 
@@ -37,7 +38,9 @@ def main():
         except BlockingIOError:
             print("another run is under way on this machine; both would be worthless", file=sys.stderr)
             return 1
-        programs = peers.provide_programs(needed_programs(options.only), cache, options.binaries)
+        needed = needed_programs(options.profile or options.only)
+        kind = "profiling" if options.profile else "release"
+        programs = peers.provide_programs(needed, cache, options.binaries, kind)
         return run_bench(options, programs)
 
 
@@ -50,6 +53,12 @@ def parse_arguments():
     names = ", ".join(ROWS + CHECKS)
     parser.add_argument("--only", type=selection, default=ROWS + CHECKS, metavar="NAME,...", help=f"of {names}")
     parser.add_argument("--allow-missing", action="store_true", help="a peer that can't be installed is no failure")
+    parser.add_argument(
+        "--profile",
+        type=profiled_rows,
+        metavar="ROW,...",
+        help="instead of all else, count the instructions of a request in these rows; programs of --binaries need symbols",
+    )
     parser.add_argument("--binaries", type=Path, metavar="DIR", help="our programs, instead of building them")
     parser.add_argument("--json", type=Path, metavar="FILE", help="default: target/bench.json")
     options = parser.parse_args()
@@ -67,10 +76,18 @@ def positive(text):
 
 
 def selection(text):
+    return chosen(text, ROWS + CHECKS)
+
+
+def profiled_rows(text):
+    return chosen(text, tuple(name for name in ROWS if name != "direct"))
+
+
+def chosen(text, known):
     names = tuple(text.split(","))
-    unknown = [name for name in names if name not in ROWS + CHECKS]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; choose from {', '.join(ROWS + CHECKS)}")
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; choose from {', '.join(known)}")
     return names
 
 
@@ -88,9 +105,11 @@ def run_bench(options, programs):
         print(f"\n*** {name} is MISSING: {reason}\n")
     with tempfile.TemporaryDirectory(prefix="sandgate-bench-") as directory:
         print_conditions()
-        lab = make_lab(Path(directory), programs)
+        lab = make_lab(Path(directory), programs, ProfiledLab if options.profile else Lab)
         try:
             start_app(lab)
+            if options.profile:
+                return report_failures(print_profiles(lab, options.profile))
             result = measure_everything(lab, options)
         except MeasurementError as error:
             print(f"nothing can be measured: {error}", file=sys.stderr)
@@ -262,6 +281,10 @@ def conclude(options, result):
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(result, indent=2) + "\n")
     print(f"\nwritten to {options.json}")
+    return report_failures(failures)
+
+
+def report_failures(failures):
     for failure in failures:
         print(f"FAILED: {failure}")
     return 1 if failures else 0

@@ -43,13 +43,13 @@ class Lab:
         return self.spawn_server(name, argv, self.proxy_cpu, port, env)
 
 
-def make_lab(directory, programs):
+def make_lab(directory, programs, kind=Lab):
     proxy_cpu, load_cpu = choose_cpus()
     # The driver itself belongs to the load: it must not wake up on the proxies' CPU.
     os.sched_setaffinity(0, {load_cpu})
     logs = directory / "logs"
     logs.mkdir()
-    lab = Lab(
+    lab = kind(
         directory=directory,
         programs=programs,
         supervisor=Supervisor(logs),

@@ -45,8 +45,9 @@ def cache_directory():
     return directory
 
 
-def provide_programs(needed, cache, binaries):
-    """Provides each program in `needed`; `binaries` is a directory with ready-made ones of ours, or None."""
+def provide_programs(needed, cache, binaries, profile="release"):
+    """Provides each program in `needed`; `binaries` is a directory with ready-made ones of ours, or None:
+    then they are built with Cargo's `profile`."""
     programs = Programs()
     for name in REQUIRED:
         programs.provide(name, lambda name=name: installed(name))
@@ -59,7 +60,7 @@ def provide_programs(needed, cache, binaries):
         if name in needed:
             programs.provide(name, provider)
     if any(name in needed for name in OURS):
-        provide_ours(programs, binaries)
+        provide_ours(programs, binaries, profile)
     return programs
 
 
@@ -70,9 +71,9 @@ def installed(name):
     return Path(path)
 
 
-def provide_ours(programs, binaries):
+def provide_ours(programs, binaries, profile):
     try:
-        directory = binaries or build_ours()
+        directory = binaries or build_ours(profile)
     except Missing as reason:
         programs.missing.update(dict.fromkeys(OURS, str(reason)))
         return
@@ -83,12 +84,12 @@ def provide_ours(programs, binaries):
             programs.missing[name] = f"{directory / name} does not exist"
 
 
-def build_ours():
-    announce("building sandbox-router and sandbox-sidecar (release)")
+def build_ours(profile):
+    announce(f"building sandbox-router and sandbox-sidecar ({profile})")
     bins = [argument for name in OURS for argument in ("--bin", name)]
-    run(["cargo", "build", "--release", *bins], "cargo build", cwd=REPOSITORY)
+    run(["cargo", "build", "--locked", "--profile", profile, *bins], "cargo build", cwd=REPOSITORY)
     metadata = run(["cargo", "metadata", "--no-deps", "--format-version", "1"], "cargo metadata", cwd=REPOSITORY)
-    return Path(json.loads(metadata)["target_directory"]) / "release"
+    return Path(json.loads(metadata)["target_directory"]) / profile
 
 
 def envoy(cache):
