@@ -184,7 +184,7 @@ impl NewRoot {
         Self::valid_until(SystemTime::now() + ROOT_LIFETIME)
     }
 
-    fn valid_until(not_after: SystemTime) -> Result<Self, rcgen::Error> {
+    pub(crate) fn valid_until(not_after: SystemTime) -> Result<Self, rcgen::Error> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let mut params = params(ROOT_NAME, not_after);
         // It signs leafs, and nothing that signs.

@@ -109,6 +109,46 @@ fn a_key_of_the_previous_root_that_is_not_its_own_is_named() {
     assert_eq!(refused(switch), (PREVIOUS_KEY, AuthorityError::KeyMismatch));
 }
 
+/// Nothing that it signed counts any more, and nothing under it could be verified: whoever still had it in a bundle would only
+/// be slower to say so.
+#[test]
+fn a_previous_root_that_has_expired_is_trusted_no_more_and_holds_nothing_up() {
+    let day = std::time::Duration::from_secs(24 * 3600);
+    let before = |not_after| {
+        let root = NewRoot::valid_until(not_after).unwrap();
+        Content::from([part(CERTIFICATE, root.certificate_pem), part(KEY, root.key_pem)])
+    };
+    let now = SystemTime::now();
+    let valid = Stored::of(before(now + day));
+    let [_, switch, _] = crate::rotation::steps::each_after(&valid);
+    assert_eq!(
+        switch.roots,
+        [switch.authority.root(), valid.authority.root()].map(Clone::clone)
+    );
+    assert!(switch.previous.is_some() && switch.leaves.as_ref() == Some(valid.authority.root()));
+
+    // As it is when the replacement has waited until then: for a pod that doesn't end, or a word that nobody says.
+    let mut content = switch.content.clone();
+    let expired = before(now - day);
+    for (entry, from) in [(PREVIOUS_CERTIFICATE, CERTIFICATE), (PREVIOUS_KEY, KEY)] {
+        content.insert(entry.into(), expired[from].clone());
+    }
+    let old = Root::from_pem(&expired[CERTIFICATE].0).unwrap();
+    let rotation = Rotation {
+        from: vec![old.id()],
+        ..switch.under_way().unwrap().clone()
+    };
+    content.insert(ROTATION.into(), ByteString(serde_json::to_vec(&rotation).unwrap()));
+    let stored = Stored::of(content.clone());
+    assert_eq!(stored.roots, [switch.authority.root().clone()]);
+    assert!(stored.previous.is_none() && stored.leaves.is_none());
+    assert_eq!(stored.under_way(), Some(&rotation), "it is still in that step");
+    let retire = crate::rotation::steps::moved_on(&content, &rotation, now).unwrap();
+    assert_eq!(Stored::of(retire).left(), [old.id()]);
+    // The one that signs is another matter: nobody would believe what it signs.
+    assert_eq!(refused(expired), (CERTIFICATE, AuthorityError::NotValidNow));
+}
+
 /// Whoever replaces the root by hand afterwards begins anew.
 #[test]
 fn what_was_retired_before_a_root_was_replaced_by_hand_has_nothing_to_say() {

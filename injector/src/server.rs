@@ -195,8 +195,7 @@ impl Injector {
                 trusted: trust.clone(),
                 anchors: give.clone(),
                 changes: RootChanges::new(timing.replicas()),
-                // They serve under the new one as late as API servers have followed it, and those follow once more.
-                leaving: Leaving::new(timing.replicas() + 2 * timing.settle),
+                leaving: Leaving::new(timing.followed()),
                 ask: Arc::clone(&ask),
                 looked: looked.clone(),
                 metrics: Arc::clone(&metrics),
@@ -224,8 +223,7 @@ impl Injector {
             schedule: self.config.schedule,
             external: kept.external.clone(),
             waits: Waits {
-                // They serve under a root as late as API servers have followed it.
-                replicas: self.timing.replicas() + self.timing.settle,
+                replicas: self.timing.served(),
                 api_servers: self.timing.settle,
             },
             tell_every: self.timing.check,

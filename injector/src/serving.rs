@@ -92,6 +92,17 @@ impl Timing {
     pub(crate) fn replicas(&self) -> Duration {
         2 * self.check
     }
+
+    /// How long after a change of the Secret it takes until every replica is served under the root that signs then: as late as
+    /// API servers have followed its `caBundle`.
+    pub(crate) fn served(&self) -> Duration {
+        self.replicas() + self.settle
+    }
+
+    /// How long it takes until no API server needs another root for any replica: they follow once more.
+    pub(crate) fn followed(&self) -> Duration {
+        self.served() + self.settle
+    }
 }
 
 impl Default for Timing {

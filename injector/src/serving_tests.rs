@@ -1,6 +1,7 @@
 use super::*;
 use crate::ca_bundle::Trusted;
 use crate::rig::{Client, PATIENCE, Rig, certificate, connect};
+use crate::root_changes::Leaving;
 use crate::testing::settings;
 use bytes::Bytes;
 use http::Request;
@@ -133,6 +134,65 @@ async fn a_new_root_is_served_under_only_after_api_servers_were_told() {
     assert!(!issuer.is_due(&root), "API servers follow with a delay");
     tokio::time::advance(timing.settle).await;
     assert!(issuer.is_due(&root));
+}
+
+/// How long after the Secret was written the last replica is served under the new root: it has looked at the Secret just before.
+async fn last_served(timing: Timing) -> Duration {
+    let next = Stored::new();
+    let root = next.authority.root().clone();
+    let (tell, authority) = watch::channel(Some(Arc::new(Stored::new())));
+    let (confirm, confirmed) = watch::channel(Confirmed::default());
+    let issuer = Issuer {
+        authority,
+        confirmed: vec![confirmed],
+        ..issuer(timing, None)
+    };
+    let mut served = issuer.served.subscribe();
+    let running = tokio::spawn(issuer.run());
+    served.wait_for(Option::is_some).await.unwrap();
+    let written = Instant::now();
+    tokio::time::sleep(timing.check).await;
+    tell.send_replace(Some(Arc::new(next)));
+    confirm.send_replace(Confirmed::now(Trusted {
+        roots: vec![root.clone()],
+        retired: Vec::new(),
+    }));
+    let is_new = |served: &Option<Arc<Serving>>| served.as_ref().is_some_and(|served| served.under == Some(root.id()));
+    served.wait_for(is_new).await.unwrap();
+    running.abort();
+    written.elapsed()
+}
+
+/// Or API servers would meet a replica that they don't believe: each step is given the time that the slowest takes, however its
+/// looks and the settling of API servers compare.
+#[tokio::test(start_paused = true)]
+async fn no_step_of_a_replacement_is_faster_than_the_last_replica_and_the_last_api_server() {
+    let seconds = |check, settle| Timing {
+        check: Duration::from_secs(check),
+        settle: Duration::from_secs(settle),
+        ..Timing::default()
+    };
+    for timing in [
+        Timing::default(),
+        seconds(2, 10),
+        seconds(7, 10),
+        seconds(10, 10),
+        seconds(1, 60),
+    ] {
+        let served = last_served(timing).await;
+        assert!(served <= timing.served(), "{timing:?}: {served:?}");
+        let (old, mut leaving) = (Stored::new().authority.root().id(), Leaving::new(timing.followed()));
+        assert_eq!(leaving.gone(&[old]), []);
+        // Who reads the new configuration at once would miss the old root as long as somebody is served under it; and who reads
+        // it last may have met the new one only now.
+        tokio::time::advance(served + timing.settle - Duration::from_millis(1)).await;
+        assert_eq!(leaving.gone(&[old]), [], "{timing:?}");
+        tokio::time::advance(timing.followed()).await;
+        assert_eq!(leaving.gone(&[old]), [old], "it does leave");
+    }
+    // The looks alone wouldn't do.
+    let timing = seconds(2, 10);
+    assert!(last_served(timing).await > timing.replicas());
 }
 
 #[test]

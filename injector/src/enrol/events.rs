@@ -124,6 +124,14 @@ impl Publisher {
     }
 }
 
+#[cfg(test)]
+impl Publisher {
+    /// What waits to be published first, if anything.
+    pub(super) fn next(&mut self) -> Option<Told> {
+        self.told.try_recv().ok()
+    }
+}
+
 fn event(told: &Told) -> Event {
     Event {
         type_: EventType::Warning,

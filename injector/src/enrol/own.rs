@@ -77,7 +77,14 @@ pub(super) fn bundle(roots: &[Root]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
+    use rustls::RootCertStore;
+    use rustls::sign::CertifiedKey;
+    use rustls_pki_types::PrivateKeyDer;
+    use sandgate_mesh::control::bundle_digest;
     use sandgate_mesh::identity::PeerId;
+    use sandgate_mesh::tls::{self, ControlTrust, Dialed};
+    use tokio::sync::watch;
 
     #[test]
     fn a_leaf_is_used_until_half_of_its_life_and_as_long_as_the_roots_are_the_same() {
@@ -96,13 +103,59 @@ mod tests {
         assert!(!Arc::ptr_eq(&one(&short, &stored), &one(&short, &stored)));
     }
 
-    #[test]
-    fn while_the_root_is_replaced_there_is_a_leaf_under_each_that_may_be_the_only_one_that_a_gate_knows() {
+    /// Whether a gate that knows this root and no other believes whoever shows this.
+    async fn is_believed_under(root: &Root, credentials: &MeshCredentials) -> bool {
+        let mut roots = RootCertStore::empty();
+        roots.add(root.der().clone()).unwrap();
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let chain = vec![CertificateParams::default().self_signed(&key).unwrap().der().clone()];
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let key = tls::provider().key_provider.load_private_key(key).unwrap();
+        let PeerId::Workload(control_plane) = credentials.identity() else {
+            panic!("no control plane's: {credentials:?}");
+        };
+        let gate = ControlTrust {
+            role: Role::Sidecar,
+            anchors: watch::channel(Some(Arc::new(roots))).1,
+            control_planes: vec![control_plane.clone()],
+            trust_domain: control_plane.trust_domain.clone(),
+            stand_in: Arc::new(CertifiedKey::new(chain, key)),
+        };
+        let config = tls::control_server_config(&gate, None, SystemTime::now()).unwrap();
+        let (dialing, dialed) = tokio::io::duplex(1 << 16);
+        let expected = Dialed::Router(control_plane.clone());
+        // In TLS 1.3 a client hears later whether it is believed.
+        let (accepted, _) = tokio::join!(
+            tls::accept_mesh(dialed, |_| Some(config)),
+            tls::connect_control(dialing, credentials, &expected),
+        );
+        accepted.is_ok()
+    }
+
+    #[tokio::test]
+    async fn while_the_root_is_replaced_there_is_a_leaf_under_each_that_may_be_the_only_one_that_a_gate_knows() {
         let identity: WorkloadIdentity = "spiffe://cluster.local/ns/here/sa/sandbox-injector".parse().unwrap();
         let own = OwnIdentity::new(identity, Duration::from_secs(3600));
         let before = Stored::new();
-        let steps = crate::rotation::steps::each_after(&before);
-        let leafs = |stored: &Stored| own.credentials(stored).unwrap().len();
-        assert_eq!((leafs(&before), steps.each_ref().map(leafs)), (1, [1, 2, 1]));
+        let [distribute, switch, retire] = crate::rotation::steps::each_after(&before);
+        let (old, new) = (before.authority.root().clone(), switch.authority.root().clone());
+        let (under_old, under_new) = ([true, false], [false, true]);
+        for (step, stored, expected) in [
+            ("before", &before, &[under_old][..]),
+            ("distribute", &distribute, &[under_old]),
+            // Most gates know the old one yet.
+            ("switch", &switch, &[under_old, under_new]),
+            ("retire", &retire, &[under_new]),
+        ] {
+            let leafs = own.credentials(stored).unwrap();
+            let mut believed = Vec::new();
+            for leaf in &leafs {
+                let under = [is_believed_under(&old, leaf).await, is_believed_under(&new, leaf).await];
+                believed.push(under);
+                let trusted = bundle_digest(&bundle(&stored.roots)).unwrap();
+                assert_eq!(leaf.bundle_digest(), Some(trusted.as_str()), "{step}: whoever signs");
+            }
+            assert_eq!(believed, expected, "{step}");
+        }
     }
 }

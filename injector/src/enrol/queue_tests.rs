@@ -73,6 +73,43 @@ fn taken(queue: &mut Queue, now: Instant) -> Vec<String> {
 }
 
 #[tokio::test(start_paused = true)]
+async fn gates_are_counted_by_what_came_of_their_last_visit() {
+    let now = Instant::now();
+    let pods = [
+        ("a", "u1"),
+        ("a", "u2"),
+        ("b", "u3"),
+        ("b", "u4"),
+        ("c", "u5"),
+        ("c", "u6"),
+    ];
+    let mut queue = queue(now, &pods);
+    let (refused, failed) = (Next::Again(Trouble::Refused), Next::Again(Trouble::Failed));
+    let ends = [
+        refused,
+        failed,
+        failed,
+        Next::After(HOUR),
+        Next::After(HOUR),
+        Next::After(HOUR),
+    ];
+    for next in ends {
+        let visit = queue.take(now).unwrap();
+        queue.done(&visit, next, now);
+    }
+    let troubled = Count {
+        refused: 1,
+        failing: 2,
+        ..Count::default()
+    };
+    let all = Count {
+        enrolled: 3,
+        ..troubled
+    };
+    assert_eq!(queue.census(), Census { all, behind: troubled });
+}
+
+#[tokio::test(start_paused = true)]
 async fn each_gate_is_visited_at_once_and_by_one_visit_at_a_time() {
     let now = Instant::now();
     let mut queue = queue(now, &[("a", "u1")]);

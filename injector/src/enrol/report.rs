@@ -318,3 +318,7 @@ struct RequestLine<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     until: Option<String>,
 }
+
+#[cfg(test)]
+#[path = "report_tests.rs"]
+mod tests;
