@@ -112,3 +112,39 @@ impl PodCache {
         self.read().is_complete()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use seen::tests::{object, pod};
+    use seen::{Sighting, seen as sighting};
+
+    #[test]
+    fn a_pod_that_gets_no_requests_for_a_moment_is_counted_once_and_no_other() {
+        let registry = Registry::new();
+        let cache = PodCache::new("cluster.local".parse().unwrap(), false, &registry).unwrap();
+        let Some(Sighting::Running(running)) = sighting(&object(&pod("alpha", "10.0.0.1"))) else {
+            panic!("a pod that runs");
+        };
+        cache.change(|table| table.replace_pods(vec![Sighting::Running(running)]));
+        let counted = || {
+            let families = registry.gather();
+            let name = "sandbox_router_cache_invalidations_total";
+            let family = families.iter().find(|family| family.name() == name).unwrap();
+            family.get_metric()[0].get_counter().get_value()
+        };
+        let key = |name: &str| SandboxKey {
+            namespace: "team-a".parse().unwrap(),
+            name: name.parse().unwrap(),
+        };
+        // Somebody else's address, a sandbox that isn't known.
+        cache.evict(&key("alpha"), [10, 0, 0, 9].into());
+        cache.evict(&key("beta"), [10, 0, 0, 1].into());
+        assert!(counted() < 0.5);
+        // Of many requests that find nobody there, the first counts.
+        for _ in 0..3 {
+            cache.evict(&key("alpha"), [10, 0, 0, 1].into());
+        }
+        assert!((counted() - 1.0).abs() < 0.5);
+    }
+}

@@ -9,7 +9,7 @@ use sandgate_cluster_tests::node::RunningGate;
 use sandgate_cluster_tests::router::{Identity, PodApp, RunningRouter};
 use sandgate_cluster_tests::runbook::commands;
 use sandgate_cluster_tests::upstream::{pod_of, sandbox};
-use sandgate_cluster_tests::{Cluster, Namespace, runner::Test, tests};
+use sandgate_cluster_tests::{Cluster, Namespace, runner::Test, tests, until};
 use sandgate_tests::processes::until_ready;
 use serde_json::{Value, json};
 use std::process::Command;
@@ -95,9 +95,17 @@ async fn a_request_reaches_a_sandbox_through_its_gate(cluster: Cluster) {
     drop(alpha);
     team.run_pod(&alpha_pod, &beta.address.to_string(), true).await;
     let asked = async || router.ask(team.name(), "alpha", app.port(), "").await.0;
+    let invalidations = "sandbox_router_cache_invalidations_total";
+    let before = router.metric(invalidations).await;
     for _ in 0..5 {
         assert_eq!(asked().await, 502);
     }
+    until("the router has noticed that somebody else is there", async || {
+        assert_eq!(asked().await, 502);
+        let counted = router.metric(invalidations).await;
+        (counted > before).then_some(()).ok_or(counted)
+    })
+    .await;
     assert_eq!(app.seen(), Vec::<String>::new());
     assert_eq!(router.ask(team.name(), "beta", app.port(), "").await.0, 200);
 
