@@ -7,7 +7,7 @@
 use sandgate_local::authority::Authority;
 use sandgate_mesh::control::{ENROLMENT_PATH, IDENTITY_PATH, IdentityGrant, bundle_digest};
 use sandgate_mesh::telemetry::utc;
-use sandgate_mesh::tls::{GateStanding, NotEnrolled};
+use sandgate_mesh::tls::{DialedStanding, NotEnrolled};
 use sandgate_tests::control::{ControlPlane, get};
 use sandgate_tests::enrolled::{REFUSED, Scene, TOKEN};
 use sandgate_tests::folder::{Replacing, put as put_files};
@@ -26,7 +26,7 @@ async fn a_gate_is_enrolled_serves_and_needs_nobody_after_a_crash() {
     let control = &scene.control;
     let (_, standing) = control.connect().await;
     assert!(
-        matches!(standing, GateStanding::Unproven(NotEnrolled::Unverified(_))),
+        matches!(standing, DialedStanding::Unproven(NotEnrolled::Unverified(_))),
         "{standing:?}"
     );
     let enrolment = control.enrolment().await;

@@ -7,7 +7,7 @@
 use sandgate_local::authority::Authority;
 use sandgate_mesh::control::{ENROLMENT_PATH, IDENTITY_PATH, IdentityGrant, bundle_digest};
 use sandgate_mesh::telemetry::utc;
-use sandgate_mesh::tls::{ControlDialError, GateStanding, HandshakeError, NotEnrolled};
+use sandgate_mesh::tls::{ControlDialError, DialedStanding, HandshakeError, NotEnrolled};
 use sandgate_tests::control::{ControlPlane, get};
 use sandgate_tests::enrolled::TOKEN;
 use sandgate_tests::enrolled_router::{ANCHORS_LOADED, NO_ANCHORS, ROUTER_POD_UID, RouterScene, router_pod};
@@ -37,7 +37,7 @@ async fn a_router_is_enrolled_serves_and_needs_nobody_after_a_crash() {
     let control = &scene.control;
     let (_, standing) = control.connect().await;
     assert!(
-        matches!(standing, GateStanding::Unproven(NotEnrolled::Unverified(_))),
+        matches!(standing, DialedStanding::Unproven(NotEnrolled::Unverified(_))),
         "{standing:?}"
     );
     let enrolment = control.enrolment().await;

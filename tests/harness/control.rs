@@ -7,7 +7,7 @@ use sandgate_mesh::control::{ENROLMENT_PATH, Enrolment, IDENTITY_PATH, IdentityG
 use sandgate_mesh::credentials::{MeshCredentials, Role};
 use sandgate_mesh::identity::{ExpectedSandbox, SandboxIdentity, WorkloadIdentity};
 use sandgate_mesh::policy::model::{Generation, Snapshot};
-use sandgate_mesh::tls::{self, ControlDialError, Dialed, GateStanding};
+use sandgate_mesh::tls::{self, ControlDialError, Dialed, DialedStanding};
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -75,7 +75,7 @@ impl ControlPlane {
     }
 
     /// A connection, and what the gate has proven on it.
-    pub async fn connect(&self) -> (TlsStream<TcpStream>, GateStanding) {
+    pub async fn connect(&self) -> (TlsStream<TcpStream>, DialedStanding) {
         self.try_connect().await.unwrap()
     }
 
@@ -83,7 +83,7 @@ impl ControlPlane {
     ///
     /// # Errors
     /// The handshake failed.
-    pub async fn try_connect(&self) -> Result<(TlsStream<TcpStream>, GateStanding), ControlDialError> {
+    pub async fn try_connect(&self) -> Result<(TlsStream<TcpStream>, DialedStanding), ControlDialError> {
         let expected = match &self.router {
             Some(identity) => Dialed::Router(identity.clone()),
             None => Dialed::Gate(ExpectedSandbox {
@@ -98,7 +98,7 @@ impl ControlPlane {
 
     /// Whether the gate proves to be enrolled.
     pub async fn finds_it_enrolled(&self) -> bool {
-        matches!(self.connect().await.1, GateStanding::Enrolled { .. })
+        matches!(self.connect().await.1, DialedStanding::Enrolled { .. })
     }
 
     /// The leaf that the gate or the router shows.

@@ -18,7 +18,7 @@ use sandgate_mesh::credentials::MeshCredentials;
 use sandgate_mesh::identity::{ExpectedSandbox, TrustDomain};
 use sandgate_mesh::sandbox::SandboxKey;
 use sandgate_mesh::telemetry::{LONGEST_TEXT, cut};
-use sandgate_mesh::tls::{ControlDialError, Dialed, GateStanding, NotEnrolled, connect_control};
+use sandgate_mesh::tls::{ControlDialError, Dialed, DialedStanding, NotEnrolled, connect_control};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::net::SocketAddr;
@@ -95,7 +95,7 @@ impl DialError {
 #[derive(Debug)]
 pub(super) struct Connection {
     sender: SendRequest<Full<Bytes>>,
-    standing: GateStanding,
+    standing: DialedStanding,
     leaf: Option<CertificateDer<'static>>,
     /// What its first answer has told of its clock.
     skew: Option<Skew>,
@@ -177,7 +177,7 @@ async fn dial_at(
 
 impl Connection {
     /// What who was dialed has proven.
-    pub(super) fn standing(&self) -> &GateStanding {
+    pub(super) fn standing(&self) -> &DialedStanding {
         &self.standing
     }
 
@@ -214,9 +214,9 @@ impl Connection {
     /// What it has proven instead, if anything.
     pub(super) fn proven(self, root: &Root, least: SystemTime) -> Result<Proven, Option<NotEnrolled>> {
         match &self.standing {
-            GateStanding::Enrolled { until } if *until >= least && self.is_under(root) => Ok(Proven(self)),
-            GateStanding::Enrolled { .. } => Err(None),
-            GateStanding::Unproven(reason) => Err(Some(reason.clone())),
+            DialedStanding::Enrolled { until } if *until >= least && self.is_under(root) => Ok(Proven(self)),
+            DialedStanding::Enrolled { .. } => Err(None),
+            DialedStanding::Unproven(reason) => Err(Some(reason.clone())),
         }
     }
 

@@ -304,7 +304,7 @@ async fn a_policy_is_put_on_a_proven_connection() {
     )
     .await;
     let connection = gate.dial().await.unwrap();
-    assert!(matches!(connection.standing(), GateStanding::Enrolled { .. }));
+    assert!(matches!(connection.standing(), DialedStanding::Enrolled { .. }));
     let push = PolicyPush {
         pod_uid: target().uid,
         snapshot: Snapshot {

@@ -1,5 +1,6 @@
-//! Who still holds on to which root: the roots that each pod's gate was born with, and what it has shown since. A root that
-//! is replaced stays as long as somebody needs it, and this says who does. Pure: it is told the time.
+//! Who still holds on to which root: the roots that each pod's gate was born with, and what it has shown since; and likewise of
+//! routers, which are born with none. A root that is replaced stays as long as somebody needs it, and this says who does. Pure:
+//! it is told the time.
 //!
 //! What a gate has shown is a fact until it shows something else. Of a gate that has shown nothing to this leader the worst is
 //! assumed, until no identity that somebody may have given it before can be valid any more.
@@ -28,13 +29,13 @@ pub(super) struct Proof {
 /// Whom a step of a replacement waits for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Behind {
-    /// Gates that haven't shown to have followed.
-    pub(crate) gates: Names,
+    /// Gates, or routers, that haven't shown to have followed.
+    pub(crate) stragglers: Names,
     /// Pods whose gates were born with roots that leave, and without the one that stays.
     pub(crate) pods: Names,
 }
 
-/// How a replacement stands, as far as gates are concerned.
+/// How a replacement stands, as far as gates are concerned, or routers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Progress {
     pub(crate) rotation: Rotation,
@@ -153,7 +154,7 @@ impl Holders {
         let mut behind = Behind::default();
         for pod in self.pods.values().filter(|pod| self.opted_in.contains(&pod.namespace)) {
             if self.is_behind(pod, rotation, *since, now, clock) {
-                behind.gates.add(&pod.namespace, &pod.name);
+                behind.stragglers.add(&pod.namespace, &pod.name);
             }
             if is_left_alone(pod, rotation) {
                 behind.pods.add(&pod.namespace, &pod.name);

@@ -71,7 +71,7 @@ fn behind(holders: &mut Holders, step: Step, now: Instant) -> [Vec<String>; 2] {
 
 fn at(holders: &Holders, now: Instant, clock: SystemTime) -> [Vec<String>; 2] {
     let behind = holders.progress(now, clock).unwrap().behind;
-    [behind.gates, behind.pods].map(|names| {
+    [behind.stragglers, behind.pods].map(|names| {
         assert_eq!(names.count, names.first.len());
         let name = |name: &String| name.strip_prefix("team/").unwrap().to_owned();
         names.first.iter().map(name).collect()

@@ -175,9 +175,9 @@ impl Rotor {
             known_for: gates.since.max(routers.since).elapsed(),
             confirmed: confirmed.map(|confirmed| confirmed.borrow().clone()).collect(),
             serves_under: serves.as_ref().and_then(|serving| serving.under),
-            gates: gates.behind.gates,
+            gates: gates.behind.stragglers,
             pods: gates.behind.pods,
-            routers: routers.behind.gates,
+            routers: routers.behind.stragglers,
         };
         blockers(rotation, seen, self.context.waits, &self.context.schedule)
     }

@@ -24,7 +24,7 @@ use crate::shape::Shapes;
 use sandgate_mesh::control::{Enrolment, IdentityGrant, PolicyPush, bundle_digest, policy_digest};
 use sandgate_mesh::credentials::MeshCredentials;
 use sandgate_mesh::policy::model::{DefaultPolicy, Generation, Snapshot};
-use sandgate_mesh::tls::{Dialed, GateStanding, NotEnrolled};
+use sandgate_mesh::tls::{Dialed, DialedStanding, NotEnrolled};
 use serde_json::Value;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -333,10 +333,10 @@ impl Visitor {
         stored.ok_or_else(unknown_root)
     }
 
-    pub(super) fn standing(&self, proven: &GateStanding, renew: bool) -> Standing {
+    pub(super) fn standing(&self, proven: &DialedStanding, renew: bool) -> Standing {
         match proven {
-            GateStanding::Unproven(_) => Standing::Nothing,
-            GateStanding::Enrolled { until } => {
+            DialedStanding::Unproven(_) => Standing::Nothing,
+            DialedStanding::Enrolled { until } => {
                 let left = until.duration_since(SystemTime::now()).unwrap_or_default();
                 if left > self.lifetime / 2 && !renew {
                     Standing::Lasting(*until)

@@ -8,7 +8,7 @@ use super::visit::{Settled, VisitError, Visitor};
 use crate::authority::{Root, RootId};
 use crate::authority_stored::Stored;
 use sandgate_mesh::control::{Enrolment, bundle_digest};
-use sandgate_mesh::tls::GateStanding;
+use sandgate_mesh::tls::DialedStanding;
 use serde_json::Value;
 
 impl Visitor {
@@ -23,8 +23,8 @@ impl Visitor {
         pod: &Value,
     ) -> Result<Settled, VisitError> {
         let until = match connection.standing() {
-            GateStanding::Enrolled { until } => *until,
-            GateStanding::Unproven(reason) => return Err(VisitError::NoCertificate(reason.clone())),
+            DialedStanding::Enrolled { until } => *until,
+            DialedStanding::Unproven(reason) => return Err(VisitError::NoCertificate(reason.clone())),
         };
         let under = stored.roots.iter().find(|root| connection.is_under(root));
         let under = under.ok_or(VisitError::NotShown(None))?;

@@ -164,7 +164,7 @@ impl From<ExpectedSandbox> for Dialed {
 
 /// What a gate or a router has proven to the control plane that dialed it.
 #[derive(Debug, Clone, PartialEq)]
-pub enum GateStanding {
+pub enum DialedStanding {
     /// It presented the leaf that it was enrolled with.
     Enrolled {
         /// The end of that leaf's validity.
@@ -194,7 +194,7 @@ pub async fn connect_control<S>(
     stream: S,
     credentials: &MeshCredentials,
     expected: &Dialed,
-) -> Result<(client::TlsStream<S>, GateStanding), ControlDialError>
+) -> Result<(client::TlsStream<S>, DialedStanding), ControlDialError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -205,10 +205,10 @@ where
     let leaf = peer_leaf(connection)?;
     let intermediates = connection.peer_certificates().and_then(|chain| chain.get(1..));
     let standing = match check_dialed(credentials, expected, leaf, intermediates.unwrap_or_default()) {
-        Ok(()) => GateStanding::Enrolled {
+        Ok(()) => DialedStanding::Enrolled {
             until: end_of_validity(leaf),
         },
-        Err(error) => GateStanding::Unproven(match reason::<PeerRejected>(&error) {
+        Err(error) => DialedStanding::Unproven(match reason::<PeerRejected>(&error) {
             Some(rejected) => NotEnrolled::Identity(rejected.clone()),
             None => NotEnrolled::Unverified(error),
         }),

@@ -27,8 +27,8 @@ mod verify;
 mod tests;
 
 pub use control::{
-    Anchors, ControlDialError, ControlTrust, Dialed, GateStanding, NotEnrolled, Purpose, accept_mesh, connect_control,
-    control_server_config, is_still_control_plane,
+    Anchors, ControlDialError, ControlTrust, Dialed, DialedStanding, NotEnrolled, Purpose, accept_mesh,
+    connect_control, control_server_config, is_still_control_plane,
 };
 pub use server_tls::ServerTls;
 pub use verify::{FrontPeer, FrontPeerError, PeerRejected};

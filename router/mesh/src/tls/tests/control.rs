@@ -62,7 +62,7 @@ fn certified(issued: &Issued) -> Arc<CertifiedKey> {
 
 type Met = (
     Result<(String, Purpose), HandshakeError>,
-    Result<GateStanding, ControlDialError>,
+    Result<DialedStanding, ControlDialError>,
 );
 
 /// A control plane dials a gate that holds this identity.
@@ -127,13 +127,13 @@ async fn a_gate_has_proven_to_be_enrolled_by_the_expected_leaf_only() {
         assert_eq!(accepted.unwrap(), (CONTROL.to_owned(), Purpose::Control), "{name}");
         let standing = standing.unwrap();
         let found = match &standing {
-            GateStanding::Enrolled { until } => {
+            DialedStanding::Enrolled { until } => {
                 assert_eq!(*until, good.validity().not_after);
                 (true, false)
             }
-            GateStanding::Unproven(NotEnrolled::Identity(PeerRejected::OtherSandbox { .. })) => (false, true),
-            GateStanding::Unproven(NotEnrolled::Identity(other)) => panic!("{name}: {other}"),
-            GateStanding::Unproven(NotEnrolled::Unverified(_)) => (false, false),
+            DialedStanding::Unproven(NotEnrolled::Identity(PeerRejected::OtherSandbox { .. })) => (false, true),
+            DialedStanding::Unproven(NotEnrolled::Identity(other)) => panic!("{name}: {other}"),
+            DialedStanding::Unproven(NotEnrolled::Unverified(_)) => (false, false),
         };
         assert_eq!(found, (is_enrolled, other_identity), "{name}: {standing:?}");
     }

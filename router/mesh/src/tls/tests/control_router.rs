@@ -6,7 +6,7 @@ use super::*;
 use tokio::sync::watch;
 
 /// What a control plane makes of a router that holds this identity.
-async fn dial(scene: &Scene, identity: Option<&MeshCredentials>, dialed: &Dialed) -> GateStanding {
+async fn dial(scene: &Scene, identity: Option<&MeshCredentials>, dialed: &Dialed) -> DialedStanding {
     let (near, far) = sockets().await;
     let config = control_server_config(&scene.trust, identity, SystemTime::now()).unwrap();
     let control_plane = scene.control_plane();
@@ -36,7 +36,7 @@ async fn a_router_has_proven_to_be_enrolled_by_its_own_leaf_only() {
     let own = identity(&scene.authority, &|_| {});
     let standing = dial(&scene, Some(&own), &router).await;
     let until = own.validity().not_after;
-    assert_eq!(standing, GateStanding::Enrolled { until });
+    assert_eq!(standing, DialedStanding::Enrolled { until });
 
     let other = identity(&scene.authority, &|spec| {
         spec.uris = vec![ROUTER.replace("/sa/", "/sa/other-")];
@@ -46,10 +46,10 @@ async fn a_router_has_proven_to_be_enrolled_by_its_own_leaf_only() {
         ("another workload's", Some(&other), true),
     ] {
         match dial(&scene, identity, &router).await {
-            GateStanding::Unproven(NotEnrolled::Identity(PeerRejected::OtherRouter { .. })) => {
+            DialedStanding::Unproven(NotEnrolled::Identity(PeerRejected::OtherRouter { .. })) => {
                 assert!(rejected, "{name}");
             }
-            GateStanding::Unproven(NotEnrolled::Unverified(_)) => assert!(!rejected, "{name}"),
+            DialedStanding::Unproven(NotEnrolled::Unverified(_)) => assert!(!rejected, "{name}"),
             found => panic!("{name}: {found:?}"),
         }
     }
@@ -68,7 +68,7 @@ async fn a_router_has_proven_to_be_enrolled_by_its_own_leaf_only() {
     );
     let standing = connected.unwrap().1;
     assert!(
-        matches!(standing, GateStanding::Unproven(NotEnrolled::Unverified(_))),
+        matches!(standing, DialedStanding::Unproven(NotEnrolled::Unverified(_))),
         "{standing:?}"
     );
 }
@@ -81,13 +81,13 @@ async fn a_gates_leaf_is_no_routers_and_a_routers_is_no_gates() {
     let gate = credentials(Role::Sidecar, &gate.unwrap(), &scene.authority);
     let router = Dialed::Router(ROUTER.parse().unwrap());
     let standing = dial(&scene, Some(&gate), &router).await;
-    assert!(matches!(standing, GateStanding::Unproven(_)), "{standing:?}");
+    assert!(matches!(standing, DialedStanding::Unproven(_)), "{standing:?}");
 
     let scene = self::scene();
     let router = scene.authority.issue(&LeafSpec::new("router", ROUTER, Usage::Client));
     let router = credentials(Role::Router, &router.unwrap(), &scene.authority);
     let standing = dial(&scene, Some(&router), &expected(SANDBOX).into()).await;
-    assert!(matches!(standing, GateStanding::Unproven(_)), "{standing:?}");
+    assert!(matches!(standing, DialedStanding::Unproven(_)), "{standing:?}");
     // And each serves with its own kind only.
     let refused = control_server_config(&scene.trust, Some(&gate), SystemTime::now());
     assert!(matches!(refused, Err(TlsError::WrongRole { .. })));
