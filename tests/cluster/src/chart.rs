@@ -164,7 +164,7 @@ impl Namespace {
     }
 
     /// Waits until a merge patch on this object would be refused with a reason that holds `sentence`.
-    async fn until_update_refused(&self, object: &Value, patch: &Value, sentence: &str) {
+    pub async fn until_update_refused(&self, object: &Value, patch: &Value, sentence: &str) {
         let what = format!("the change is refused with {sentence:?}");
         until(&what, async || match self.cluster().try_merge(object, patch).await {
             Err(status) if status.message.contains(sentence) => Ok(()),

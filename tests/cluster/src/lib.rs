@@ -13,6 +13,7 @@ pub mod admission;
 pub mod chart;
 mod cluster;
 pub mod creations;
+pub mod former;
 mod identity;
 pub mod injector;
 pub mod inventory;

@@ -1,8 +1,9 @@
 //! Changes of running pods, judged by the API server alone: nobody changes a gate, and everything else goes on as ever.
 
 use sandbox_injector::names::TENANT_ANNOTATIONS;
-use sandgate_cluster_tests::chart::{Chart, sandbox_pod};
+use sandgate_cluster_tests::chart::{Chart, OWN_NAMESPACE, new_anchors, sandbox_pod};
 use sandgate_cluster_tests::creations::has_gate;
+use sandgate_cluster_tests::former::Shape2;
 use sandgate_cluster_tests::injector::System;
 use sandgate_cluster_tests::{Cluster, Namespace, runner::Test, tests, until};
 use serde_json::{Value, json};
@@ -22,12 +23,12 @@ pub(crate) const TESTS: &[Test] = tests![
 
 const OPTED_IN: &[(&str, &str)] = &[("sandgate.dev/inject", "enabled")];
 
-async fn changed(namespace: &Namespace, pod: &Value, patch: Value) -> Value {
+pub(crate) async fn changed(namespace: &Namespace, pod: &Value, patch: Value) -> Value {
     let answer = namespace.cluster().merge(pod, &patch).await;
     answer.unwrap_or_else(|status| panic!("{patch}: {status}"))
 }
 
-async fn not_changed(namespace: &Namespace, pod: &Value, patch: Value, sentence: &str) {
+pub(crate) async fn not_changed(namespace: &Namespace, pod: &Value, patch: Value, sentence: &str) {
     match namespace.cluster().merge(pod, &patch).await {
         Ok(changed) => panic!("{patch} was taken: {changed}"),
         Err(status) => {
@@ -52,7 +53,7 @@ fn warm() -> Value {
 }
 
 /// The containers of a pod with this image for one of them.
-fn with_image(pod: &Value, list: &str, index: usize, image: &str) -> Value {
+pub(crate) fn with_image(pod: &Value, list: &str, index: usize, image: &str) -> Value {
     let mut containers = pod["spec"][list].clone();
     containers[index]["image"] = json!(image);
     json!({"spec": {list: containers}})
@@ -258,21 +259,25 @@ async fn pods_of_an_earlier_chart_go_on(cluster: Cluster) {
     assert!(namespace.refused(&new).await.contains("sandgate-pod-create"));
 }
 
-/// What the releases before injected: a startup probe instead of a hook.
+/// What the release before injected: a startup probe instead of a hook.
 async fn pods_of_an_earlier_shape_go_on(cluster: Cluster) {
     let chart = Chart::render(&[]);
     let namespace = cluster.namespace(OPTED_IN).await;
-    let mut earlier = chart.injected(&warm());
-    earlier["metadata"]["annotations"]["sandgate.dev/shape"] = json!("2");
-    let gate = earlier["spec"]["initContainers"][0].as_object_mut().unwrap();
-    gate.remove("lifecycle").expect("a hook");
-    let stored: Value = serde_json::from_str(include_str!("../../golden/shapes/2.json")).unwrap();
-    let probe = &stored["spec"]["initContainers"][0]["startupProbe"];
-    gate.insert("startupProbe".into(), probe.clone());
+    let (image, anchors) = (chart.config().settings.image.as_str(), new_anchors());
+    let before = Shape2 {
+        own_namespace: OWN_NAMESPACE,
+        image,
+        roots: anchors.as_pem(),
+    };
+    let mut earlier = before.injected(&warm());
     let pod = namespace.admitted(&earlier).await;
     namespace.judged_by(&chart).await;
-    let claimed =
-        json!({"metadata": {"labels": {"agents.x-k8s.io/warm-pool-sandbox": null}, "finalizers": ["example.dev/a"]}});
+    let owner = json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "other", "uid": "2"});
+    let claimed = json!({"metadata": {
+        "labels": {"agents.x-k8s.io/warm-pool-sandbox": null, "agents.x-k8s.io/claim-uid": "2"},
+        "ownerReferences": [pod["metadata"]["ownerReferences"][0], owner],
+        "finalizers": ["example.dev/a"],
+    }});
     changed(&namespace, &pod, claimed).await;
     changed(&namespace, &pod, json!({"metadata": {"finalizers": null}})).await;
     changed(&namespace, &pod, with_image(&pod, "containers", 0, "app.example/app:2")).await;

@@ -1,8 +1,8 @@
 //! Gates get their identity and their policy from the injector, whichever replica looks after them, and keep them while
 //! replicas come and go.
 
+use crate::authority::{control_plane, signs, stored};
 use crate::injector::{OPTED_IN, base64, secret};
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
 use sandbox_injector::authority::NewRoot;
 use sandgate_cluster_tests::chart::{Chart, sandbox_pod};
 use sandgate_cluster_tests::creations::has_gate;
@@ -11,10 +11,7 @@ use sandgate_cluster_tests::node::RunningGate;
 use sandgate_cluster_tests::upstream::{pod_of, sandbox};
 use sandgate_cluster_tests::{Cluster, Namespace, runner::Test, tests, until};
 use sandgate_mesh::control::{POLICY_PATH, PolicyPush};
-use sandgate_mesh::identity::{SandboxIdentity, WorkloadIdentity};
 use sandgate_mesh::policy::model::{DefaultPolicy, Generation, Snapshot};
-use sandgate_mesh::sandbox::SandboxKey;
-use sandgate_tests::control::ControlPlane;
 use sandgate_tests::processes::{metric, until_ready};
 use sandgate_tests::{default_policy, status};
 use serde_json::{Value, json};
@@ -90,36 +87,8 @@ impl Scene {
         gate
     }
 
-    /// What is in the authority's Secret under this name.
-    async fn stored(&self, entry: &str) -> String {
-        let secret = self.sandboxes.cluster().get(&secret(&self.system)).await.unwrap();
-        let bytes: k8s_openapi::ByteString = serde_json::from_value(secret["data"][entry].clone()).unwrap();
-        String::from_utf8(bytes.0).unwrap()
-    }
-
     async fn epoch(&self) -> u64 {
-        self.stored("epoch").await.parse().unwrap()
-    }
-
-    /// Somebody who has what a leader has, and may say to a pod's gate whatever they like.
-    async fn leader_of(&self, pod: &Value, gate: &RunningGate) -> ControlPlane {
-        let (root, root_key) = (self.stored("tls.crt").await, self.stored("tls.key").await);
-        let own = self.system.namespace.name();
-        let identity: WorkloadIdentity = format!("spiffe://cluster.local/ns/{own}/sa/sandbox-injector")
-            .parse()
-            .unwrap();
-        let [chain, key] = leaf_under(&root, &root_key, &identity.to_string(), false);
-        let text = |name: &str| pod["metadata"][name].as_str().unwrap();
-        let sandbox = SandboxIdentity {
-            trust_domain: identity.trust_domain.clone(),
-            sandbox: SandboxKey {
-                namespace: text("namespace").parse().unwrap(),
-                name: text("name").parse().unwrap(),
-            },
-            pod_uid: text("uid").parse().unwrap(),
-        };
-        let pem = [chain.as_str(), &key, &root];
-        ControlPlane::with(&identity, pem, (gate.address, 14443).into(), sandbox)
+        stored(&self.system, "epoch").await.unwrap().parse().unwrap()
     }
 
     fn lease(&self) -> Value {
@@ -129,22 +98,6 @@ impl Scene {
             "metadata": {"name": "sandgate-injector", "namespace": self.system.namespace.name()},
         })
     }
-}
-
-/// A leaf of the mesh as whoever has a root and its key can make it, for a server or for a client, and its key.
-pub(crate) fn leaf_under(root: &str, root_key: &str, identity: &str, server: bool) -> [String; 2] {
-    let issuer = Issuer::from_ca_cert_pem(root, KeyPair::from_pem(root_key).unwrap()).unwrap();
-    let mut params = CertificateParams::default();
-    params.subject_alt_names = vec![SanType::URI(identity.try_into().unwrap())];
-    params.extended_key_usages = vec![if server {
-        ExtendedKeyUsagePurpose::ServerAuth
-    } else {
-        ExtendedKeyUsagePurpose::ClientAuth
-    }];
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.is_ca = IsCa::ExplicitNoCa;
-    let key = KeyPair::generate().unwrap();
-    [params.signed_by(&key, &issuer).unwrap().pem(), key.serialize_pem()]
 }
 
 /// What a gate was told so far, as it counts it.
@@ -350,7 +303,7 @@ async fn gates_that_a_new_leader_has_visited_take_nothing_of_a_former_one(cluste
     let second = scene.another().await;
     second.until_metric(&visits("ok", "current"), 1).await;
 
-    let leader = scene.leader_of(&pod, &gate).await;
+    let leader = control_plane(&scene.system, &signs(&scene.system).await, &pod, gate.address);
     let push = |epoch| {
         let generation = Generation { epoch, counter: 100 };
         let snapshot = default_policy(DefaultPolicy::Anonymous, vec![8888]);

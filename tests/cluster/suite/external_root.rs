@@ -1,9 +1,10 @@
 //! The authority is one that somebody else makes: an intermediate under a company's root, in files that are replaced while the
 //! injector runs.
 
-use crate::enrolment::{leaf_under, visits};
+use crate::authority::{identity_of, leaf_under};
+use crate::enrolment::visits;
 use crate::injector::{base64, ca_bundles};
-use crate::root_stage::{Stage, identity_of, load};
+use crate::root_stage::{Stage, load};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use sandbox_injector::config::serve::AuthorityFiles;
 use sandgate_cluster_tests::chart::Chart;

@@ -14,6 +14,7 @@ mod admission_policy_updates;
 mod admission_policy_ways;
 mod admission_webhook_denials;
 mod api_server;
+mod authority;
 mod bursts;
 mod chart_release;
 mod chart_release_changes;
@@ -34,7 +35,9 @@ mod root_stage;
 mod router_cache;
 mod router_enrolment;
 mod router_enrolment_refusals;
+mod router_rotation;
 mod trust_anchors;
+mod upgrade;
 mod upstream;
 mod upstream_examples;
 
@@ -73,6 +76,8 @@ fn main() -> ExitCode {
         router_cache::TESTS,
         router_enrolment::TESTS,
         router_enrolment_refusals::TESTS,
+        router_rotation::TESTS,
+        upgrade::TESTS,
         upstream::TESTS,
         upstream_examples::TESTS,
     ])

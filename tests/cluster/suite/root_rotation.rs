@@ -1,9 +1,10 @@
 //! The root is replaced step by step, whoever is killed meanwhile, and nobody notices but those who try to go on with the old
 //! one.
 
-use crate::enrolment::{LEADER, leaf_under, visits};
+use crate::authority::{identity_of, leaf_under};
+use crate::enrolment::{LEADER, visits};
 use crate::injector::{base64, ca_bundles, secret};
-use crate::root_stage::{ByHand, Doomed, Stage, identity_of, load};
+use crate::root_stage::{ByHand, Doomed, Stage, load};
 use crate::trust_anchors::by_hand;
 use sandgate_cluster_tests::node::RunningGate;
 use sandgate_cluster_tests::router::{PodApp, RunningRouter};

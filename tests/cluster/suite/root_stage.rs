@@ -1,8 +1,9 @@
 //! What the tests of the root's replacement are made of: an operator with the released program, a router with files, and leaders
 //! that are killed.
 
-use crate::enrolment::{LEADER, leaf_under};
-use crate::injector::{OPTED_IN, secret};
+use crate::authority::{leaf_under, signs, stored, workload};
+use crate::enrolment::LEADER;
+use crate::injector::OPTED_IN;
 use sandbox_injector::Timing;
 use sandbox_injector::config::serve::Config;
 use sandgate_cluster_tests::chart::{Chart, sandbox_pod};
@@ -12,8 +13,7 @@ use sandgate_cluster_tests::node::RunningGate;
 use sandgate_cluster_tests::router::{Identity, RunningRouter};
 use sandgate_cluster_tests::upstream::{pod_of, sandbox};
 use sandgate_cluster_tests::{Cluster, Namespace, process, until};
-use sandgate_mesh::identity::{SandboxIdentity, WorkloadIdentity};
-use sandgate_mesh::sandbox::SandboxKey;
+use sandgate_mesh::identity::WorkloadIdentity;
 use sandgate_tests::load::Load;
 use sandgate_tests::processes::until_ready;
 use serde_json::{Value, json};
@@ -77,18 +77,12 @@ impl Stage {
 
     /// What is in the authority's Secret under this name, if anything.
     pub(crate) async fn stored(&self, entry: &str) -> Option<String> {
-        let secret = self.team.cluster().get(&secret(&self.system)).await.unwrap();
-        let bytes = secret["data"].get(entry)?.clone();
-        let bytes: k8s_openapi::ByteString = serde_json::from_value(bytes).unwrap();
-        Some(String::from_utf8(bytes.0).unwrap())
+        stored(&self.system, entry).await
     }
 
     /// The root that signs, and its key.
     pub(crate) async fn signs(&self) -> [String; 2] {
-        [
-            self.stored("tls.crt").await.unwrap(),
-            self.stored("tls.key").await.unwrap(),
-        ]
+        signs(&self.system).await
     }
 
     /// The replacement as it is stored.
@@ -133,37 +127,29 @@ impl Stage {
         (pod, gate)
     }
 
-    /// A Sandbox with an app at a port, its pod and the pod's gate, as a router finds them.
-    pub(crate) async fn served(&self, name: &str, port: u16) -> (Value, RunningGate) {
+    /// The pod of a new Sandbox with an app at a port, as its controller makes it.
+    pub(crate) async fn owned(&self, name: &str, port: u16) -> Value {
         let app = json!({"name": "app", "image": "app.example/app:1", "ports": [{"containerPort": port}]});
         let owner = self.team.admitted(&sandbox(name, &json!({"containers": [app]}))).await;
         self.team.cluster().remove_afterwards(&owner);
-        let (pod, gate) = self.team.run_gate(&pod_of(&owner)).await;
+        pod_of(&owner)
+    }
+
+    /// A Sandbox with an app at a port, its pod and the pod's gate, as a router finds them.
+    pub(crate) async fn served(&self, name: &str, port: u16) -> (Value, RunningGate) {
+        let (pod, gate) = self.team.run_gate(&self.owned(name, port).await).await;
         until_ready(gate.health(), (200, "ok")).await;
         self.team.run_pod(&pod, &gate.address.to_string(), true).await;
         (pod, gate)
     }
 
     pub(crate) fn workload(&self, account: &str) -> WorkloadIdentity {
-        let own = self.system.namespace.name();
-        format!("spiffe://cluster.local/ns/{own}/sa/{account}").parse().unwrap()
+        workload(&self.system, account)
     }
 
     /// A router's leaf under a root with its key.
     pub(crate) fn router_leaf(&self, [root, key]: &[String; 2]) -> [String; 2] {
         leaf_under(root, key, &self.workload("sandbox-router").to_string(), false)
-    }
-}
-
-pub(crate) fn identity_of(pod: &Value) -> SandboxIdentity {
-    let text = |name: &str| pod["metadata"][name].as_str().unwrap();
-    SandboxIdentity {
-        trust_domain: "cluster.local".parse().unwrap(),
-        sandbox: SandboxKey {
-            namespace: text("namespace").parse().unwrap(),
-            name: text("name").parse().unwrap(),
-        },
-        pod_uid: text("uid").parse().unwrap(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! A default installation gives a router that needs nobody's hand: it is enrolled, renewed, and goes on after a restart; and the
 //! roots by which it knows the injector are kept as they should be.
 
+use crate::authority::{control_plane, leaf_for, signs, stored, workload};
 use crate::end_to_end::gated;
 use crate::enrolment::LEADER;
 use crate::injector::{OPTED_IN, base64, secret};
@@ -11,10 +12,14 @@ use sandgate_cluster_tests::injector::{Replica, System};
 use sandgate_cluster_tests::router::PodApp;
 use sandgate_cluster_tests::router_pod::{ROOTS, RouterPod};
 use sandgate_cluster_tests::{Cluster, Namespace, runner::Test, tests, until};
+use sandgate_mesh::control::{IDENTITY_PATH, IdentityGrant, bundle_digest};
+use sandgate_mesh::policy::model::Generation;
+use sandgate_tests::control::ControlPlane;
 use sandgate_tests::enrolled_router::NO_ANCHORS;
 use sandgate_tests::processes::{metric, until_ready};
+use sandgate_tests::status;
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 // Webhook configurations are for the whole cluster, and so is the watch of pods.
 pub(crate) const TESTS: &[Test] = tests![
@@ -65,6 +70,7 @@ impl Installed {
         self.system.start(&self.chart, |config, timing| {
             config.gate_certificate_lifetime = lifetime;
             timing.lease = Duration::from_secs(4);
+            timing.settle = Duration::from_secs(1);
         })
     }
 
@@ -89,6 +95,11 @@ impl Installed {
         })
         .await
     }
+}
+
+/// Somebody with a root and its key, who asks a router as its control plane would.
+pub(crate) fn asking(system: &System, router: &RouterPod, signs: &[String; 2]) -> ControlPlane {
+    control_plane(system, signs, &router.pod, router.address).of_router(workload(system, "sandbox-router"))
 }
 
 async fn a_default_installation_gives_a_router_that_needs_nobodys_hand(cluster: Cluster) {
@@ -167,6 +178,7 @@ async fn a_routers_identity_is_renewed_under_load_and_no_request_fails(cluster: 
     replica.stop().await;
 }
 
+/// Also where nothing else has changed: what a former leader has sent and the network still holds back must not be taken.
 async fn a_new_leader_brings_a_router_its_epoch_and_the_roots_that_are_in_force(cluster: Cluster) {
     let (installed, first) = Installed::start(&cluster, Duration::from_secs(3600)).await;
     installed.until_published("the roots are published", |_| true).await;
@@ -174,20 +186,56 @@ async fn a_new_leader_brings_a_router_its_epoch_and_the_roots_that_are_in_force(
     let router = installed.own().run_router(&pod).await;
     router.until_ready().await;
     first.until_metric(&router_visits("ok", "enrolled"), 1).await;
+    let epoch = async || {
+        stored(&installed.system, "epoch")
+            .await
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+    };
+    let former = epoch().await;
     first.stop().await;
-    let next = base64(&NewRoot::generate().unwrap().certificate_pem);
-    let step = json!({"data": {"next.crt": next}});
-    cluster.merge(&secret(&installed.system), &step).await.unwrap();
 
     let second = installed.replica(Duration::from_secs(3600));
     second.until_metric(&router_visits("ok", "renewed"), 1).await;
-    let of_routers = |gauge: &str| format!("sandgate_injector_{gauge}{{state=\"enrolled\"}}");
-    second.until_metric(&of_routers("routers"), 1).await;
-    second.until_metric(&of_routers("routers_behind"), 0).await;
-    router.until_ready().await;
-    // In its epoch it is left alone, also after the kubelet has started it again.
-    assert_eq!(second.metric(&router_visits("ok", "enrolled")).await, 0);
+    let present = epoch().await;
+    assert!(present > former);
+    let signs = signs(&installed.system).await;
+    let leader = asking(&installed.system, &router, &signs);
+    let enrolment = leader.enrolment().await;
+    assert_eq!(enrolment.floor.epoch, present);
+    let says = |epoch| {
+        let identity = workload(&installed.system, "sandbox-router").to_string();
+        let end = SystemTime::now() + Duration::from_secs(3600);
+        IdentityGrant {
+            pod_uid: leader.sandbox.pod_uid.clone(),
+            generation: Generation { epoch, counter: 100 },
+            chain: leaf_for(&enrolment.csr, &signs, (&identity, false), end),
+            bundle: signs[0].clone(),
+        }
+    };
+    let answer = leader.put(IDENTITY_PATH, &says(former)).await;
+    assert_eq!(status(&answer), 409, "{answer}");
+    let answer = leader.put(IDENTITY_PATH, &says(present)).await;
+    assert_eq!(status(&answer), 204, "the present one's is taken: {answer}");
     second.stop().await;
+
+    let next = NewRoot::generate().unwrap().certificate_pem;
+    let step = json!({"data": {"next.crt": base64(&next)}});
+    cluster.merge(&secret(&installed.system), &step).await.unwrap();
+    let third = installed.replica(Duration::from_secs(3600));
+    third.until_metric(&router_visits("ok", "renewed"), 1).await;
+    let of_routers = |gauge: &str| format!("sandgate_injector_{gauge}{{state=\"enrolled\"}}");
+    third.until_metric(&of_routers("routers"), 1).await;
+    third.until_metric(&of_routers("routers_behind"), 0).await;
+    let believed = leader.enrolment().await.bundle_digest;
+    assert_eq!(believed, bundle_digest(&format!("{}{next}", signs[0])));
+    router.until_ready().await;
+    // In its epoch it is left alone.
+    for (word, count) in [("enrolled", 0), ("renewed", 1)] {
+        assert_eq!(third.metric(&router_visits("ok", word)).await, count, "{word}");
+    }
+    third.stop().await;
 }
 
 async fn the_roots_for_routers_are_repaired_and_follow_those_in_force(cluster: Cluster) {
