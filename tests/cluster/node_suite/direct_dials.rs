@@ -2,6 +2,7 @@
 //! enforced, and by lockdown where they are not.
 
 use crate::install::{release, rolled_out};
+use crate::network_policies::{Maker, until_policies_are_of};
 use crate::pods::{
     APP_PORT, MESH_PORT, app, connects, start_pod, start_sandbox, stranger, team, until_answered, until_closed,
 };
@@ -19,8 +20,12 @@ async fn an_ordinary_pod_reaches_no_app_around_its_gate(cluster: Cluster) {
     let (elsewhere, stranger) = stranger(&cluster).await;
     // No template, so upstream has no policy for it.
     let pod = start_sandbox(&team, "plain").await;
-    let open = start_pod(&elsewhere, "open", &app()).await;
-    until_closed(&elsewhere, &stranger, &pod.ip, APP_PORT).await;
+    until_policies_are_of(&team, &[Maker::Injector]).await;
+    // Beside it, and no sandbox: the injector's policy isn't about it.
+    let open = start_pod(&team, "open", &app()).await;
+    for port in [APP_PORT, MESH_PORT] {
+        until_closed(&elsewhere, &stranger, &pod.ip, port).await;
+    }
     assert!(connects(&elsewhere, &stranger, &open.ip, APP_PORT).await);
     until_answered(&team, "plain", &pod).await;
 }

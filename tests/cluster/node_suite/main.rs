@@ -18,6 +18,7 @@ mod sandboxes;
 mod scene;
 mod sdk;
 mod stream;
+mod upgrade;
 
 use sandgate_cluster_tests::runner::Suite;
 use std::process::ExitCode;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
             events::TESTS,
             lives::TESTS,
             rotation::TESTS,
+            upgrade::TESTS,
             readiness::TESTS,
             pod_certificates::TESTS,
         ],

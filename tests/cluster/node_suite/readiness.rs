@@ -10,8 +10,8 @@ pub(crate) const TESTS: &[Test] = tests![@alone a_gated_pod_is_ready_soon];
 
 /// How many pods are started with a gate, and how many without.
 const PODS: usize = 20;
-/// Far beyond what is aimed at (1.5 s): machines that run tests are busy.
-const BOUND: Duration = Duration::from_secs(15);
+/// The most that a gate may add. Pods with and without one take turns, so however busy the machine is, it is for both.
+const MOST_ADDED: Duration = Duration::from_millis(1500);
 /// How exactly times are taken.
 const INTERVAL: Duration = Duration::from_millis(20);
 
@@ -28,7 +28,10 @@ async fn a_gated_pod_is_ready_soon(cluster: Cluster) {
         with.as_secs_f64(),
         without.as_secs_f64()
     ));
-    assert!(with < without + BOUND, "{with:?}");
+    assert!(
+        with <= without + MOST_ADDED,
+        "{with:?} with a gate, {without:?} without"
+    );
 }
 
 fn median(mut times: Vec<Duration>) -> Duration {

@@ -22,7 +22,7 @@ pub(crate) const TESTS: &[Test] = tests![
 ];
 
 /// How long an identity lives, and so how often it is renewed: no shorter time is allowed.
-const SHORT_LIVED: &str = "injector.gateCertificateLifetime=1m";
+pub(crate) const SHORT_LIVED: &str = "injector.gateCertificateLifetime=1m";
 /// Two steps take no longer where nobody is waited for but replicas and API servers: a minute and a half each, by design.
 const STEPS: Duration = Duration::from_secs(240);
 /// Counts them.
