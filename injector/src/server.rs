@@ -17,8 +17,7 @@ use crate::inbound::Bodies;
 use crate::kubernetes;
 use crate::metrics::Metrics;
 use crate::network_policy::reconcile::{Context, Reconciler};
-use crate::root_changes::{Leaving, RootChanges};
-use crate::rotation::blockers::Waits;
+use crate::root_changes::RootChanges;
 use crate::serving::{Issuer, Served, Timing, from_files};
 use crate::webhook::Webhook;
 use futures_util::FutureExt;
@@ -195,7 +194,7 @@ impl Injector {
                 trusted: trust.clone(),
                 anchors: give.clone(),
                 changes: RootChanges::new(timing.replicas()),
-                leaving: Leaving::new(timing.followed()),
+                leaving: timing.leaving(),
                 ask: Arc::clone(&ask),
                 looked: looked.clone(),
                 metrics: Arc::clone(&metrics),
@@ -222,10 +221,7 @@ impl Injector {
         let rotation = RotationContext {
             schedule: self.config.schedule,
             external: kept.external.clone(),
-            waits: Waits {
-                replicas: self.timing.served(),
-                api_servers: self.timing.settle,
-            },
+            waits: self.timing.waits(),
             tell_every: self.timing.check,
             confirmed: webhooks.confirmed.clone(),
             served: webhooks.served.clone(),

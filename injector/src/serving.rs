@@ -8,6 +8,8 @@ use crate::authority_keeper::Authority;
 use crate::authority_stored::Stored;
 use crate::ca_bundle::Confirmed;
 use crate::metrics::Metrics;
+use crate::root_changes::Leaving;
+use crate::rotation::blockers::Waits;
 use rustls::ServerConfig;
 use sandgate_mesh::credentials::FrontCredentials;
 use sandgate_mesh::polled::{PollError, Poller};
@@ -93,15 +95,18 @@ impl Timing {
         2 * self.check
     }
 
-    /// How long after a change of the Secret it takes until every replica is served under the root that signs then: as late as
-    /// API servers have followed its `caBundle`.
-    pub(crate) fn served(&self) -> Duration {
-        self.replicas() + self.settle
+    /// How long a step of the root's replacement waits for what nobody can see. Replicas are served under a root as late as API
+    /// servers have followed its `caBundle`.
+    pub(crate) fn waits(&self) -> Waits {
+        Waits {
+            replicas: self.replicas() + self.settle,
+            api_servers: self.settle,
+        }
     }
 
-    /// How long it takes until no API server needs another root for any replica: they follow once more.
-    pub(crate) fn followed(&self) -> Duration {
-        self.served() + self.settle
+    /// Says when no API server needs a root any more that has left: they follow once more.
+    pub(crate) fn leaving(&self) -> Leaving {
+        Leaving::new(self.waits().replicas + self.settle)
     }
 }
 

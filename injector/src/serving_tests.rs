@@ -1,7 +1,6 @@
 use super::*;
 use crate::ca_bundle::Trusted;
 use crate::rig::{Client, PATIENCE, Rig, certificate, connect};
-use crate::root_changes::Leaving;
 use crate::testing::settings;
 use bytes::Bytes;
 use http::Request;
@@ -180,14 +179,14 @@ async fn no_step_of_a_replacement_is_faster_than_the_last_replica_and_the_last_a
         seconds(1, 60),
     ] {
         let served = last_served(timing).await;
-        assert!(served <= timing.served(), "{timing:?}: {served:?}");
-        let (old, mut leaving) = (Stored::new().authority.root().id(), Leaving::new(timing.followed()));
+        assert!(served <= timing.waits().replicas, "{timing:?}: {served:?}");
+        let (old, mut leaving) = (Stored::new().authority.root().id(), timing.leaving());
         assert_eq!(leaving.gone(&[old]), []);
         // Who reads the new configuration at once would miss the old root as long as somebody is served under it; and who reads
         // it last may have met the new one only now.
         tokio::time::advance(served + timing.settle - Duration::from_millis(1)).await;
         assert_eq!(leaving.gone(&[old]), [], "{timing:?}");
-        tokio::time::advance(timing.followed()).await;
+        tokio::time::advance(timing.waits().replicas).await;
         assert_eq!(leaving.gone(&[old]), [old], "it does leave");
     }
     // The looks alone wouldn't do.
