@@ -9,6 +9,11 @@ use serde_json::{Value, json};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU8, Ordering};
 
+/// Values of the chart with which whoever runs tests may do what only kubelets may otherwise: see [`Namespace::run_gate`].
+pub const AS_KUBELET: [&str; 2] = [
+    "admissionPolicy.gateTokens.allowedUsers={sandgate-test-administrator}",
+    "admissionPolicy.podAddresses.allowedUsers={sandgate-test-administrator}",
+];
 /// The volume with the token.
 const TOKEN_VOLUME: &str = "sandgate-token";
 /// The memory-backed volume with what the gate was given.

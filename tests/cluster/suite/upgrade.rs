@@ -10,7 +10,7 @@ use sandbox_injector::authority::NewRoot;
 use sandgate_cluster_tests::chart::{Chart, sandbox_pod};
 use sandgate_cluster_tests::former::Shape2;
 use sandgate_cluster_tests::injector::Replica;
-use sandgate_cluster_tests::node::RunningGate;
+use sandgate_cluster_tests::node::{AS_KUBELET, RunningGate};
 use sandgate_cluster_tests::router::PodApp;
 use sandgate_cluster_tests::runner::{Test, note};
 use sandgate_cluster_tests::{Cluster, Namespace, tests, until_within};
@@ -40,6 +40,7 @@ async fn left_behind(cluster: &Cluster, values: &[&str]) -> Stage {
         "injector.defaultPolicy=anonymous",
         "router.mesh.certificate.source=secret",
     ];
+    all.extend(AS_KUBELET);
     all.extend(values);
     let stage = Stage::with(cluster, Chart::render(&all)).await;
     let root = NewRoot::generate().unwrap();
@@ -79,6 +80,8 @@ fn gates_with<'a>(stage: &'a Stage, roots: &'a str) -> Shape2<'a> {
 async fn born_before(stage: &Stage, name: &str, port: u16, roots: &str) -> (Value, RunningGate) {
     let before = gates_with(stage, roots);
     let pod = before.injected(&stage.owned(name, port).await);
+    // The API server may still ask a webhook that is gone.
+    stage.team.until_admitted(&pod, |_| true).await;
     let (pod, gate) = stage.team.run_gate(&pod).await;
     // It is stored as such pods were.
     assert_eq!(pod["metadata"]["annotations"]["sandgate.dev/shape"], "2");
