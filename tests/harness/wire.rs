@@ -72,7 +72,8 @@ pub async fn read_until(stream: &mut (impl AsyncRead + Unpin), end: &[u8]) -> St
         }
     };
     let read = tokio::time::timeout(PATIENCE, reading).await;
-    read.unwrap_or_else(|_| panic!("{:?} did not come", String::from_utf8_lossy(end)));
+    let text = String::from_utf8_lossy;
+    read.unwrap_or_else(|_| panic!("{:?} did not come after {:?}", text(end), text(&bytes)));
     String::from_utf8(bytes).unwrap()
 }
 

@@ -29,10 +29,10 @@ pub(crate) const TESTS: &[Test] = tests![
 
 /// The image of gates before the upgrade.
 const IMAGE: &str = "sandgate/sidecar:0.0.9";
-/// How long identities live after it: they are renewed every five seconds or so.
-const LIFETIME: Duration = Duration::from_secs(10);
-/// What they are given before it.
-const FORMER_LIFETIME: Duration = Duration::from_secs(40);
+/// How long identities live after it: they are renewed every ten seconds or so, and a machine that is busy has as long to do it.
+const LIFETIME: Duration = Duration::from_secs(20);
+/// How long that lasts which they were given before it.
+const FORMER_LIFETIME: Duration = Duration::from_secs(35);
 
 /// What a release before has left: a root, an epoch, and namespaces in which nobody is asked about pods for the moment.
 async fn left_behind(cluster: &Cluster, values: &[&str]) -> Stage {
@@ -62,7 +62,11 @@ async fn upgrade(stage: &Stage) -> Replica {
         .team
         .until_refused(&sandbox_pod("until"), "sandgate-pod-create")
         .await;
-    let replica = stage.replica(|config, _| config.gate_certificate_lifetime = LIFETIME);
+    let replica = stage.replica(|config, timing| {
+        config.gate_certificate_lifetime = LIFETIME;
+        // Nobody else wants it.
+        timing.lease = Duration::from_secs(15);
+    });
     stage.serve_with(&replica).await;
     replica.until_metric(LEADER, 1).await;
     replica
@@ -198,7 +202,7 @@ async fn gates_of_the_shape_before_are_renewed_and_guarded_after_an_upgrade(clus
 
     // One was given before.
     until_given(&gate, 1 + 3).await;
-    until_given(&beta_gate, 3).await;
+    until_given(&beta_gate, 2).await;
     to_alpha.goes_on().await;
     let answered = to_alpha.answered();
     to_alpha.stop().await;
@@ -258,7 +262,7 @@ async fn a_root_is_replaced_with_gates_of_the_shape_before_and_of_this_one(clust
     by_hand.give(&stage, &[new.clone(), new_key.clone()], &both).await;
     stage.root(&["confirm"]).await;
     let given = identities(&stays).await;
-    until_given(&stays, given + 2).await;
+    until_given(&stays, given + 1).await;
     // Its node is started again: it knows the control plane by the old root only, and gets its identity all the same.
     let count = replica.metric(&enrolled).await;
     stage.team.reboot(&mut left).await;
@@ -271,7 +275,7 @@ async fn a_root_is_replaced_with_gates_of_the_shape_before_and_of_this_one(clust
     stage.until_step("done").await;
     by_hand.give(&stage, &[new.clone(), new_key], &new).await;
     let given = identities(&stays).await;
-    until_given(&stays, given + 2).await;
+    until_given(&stays, given + 1).await;
     for mut load in loads {
         load.goes_on().await;
         load.stop().await;
