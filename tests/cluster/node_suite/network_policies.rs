@@ -1,4 +1,4 @@
-//! NetworkPolicies are in force, with the kernel's rules, and everything works under them: upstream's managed one and the
+//! Each `NetworkPolicy` is in force, with the kernel's rules, and everything works under them: upstream's managed one and the
 //! injector's, each alone and both together. Each refusal has beside it the same connection that isn't refused, so that none is
 //! for want of a network, or due to another policy.
 
@@ -16,7 +16,7 @@ pub(crate) const TESTS: &[Test] = tests![
     @alone a_pool_s_pod_reaches_nothing_in_the_cluster,
 ];
 
-/// Who makes NetworkPolicies.
+/// Who has made a `NetworkPolicy`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Maker {
     /// The injector, for gated pods.
@@ -40,7 +40,7 @@ impl Maker {
     }
 }
 
-/// Returns when a namespace has NetworkPolicies of these, and of nobody else.
+/// Returns when a namespace has a `NetworkPolicy` of each of these, and of nobody else.
 pub(crate) async fn until_policies_are_of(team: &Namespace, makers: &[Maker]) {
     let path = format!("/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies", team.name());
     let expected: BTreeSet<_> = makers.iter().copied().collect();

@@ -13,7 +13,7 @@ use sandgate_cluster_tests::injector::Replica;
 use sandgate_cluster_tests::node::{AS_KUBELET, RunningGate};
 use sandgate_cluster_tests::router::PodApp;
 use sandgate_cluster_tests::runner::{Test, note};
-use sandgate_cluster_tests::{Cluster, Namespace, tests, until_within};
+use sandgate_cluster_tests::{Cluster, tests, until_within};
 use sandgate_mesh::control::{IDENTITY_PATH, IdentityGrant};
 use sandgate_mesh::policy::model::{DefaultPolicy, Generation};
 use sandgate_tests::processes::{metric, until_ready};
@@ -144,7 +144,10 @@ fn is_of_this_release(pod: &Value) {
 }
 
 /// What controllers do to pods, and what nobody may.
-async fn changed_as_any_other_and_guarded(team: &Namespace, pod: &Value) {
+async fn changed_as_any_other_and_guarded(stage: &Stage, pod: &Value) {
+    let team = &stage.team;
+    let no_label = json!({"metadata": {"labels": {"sandgate.dev/injected": null}}});
+    team.until_update_refused(pod, &no_label, "sandgate-pod-update").await;
     let mut owner = pod["metadata"]["ownerReferences"][0].clone();
     owner["blockOwnerDeletion"] = json!(false);
     let other = json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "other", "uid": "2"});
@@ -157,8 +160,7 @@ async fn changed_as_any_other_and_guarded(team: &Namespace, pod: &Value) {
     ] {
         changed(team, pod, patch).await;
     }
-    let no_label = json!({"metadata": {"labels": {"sandgate.dev/injected": null}}});
-    team.until_update_refused(pod, &no_label, "sandgate-pod-update").await;
+    let image = stage.chart.config().settings.image.as_str();
     for (patch, field) in [
         (no_label, "metadata.labels[sandgate.dev/*]: "),
         (
@@ -167,7 +169,7 @@ async fn changed_as_any_other_and_guarded(team: &Namespace, pod: &Value) {
         ),
         // Not even the image that new gates have.
         (
-            with_image(pod, "initContainers", 0, "sandgate/sidecar:0.1.0"),
+            with_image(pod, "initContainers", 0, image),
             "spec.initContainers[sandgate]: ",
         ),
     ] {
@@ -192,7 +194,7 @@ async fn gates_of_the_shape_before_are_renewed_and_guarded_after_an_upgrade(clus
     to_alpha.goes_on().await;
 
     let replica = upgrade(&stage).await;
-    changed_as_any_other_and_guarded(team, &pod).await;
+    changed_as_any_other_and_guarded(&stage, &pod).await;
     let late = gates_with(&stage, &root).injected(&sandbox_pod("late"));
     let refused = team.refused(&late).await;
     assert!(refused.contains("it isn't what would be injected"), "{refused}");
