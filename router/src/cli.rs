@@ -1,16 +1,45 @@
-//! The program: flags, log, signals, exit codes.
+//! The program: commands, flags, log, signals, exit codes.
+
+mod completions;
+mod config;
+mod version;
 
 use crate::Router;
-use crate::config::{Config, ConfigError, PROGRAM};
+use crate::config::{Config, ConfigError, PROGRAM, command};
+use clap::Command;
 use sandgate_mesh::listener::fit_open_files;
 use sandgate_mesh::memory::{self, Allocated};
 use sandgate_mesh::process::{self, EndSignals};
 use sandgate_mesh::telemetry::{LogFormat, init};
+use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
+
+/// How a command describes itself, and what it does with the arguments after its name.
+type Task = (fn() -> Command, fn(Vec<OsString>) -> ExitCode);
+
+/// What the first argument may be. Without any of them the router serves.
+const TASKS: &[Task] = &[
+    (config::command, config::run),
+    (completions::command, completions::run),
+    (version::command, version::run),
+];
 
 /// Runs the program and maps its end to an exit code: 0 done, 1 failed, 2 usage, 64 bad configuration.
 pub fn main(allocated: Allocated) -> ExitCode {
-    let config = match Config::of_program(std::env::args_os().skip(1).collect()) {
+    let mut args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let named = |first: &OsString| TASKS.iter().find(|(command, _)| *first == *command().get_name());
+    match args.first().and_then(named) {
+        Some((_, run)) => {
+            args.remove(0);
+            run(args)
+        }
+        None => serve(args, allocated),
+    }
+}
+
+fn serve(args: Vec<OsString>, allocated: Allocated) -> ExitCode {
+    let config = match Config::of_program(command().after_help(tasks()), args) {
         Ok(config) => config,
         Err(error) => return error.report(),
     };
@@ -18,6 +47,26 @@ pub fn main(allocated: Allocated) -> ExitCode {
         return ConfigError::log_level(PROGRAM, &error).report();
     }
     process::end(PROGRAM, run(config, allocated))
+}
+
+/// The tasks, for the help.
+fn tasks() -> String {
+    let lines = TASKS.iter().map(|(command, _)| {
+        let command = command();
+        let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+        format!("\n  {:<12} {about}", command.get_name())
+    });
+    let lines: String = lines.collect();
+    format!("Commands, instead of flags:{lines}\n\nEach has a --help of its own.")
+}
+
+/// Writes to standard output.
+fn print(text: &str) -> ExitCode {
+    let mut output = std::io::stdout();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
 }
 
 fn run(mut config: Config, allocated: Allocated) -> anyhow::Result<()> {

@@ -1,33 +1,40 @@
-//! Flags and environment -> [`Config`]. Names, defaults and spellings are those of the existing routers (CONTRACT
+//! Flags, file and environment -> [`Config`]. Names, defaults and spellings are those of the existing routers (CONTRACT
 //! section 6); whatever is wrong is reported together, and the process refuses to start.
 
 mod environment;
+mod file;
 mod flags;
 mod mesh_identity;
+mod settings;
+mod sources;
+mod spelling;
 mod static_sandbox;
 
 pub use crate::pods::Source;
 pub use flags::Mesh;
+pub(crate) use flags::command;
 pub(crate) use mesh_identity::NO_IDENTITY;
 pub use mesh_identity::{Enrolment, MeshIdentity};
 pub use sandgate_mesh::command_line::ConfigError;
+pub use settings::Settings;
 pub use static_sandbox::StaticSandbox;
 
-use clap::{CommandFactory, FromArgMatches};
+use clap::{Command, FromArgMatches};
 use flags::{AuthzMode, Flags, MtlsFlag};
 use ipnet::IpNet;
-use sandgate_mesh::command_line;
-use sandgate_mesh::contract::DEFAULT_PROXY_TIMEOUT;
+use sandgate_mesh::command_line::CommandLine;
 use sandgate_mesh::framing::Limits;
 use sandgate_mesh::identity::TrustDomain;
 use sandgate_mesh::listener::{ConnectionLimits, parse_address};
+use sandgate_mesh::telemetry::check_level;
 use sandgate_mesh::tls::MtlsMode;
 use sandgate_mesh::tunnel::TunnelLimits;
+use spelling::OptionalFile;
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -99,6 +106,8 @@ pub struct Config {
     pub log_level: String,
     /// What was ignored, to be logged once there is a log.
     pub warnings: Vec<String>,
+    /// The same as texts, with their origins and without secrets.
+    pub settings: Settings,
 }
 
 /// The program, as its errors name it.
@@ -108,20 +117,21 @@ const NO_CHOICE: &str = "nothing says who may call: set ROUTER_AUTH_TOKEN (or --
                          everybody in with --authz-mode=allow-all or ALLOW_UNAUTHENTICATED_ROUTER=true";
 
 impl Config {
-    /// Reads flags (without the program's name) and the environment. Go's `-flag` is taken as `--flag`.
+    /// Reads flags (without the program's name), the file that they name, and the environment.
     ///
     /// # Errors
     /// See [`ConfigError`].
     pub fn from_args(args: Vec<OsString>) -> Result<Self, ConfigError> {
-        Self::read(args, false)
+        Self::read(command(), args, false)
     }
 
-    /// As [`from_args`](Self::from_args), for a program that nobody else gives its mesh identity.
+    /// As [`from_args`](Self::from_args), for a program that nobody else gives its mesh identity. `command` is that of the
+    /// flags, with a name and a help of its own.
     ///
     /// # Errors
     /// See [`ConfigError`].
-    pub fn of_program(args: Vec<OsString>) -> Result<Self, ConfigError> {
-        Self::read(args, true)
+    pub(crate) fn of_program(command: Command, args: Vec<OsString>) -> Result<Self, ConfigError> {
+        Self::read(command, args, true)
     }
 
     /// How many connections may be open at once. Whoever has one address can't take them all.
@@ -139,19 +149,17 @@ impl Config {
         self.trusted_proxies.iter().any(|network| network.contains(&ip))
     }
 
-    fn read(args: Vec<OsString>, needs_identity: bool) -> Result<Self, ConfigError> {
-        let args = args.into_iter().map(two_dashes).collect();
-        command_line::read(PROGRAM, Flags::command(), args, |matches, problems| {
-            check(Flags::from_arg_matches(matches).ok()?, needs_identity, problems)
-        })
-    }
-}
-
-/// Go accepts `-flag` for `--flag`.
-fn two_dashes(arg: OsString) -> OsString {
-    match arg.to_str() {
-        Some(text) if text.len() > 2 && text.starts_with('-') && !text.starts_with("--") => format!("-{text}").into(),
-        _ => arg,
+    fn read(command: Command, args: Vec<OsString>, needs_identity: bool) -> Result<Self, ConfigError> {
+        let args = args.into_iter().map(spelling::two_dashes).collect();
+        let mut line = CommandLine::new(PROGRAM, command.clone(), args);
+        let reading = sources::read(&command, &mut line)?;
+        let flags = Flags::from_arg_matches(&reading.matches).map_err(ConfigError::Usage)?;
+        let config = check(flags, needs_identity, &mut line.problems);
+        line.end(config.map(|config| Self {
+            warnings: reading.warnings,
+            settings: reading.settings,
+            ..config
+        }))
     }
 }
 
@@ -165,11 +173,9 @@ fn check(flags: Flags, needs_identity: bool, problems: &mut Vec<String>) -> Opti
     let framing = flags.framing.limits();
     problems.extend(framing.problems());
     let cache = cache(&flags, problems);
-    let mut warnings = Vec::new();
-    let cluster_domain = flags
-        .cluster_domain
-        .or_else(environment::cluster_domain)
-        .filter(|name| !name.is_empty());
+    if let Err(error) = check_level(&flags.log_level) {
+        problems.push(format!("--log-level: {error}"));
+    }
     Some(Config {
         http: flags.http_bind_address,
         https,
@@ -181,11 +187,8 @@ fn check(flags: Flags, needs_identity: bool, problems: &mut Vec<String>) -> Opti
         sandboxes: flags.sandbox_endpoint,
         cache,
         authentication: authentication?,
-        cluster_domain: cluster_domain.unwrap_or_else(|| "cluster.local".into()),
-        proxy_timeout: flags
-            .proxy_timeout
-            .or_else(|| environment::proxy_timeout(&mut warnings))
-            .unwrap_or(DEFAULT_PROXY_TIMEOUT),
+        cluster_domain: flags.cluster_domain,
+        proxy_timeout: flags.proxy_timeout,
         response_header_timeout: Some(flags.response_header_timeout).filter(|timeout| !timeout.is_zero()),
         shutdown_timeout: flags.shutdown_timeout,
         max_request_body: Some(flags.max_request_body_bytes).filter(|limit| *limit > 0),
@@ -194,12 +197,12 @@ fn check(flags: Flags, needs_identity: bool, problems: &mut Vec<String>) -> Opti
         retries: flags.upstream_max_retries,
         retry_initial_delay: flags.upstream_retry_initial_delay,
         retry_max_delay: flags.upstream_retry_max_delay,
-        keepalive: flags
-            .max_keepalive_connections
-            .or_else(|| environment::max_keepalive_connections(&mut warnings))
-            .unwrap_or(20),
-        trusted_proxies: environment::trusted_proxies(flags.trusted_proxy_cidrs, &mut warnings),
-        tunnels: environment::tunnels(&mut warnings),
+        keepalive: flags.max_keepalive_connections,
+        trusted_proxies: flags.trusted_proxy_cidrs.0,
+        tunnels: TunnelLimits {
+            idle: flags.websocket_idle_timeout,
+            lifetime: flags.websocket_max_lifetime,
+        },
         max_connections: flags.max_connections,
         max_connections_per_peer: flags.max_connections_per_peer,
         memory_budget: flags.memory_budget_bytes,
@@ -209,8 +212,14 @@ fn check(flags: Flags, needs_identity: bool, problems: &mut Vec<String>) -> Opti
             .max(1),
         access_log: flags.access_log,
         log_level: flags.log_level,
-        warnings,
+        warnings: Vec::new(),
+        settings: Settings::default(),
     })
+}
+
+/// The path that a flag names, if it names any.
+fn path(file: Option<&OptionalFile>) -> Option<PathBuf> {
+    file?.path().map(Path::to_path_buf)
 }
 
 fn authentication(flags: &Flags, problems: &mut Vec<String>) -> Option<Authentication> {
@@ -226,7 +235,6 @@ fn authentication(flags: &Flags, problems: &mut Vec<String>) -> Option<Authentic
         }
         (_, Some(token)) => Some(Authentication::StaticToken(token.to_owned())),
         (Some(AuthzMode::AllowAll), None) => Some(Authentication::AllowAll),
-        (None, None) if environment::allow_unauthenticated() => Some(Authentication::AllowAll),
         (None, None) => {
             problems.push(NO_CHOICE.into());
             None
@@ -240,24 +248,26 @@ fn https(flags: &Flags, problems: &mut Vec<String>) -> Option<Https> {
         MtlsFlag::Optional => MtlsMode::Optional,
         MtlsFlag::Required => MtlsMode::Required,
     };
+    let [chain, key, client_ca] =
+        [&flags.tls_cert_file, &flags.tls_key_file, &flags.tls_client_ca_file].map(|file| path(file.as_ref()));
     if flags.https_bind_address.is_empty() {
         let useless = [
             ("--mtls-mode", flags.mtls_mode != MtlsFlag::Off),
-            ("--tls-cert-file", flags.tls_cert_file.is_some()),
-            ("--tls-key-file", flags.tls_key_file.is_some()),
-            ("--tls-client-ca-file", flags.tls_client_ca_file.is_some()),
+            ("--tls-cert-file", chain.is_some()),
+            ("--tls-key-file", key.is_some()),
+            ("--tls-client-ca-file", client_ca.is_some()),
         ];
         let useless = useless.into_iter().filter(|(_, given)| *given);
         problems.extend(useless.map(|(flag, _)| format!("{flag} needs the HTTPS listener: set --https-bind-address")));
         return None;
     }
-    if flags.mtls_mode != MtlsFlag::Off && flags.tls_client_ca_file.is_none() {
+    if flags.mtls_mode != MtlsFlag::Off && client_ca.is_none() {
         problems.push("--mtls-mode needs --tls-client-ca-file".into());
     }
     let address = parse_address(&flags.https_bind_address)
         .map_err(|error| problems.push(format!("--https-bind-address: {error}")))
         .ok();
-    let (Some(chain), Some(key)) = (flags.tls_cert_file.clone(), flags.tls_key_file.clone()) else {
+    let (Some(chain), Some(key)) = (chain, key) else {
         problems.push("--https-bind-address needs --tls-cert-file and --tls-key-file".into());
         return None;
     };
@@ -265,18 +275,19 @@ fn https(flags: &Flags, problems: &mut Vec<String>) -> Option<Https> {
         address: address?,
         chain,
         key,
-        client_ca: flags.tls_client_ca_file.clone(),
+        client_ca,
         mtls,
     })
 }
 
 /// Where pods are heard of, if that is wanted.
 fn cache(flags: &Flags, problems: &mut Vec<String>) -> Option<Source> {
+    let kubeconfig = path(flags.kubeconfig.as_ref());
     if !flags.cache_enabled {
         let useless = [
             ("--mesh=auto", flags.mesh == Mesh::Auto),
             ("--cache-namespace", !flags.cache_namespace.is_empty()),
-            ("--kubeconfig", flags.kubeconfig.is_some()),
+            ("--kubeconfig", kubeconfig.is_some()),
         ];
         let useless = useless.into_iter().filter(|(_, given)| *given);
         problems.extend(useless.map(|(flag, _)| format!("{flag} needs the pod cache: set --cache-enabled")));
@@ -290,7 +301,7 @@ fn cache(flags: &Flags, problems: &mut Vec<String>) -> Option<Source> {
             .ok(),
     };
     Some(Source {
-        kubeconfig: flags.kubeconfig.clone(),
+        kubeconfig,
         namespace,
     })
 }

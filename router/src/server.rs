@@ -112,7 +112,7 @@ impl Router {
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
-        tracing::info!(config = ?config, "effective configuration");
+        tracing::info!(settings = %config.settings, "effective configuration");
         Ok(Self {
             http: listener::bind(config.http)?,
             https,

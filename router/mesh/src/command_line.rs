@@ -1,4 +1,4 @@
-//! What is wrong with a command line: all of it, where clap stops at the first bad value.
+//! What a command line says, and what is wrong with it: all of it, where clap stops at the first bad value.
 
 use crate::process::BAD_CONFIGURATION;
 use clap::builder::{OsStr, Resettable};
@@ -74,46 +74,78 @@ pub fn read<T>(
     args: Vec<OsString>,
     check: impl FnOnce(&ArgMatches, &mut Vec<String>) -> Option<T>,
 ) -> Result<T, ConfigError> {
-    let mut reading = Reading {
-        command,
-        args,
-        refused: Vec::new(),
-        missing: None,
-        problems: Vec::new(),
-    };
-    let matches = reading.matches().map_err(ConfigError::Usage)?;
-    let Reading {
-        missing,
-        refused,
-        mut problems,
-        ..
-    } = reading;
-    let value = check(&matches, &mut problems);
-    match (value, missing, problems.is_empty()) {
-        (Some(value), None, true) => Ok(value),
-        (_, Some(error), true) => Err(ConfigError::Usage(error)),
-        (_, missing, _) => {
-            let missing = missing.iter().flat_map(missing_flags);
-            let missing = missing.filter(|flag| !refused.iter().any(|refused| refused == name(flag)));
-            problems.extend(missing.map(|flag| format!("{flag} is not given")));
-            Err(ConfigError::Settings { program, problems })
-        }
+    let mut line = CommandLine::new(program, command, args);
+    let matches = line.matches()?;
+    let value = check(&matches, &mut line.problems);
+    line.end(value)
+}
+
+/// Whether the value of `arg` is for nobody else: no text may hold it. It is what clap keeps out of its help.
+pub fn is_secret(arg: &Arg) -> bool {
+    arg.is_hide_env_values_set()
+}
+
+/// What is wrong with some flags by themselves, whatever the environment says. Empty if nothing is.
+pub fn refusals(command: &Command, args: Vec<OsString>) -> Vec<String> {
+    let mut line = CommandLine::new("", command.clone(), args);
+    match line.flags() {
+        Ok(_) => line.problems,
+        Err(ConfigError::Usage(error)) => vec![sentence(&error)],
+        Err(ConfigError::Settings { problems, .. }) => problems,
     }
 }
 
-/// A command line, of which more can be read each time.
-struct Reading {
+/// A command line, of which more can be read each time, and into which more can be put.
+#[derive(Debug)]
+pub struct CommandLine {
+    program: &'static str,
     command: Command,
     args: Vec<OsString>,
     /// Flags whose values were taken out.
     refused: Vec<String>,
     /// What clap says about flags that aren't there.
     missing: Option<clap::Error>,
-    problems: Vec<String>,
+    /// What is wrong so far, in one sentence each.
+    pub problems: Vec<String>,
 }
 
-impl Reading {
-    fn matches(&mut self) -> Result<ArgMatches, clap::Error> {
+impl CommandLine {
+    /// The line `args` of a program, which `command` describes.
+    pub fn new(program: &'static str, command: Command, args: Vec<OsString>) -> Self {
+        Self {
+            program,
+            command,
+            args,
+            refused: Vec::new(),
+            missing: None,
+            problems: Vec::new(),
+        }
+    }
+
+    /// Puts flags in front of the others, where these override them.
+    pub fn put_in_front(&mut self, args: impl IntoIterator<Item = OsString>) {
+        self.args.splice(..0, args);
+    }
+
+    /// Reads flags only, and neither the environment nor what is missing. Bad values are problems from now on, and aren't
+    /// there any more.
+    ///
+    /// # Errors
+    /// What isn't about a value.
+    pub fn flags(&mut self) -> Result<ArgMatches, ConfigError> {
+        let alone = |arg: Arg| arg.required(false).env(Resettable::<OsStr>::Reset);
+        let whole = self.command.clone();
+        self.command = whole.clone().mut_args(alone);
+        let read = self.matches();
+        self.command = whole;
+        read
+    }
+
+    /// Reads flags and environment. Bad values are problems from now on, and aren't there any more.
+    ///
+    /// # Errors
+    /// What isn't about a value.
+    pub fn matches(&mut self) -> Result<ArgMatches, ConfigError> {
         loop {
             let error = match self.command.clone().try_get_matches_from(&self.args) {
                 Ok(matches) => return Ok(matches),
@@ -122,19 +154,34 @@ impl Reading {
             if error.kind() == ErrorKind::MissingRequiredArgument && self.missing.is_none() {
                 self.missing = Some(error);
                 self.command = self.command.clone().mut_args(|arg| arg.required(false));
-            } else if self.take_out(&error).is_some() {
-                let text = error.to_string();
-                let sentence = text.split("\n\n").next().unwrap_or_default();
-                let lines = sentence.trim_start_matches("error: ").lines().map(str::trim);
-                self.problems.push(lines.collect::<Vec<_>>().join(" "));
-            } else {
-                return Err(error);
+            } else if self.take_out(&error).is_none() {
+                return Err(ConfigError::Usage(error));
             }
         }
     }
 
-    /// Takes the value that clap refused out of the arguments, with its flag, or else out of the environment. `None` if it
-    /// is in neither.
+    /// What comes of it: `value`, unless anything is wrong.
+    ///
+    /// # Errors
+    /// See [`ConfigError`]. Where there is no `value`, that is for a reason that is among the problems.
+    pub fn end<T>(mut self, value: Option<T>) -> Result<T, ConfigError> {
+        match (value, self.missing, self.problems.is_empty()) {
+            (Some(value), None, true) => Ok(value),
+            (_, Some(error), true) => Err(ConfigError::Usage(error)),
+            (_, missing, _) => {
+                let missing = missing.iter().flat_map(missing_flags);
+                let missing = missing.filter(|flag| !self.refused.iter().any(|refused| refused == name(flag)));
+                self.problems.extend(missing.map(|flag| format!("{flag} is not given")));
+                Err(ConfigError::Settings {
+                    program: self.program,
+                    problems: self.problems,
+                })
+            }
+        }
+    }
+
+    /// Takes the value that clap refused out of the arguments, with its flag, or else out of the environment, and keeps in
+    /// mind what is wrong with it. `None` if it is in neither.
     fn take_out(&mut self, error: &clap::Error) -> Option<()> {
         if !matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue) {
             return None;
@@ -145,6 +192,13 @@ impl Reading {
             return None;
         };
         let flag = name(usage);
+        let is_it = |arg: &&Arg| arg.get_long() == flag.strip_prefix("--");
+        let arg = self.command.get_arguments().find(is_it)?;
+        let mut problem = if is_secret(arg) {
+            format!("invalid value for '{usage}'; it isn't shown here, as it is a secret")
+        } else {
+            sentence(error)
+        };
         let joined = format!("{flag}={value}");
         let pair = |pair: &[OsString]| matches!(pair, [first, second] if *first == *flag && *second == **value);
         if let Some(at) = self.args.iter().position(|arg| *arg == *joined) {
@@ -152,14 +206,26 @@ impl Reading {
         } else if let Some(at) = self.args.windows(2).position(pair) {
             self.args.drain(at..at + 2);
         } else {
-            let command = self.command.clone();
-            let by_env = |arg: &&Arg| arg.get_env().is_some() && arg.get_long() == flag.strip_prefix("--");
-            let id = command.get_arguments().find(by_env)?.get_id().clone();
-            self.command = command.mut_arg(id, |arg| arg.env(Resettable::<OsStr>::Reset));
+            let variable = arg.get_env()?.to_string_lossy().into_owned();
+            problem = format!("{problem} (variable {variable})");
+            let id = arg.get_id().clone();
+            self.command = self
+                .command
+                .clone()
+                .mut_arg(id, |arg| arg.env(Resettable::<OsStr>::Reset));
         }
+        self.problems.push(problem);
         self.refused.push(flag.to_owned());
         Some(())
     }
+}
+
+/// What clap says, in one line and without advice.
+fn sentence(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let sentence = text.split("\n\n").next().unwrap_or_default();
+    let lines = sentence.trim_start_matches("error: ").lines().map(str::trim);
+    lines.collect::<Vec<_>>().join(" ")
 }
 
 /// `--flag` of clap's usage, `--flag <VALUE>`.

@@ -51,9 +51,7 @@ pub enum LogFormat {
 /// # Errors
 /// A filter that can't be parsed, or events that are written already.
 pub fn init(level: &str, format: LogFormat) -> Result<(), String> {
-    // A client of the API server warns of what it can't read by writing all of it: other people's pods, for example.
-    let filter = EnvFilter::try_new(format!("kube_client=error,{level}"))
-        .map_err(|error| format!("log level {level:?}: {error}"))?;
+    let filter = filter(level)?;
     let log = LineLog::stderr().map_err(|error| error.to_string())?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -63,6 +61,19 @@ pub fn init(level: &str, format: LogFormat) -> Result<(), String> {
         LogFormat::Text => builder.with_target(false).with_ansi(false).try_init(),
     }
     .map_err(|error| error.to_string())
+}
+
+/// Whether [`init`] would take this level or filter.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_level(level: &str) -> Result<(), String> {
+    filter(level).map(drop)
+}
+
+fn filter(level: &str) -> Result<EnvFilter, String> {
+    // A client of the API server warns of what it can't read by writing all of it: other people's pods, for example.
+    EnvFilter::try_new(format!("kube_client=error,{level}")).map_err(|error| format!("log level {level:?}: {error}"))
 }
 
 /// Waits a moment until what was logged so far has reached standard error.

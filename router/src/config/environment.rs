@@ -1,66 +1,114 @@
-//! The old variables. They keep their lenient rule: a bad value warns and falls back.
+//! The old variables. Each stands for a flag that nothing else gives, in a spelling of its own, and keeps its lenient rule: a
+//! bad value warns and falls back.
 
-use ipnet::IpNet;
+use super::spelling::network;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Command};
+use sandgate_mesh::command_line::refusals;
 use sandgate_mesh::duration;
-use sandgate_mesh::tunnel::TunnelLimits;
-use std::net::IpAddr;
-use std::time::Duration;
+use std::ffi::OsString;
 
-fn text(name: &str) -> Option<String> {
-    std::env::var(name).ok()
+/// A variable that the existing routers know.
+pub(super) struct Variable {
+    pub(super) name: &'static str,
+    /// The flag that it stands for, by its long name.
+    pub(super) flag: &'static str,
+    /// What its text says, trimmed and not empty. Parts of it that are skipped are warned of.
+    meaning: fn(&str, &mut Vec<String>) -> Meaning,
+    /// Whether it counts next to what was given otherwise.
+    counts: fn(&ArgMatches) -> bool,
 }
 
-fn lenient<T>(name: &str, warnings: &mut Vec<String>, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
-    let text = text(name).filter(|text| !text.trim().is_empty())?;
-    let value = parse(text.trim());
-    if value.is_none() {
-        warnings.push(format!("{name}: {text:?} can't be used; the default is"));
+enum Meaning {
+    /// The flag's value.
+    Value(String),
+    /// The flag's default.
+    Nothing,
+    /// It can't be used.
+    Bad,
+}
+
+/// All of them.
+pub(super) const VARIABLES: &[Variable] = &[
+    Variable::new("CLUSTER_DOMAIN", "cluster-domain", as_it_is),
+    Variable::new("PROXY_TIMEOUT_SECONDS", "proxy-timeout", seconds),
+    Variable::new("MAX_KEEPALIVE_CONNECTIONS", "max-keepalive-connections", as_it_is),
+    Variable::new("WEBSOCKET_IDLE_TIMEOUT_SECONDS", "websocket-idle-timeout", seconds),
+    Variable::new("WEBSOCKET_MAX_LIFETIME_SECONDS", "websocket-max-lifetime", seconds),
+    Variable::new("TRUSTED_PROXY_CIDRS", "trusted-proxy-cidrs", networks),
+    Variable {
+        // A token wins, as it does in the Python router.
+        counts: no_token,
+        ..Variable::new("ALLOW_UNAUTHENTICATED_ROUTER", "authz-mode", allow_all)
+    },
+    // It may name several files, so the client of the API server reads it.
+    Variable::new("KUBECONFIG", "kubeconfig", |_, _| Meaning::Nothing),
+];
+
+impl Variable {
+    const fn new(name: &'static str, flag: &'static str, meaning: fn(&str, &mut Vec<String>) -> Meaning) -> Self {
+        Self {
+            name,
+            flag,
+            meaning,
+            counts: |_| true,
+        }
     }
-    value
-}
 
-fn seconds(name: &str, warnings: &mut Vec<String>) -> Option<Duration> {
-    lenient(name, warnings, |text| duration::from_seconds(text.parse().ok()?))
-}
-
-pub(super) fn allow_unauthenticated() -> bool {
-    text("ALLOW_UNAUTHENTICATED_ROUTER")
-        .is_some_and(|text| ["1", "true", "t", "yes", "y", "on"].contains(&text.trim().to_ascii_lowercase().as_str()))
-}
-
-pub(super) fn cluster_domain() -> Option<String> {
-    text("CLUSTER_DOMAIN")
-}
-
-pub(super) fn proxy_timeout(warnings: &mut Vec<String>) -> Option<Duration> {
-    lenient("PROXY_TIMEOUT_SECONDS", warnings, |text| {
-        duration::from_seconds(text.parse().ok()?).filter(|timeout| !timeout.is_zero())
-    })
-}
-
-pub(super) fn max_keepalive_connections(warnings: &mut Vec<String>) -> Option<usize> {
-    lenient("MAX_KEEPALIVE_CONNECTIONS", warnings, |text| text.parse().ok())
-}
-
-pub(super) fn tunnels(warnings: &mut Vec<String>) -> TunnelLimits {
-    let default = TunnelLimits::default();
-    TunnelLimits {
-        idle: seconds("WEBSOCKET_IDLE_TIMEOUT_SECONDS", warnings).unwrap_or(default.idle),
-        lifetime: seconds("WEBSOCKET_MAX_LIFETIME_SECONDS", warnings).unwrap_or(default.lifetime),
+    /// The flag that it stands for now, where `given` doesn't give that.
+    pub(super) fn flag(&self, command: &Command, given: &ArgMatches, warnings: &mut Vec<String>) -> Option<OsString> {
+        let text = std::env::var(self.name).ok().filter(|text| !text.trim().is_empty())?;
+        if is_given(command, given, self.flag) || !(self.counts)(given) {
+            return None;
+        }
+        let flag = match (self.meaning)(text.trim(), warnings) {
+            Meaning::Value(value) => Some(OsString::from(format!("--{}={value}", self.flag))),
+            Meaning::Nothing => return None,
+            Meaning::Bad => None,
+        };
+        let flag = flag.filter(|flag| refusals(command, vec![flag.clone()]).is_empty());
+        if flag.is_none() {
+            warnings.push(format!("{}: {text:?} can't be used; the default is", self.name));
+        }
+        flag
     }
 }
 
-/// The flag's text, or else the variable's: networks, of which bad ones are skipped.
-pub(super) fn trusted_proxies(flag: Option<String>, warnings: &mut Vec<String>) -> Vec<IpNet> {
-    let text = flag.or_else(|| text("TRUSTED_PROXY_CIDRS")).unwrap_or_default();
-    let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
-    entries
-        .filter_map(|entry| {
-            let network = entry.parse().or_else(|_| entry.parse::<IpAddr>().map(IpNet::from)).ok();
-            if network.is_none() {
-                warnings.push(format!("trusted proxies: {entry:?} is not a network; skipped"));
-            }
-            network
-        })
-        .collect()
+fn is_given(command: &Command, matches: &ArgMatches, flag: &str) -> bool {
+    let arg = command.get_arguments().find(|arg| arg.get_long() == Some(flag));
+    let source = arg.and_then(|arg| matches.value_source(arg.get_id().as_str()));
+    source.is_some_and(|source| source != ValueSource::DefaultValue)
+}
+
+fn no_token(given: &ArgMatches) -> bool {
+    let token = given.get_one::<String>("auth_token");
+    token.is_none_or(|token| token.trim().is_empty())
+}
+
+fn as_it_is(text: &str, _: &mut Vec<String>) -> Meaning {
+    Meaning::Value(text.to_owned())
+}
+
+fn seconds(text: &str, _: &mut Vec<String>) -> Meaning {
+    let duration = text.parse().ok().and_then(duration::from_seconds);
+    duration.map_or(Meaning::Bad, |duration| Meaning::Value(format!("{}s", duration.as_secs_f64())))
+}
+
+fn networks(text: &str, warnings: &mut Vec<String>) -> Meaning {
+    let mut good = Vec::new();
+    for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+        match network(entry) {
+            Ok(_) => good.push(entry),
+            Err(error) => warnings.push(format!("TRUSTED_PROXY_CIDRS: {error}; skipped")),
+        }
+    }
+    Meaning::Value(good.join(","))
+}
+
+fn allow_all(text: &str, _: &mut Vec<String>) -> Meaning {
+    if ["1", "true", "t", "yes", "y", "on"].contains(&text.to_ascii_lowercase().as_str()) {
+        Meaning::Value("allow-all".into())
+    } else {
+        Meaning::Nothing
+    }
 }

@@ -1,8 +1,11 @@
 //! The router's flags, as clap reads and explains them.
 
 use super::StaticSandbox;
+use super::environment::{VARIABLES, Variable};
 use super::mesh_identity::MeshIdentityFlags;
-use clap::{ArgAction, Parser, ValueEnum};
+use super::sources::FILE_VARIABLE;
+use super::spelling::{Networks, OptionalFile, booleans, not_empty};
+use clap::{ArgAction, Command, CommandFactory, Parser, ValueEnum};
 use sandgate_mesh::contract::DEFAULT_TRUST_DOMAIN;
 use sandgate_mesh::duration;
 use sandgate_mesh::framing::LimitFlags;
@@ -10,15 +13,7 @@ use sandgate_mesh::identity::TrustDomain;
 use sandgate_mesh::listener::parse_address;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 use std::time::Duration;
-
-/// The variables without a flag, for the help.
-const VARIABLES: &str = "Variables without a flag:
-  WEBSOCKET_IDLE_TIMEOUT_SECONDS
-          Longest silence on an upgraded connection; 0 for no limit [default: 3600]
-  WEBSOCKET_MAX_LIFETIME_SECONDS
-          Longest life of an upgraded connection; 0 for no limit [default: 86400]";
 
 /// Whether requests go through the sandbox's gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -48,9 +43,12 @@ pub(super) enum MtlsFlag {
 /// A choice about callers is needed: `--auth-token` (or `ROUTER_AUTH_TOKEN`), or `--authz-mode=allow-all` (or
 /// `ALLOW_UNAUTHENTICATED_ROUTER=true`).
 #[derive(Debug, Parser)]
-#[command(name = "sandbox-router", version, no_binary_name = true, args_override_self = true, after_help = VARIABLES)]
+#[command(name = "sandbox-router", version, no_binary_name = true, args_override_self = true)]
 #[expect(clippy::doc_markdown, reason = "clap prints these comments as they stand")]
 pub(super) struct Flags {
+    /// YAML file with a flag's name for each key. A flag overrides its key, and a key overrides a variable; empty for none.
+    #[arg(long, env = FILE_VARIABLE, value_name = "FILE")]
+    config: Option<OptionalFile>,
     /// Address of the HTTP listener.
     #[arg(long, default_value = ":8080", value_parser = parse_address)]
     pub(super) http_bind_address: SocketAddr,
@@ -64,14 +62,14 @@ pub(super) struct Flags {
     #[arg(long, default_value = ":8081", value_parser = parse_address)]
     pub(super) health_probe_bind_address: SocketAddr,
     /// PEM file with the HTTPS listener's certificate chain; polled.
-    #[arg(long)]
-    pub(super) tls_cert_file: Option<PathBuf>,
+    #[arg(long, value_name = "FILE")]
+    pub(super) tls_cert_file: Option<OptionalFile>,
     /// PEM file with its private key.
-    #[arg(long)]
-    pub(super) tls_key_file: Option<PathBuf>,
+    #[arg(long, value_name = "FILE")]
+    pub(super) tls_key_file: Option<OptionalFile>,
     /// PEM file with the roots that client certificates are verified under; polled.
-    #[arg(long)]
-    pub(super) tls_client_ca_file: Option<PathBuf>,
+    #[arg(long, value_name = "FILE")]
+    pub(super) tls_client_ca_file: Option<OptionalFile>,
     /// Whether the HTTPS listener asks for client certificates.
     #[arg(long, value_enum, default_value_t = MtlsFlag::Off)]
     pub(super) mtls_mode: MtlsFlag,
@@ -88,26 +86,26 @@ pub(super) struct Flags {
     #[arg(long, value_name = "SANDBOX")]
     pub(super) sandbox_endpoint: Vec<StaticSandbox>,
     /// Follow the pods of sandboxes at the API server, and find sandboxes by name there.
-    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
+    #[arg(long)]
     pub(super) cache_enabled: bool,
     /// Follow the pods of this namespace only; empty for all.
     #[arg(long, default_value = "")]
     pub(super) cache_namespace: String,
-    /// Kubeconfig file for that, outside a cluster [env: KUBECONFIG]; in a pod it isn't needed.
-    #[arg(long)]
-    pub(super) kubeconfig: Option<PathBuf>,
-    /// Let every caller in: allow-all [env: ALLOW_UNAUTHENTICATED_ROUTER=true].
+    /// Kubeconfig file for that, outside a cluster; in a pod it isn't needed.
+    #[arg(long, value_name = "FILE")]
+    pub(super) kubeconfig: Option<OptionalFile>,
+    /// Let every caller in: allow-all.
     #[arg(long, value_enum)]
     pub(super) authz_mode: Option<AuthzMode>,
     /// Bearer token that callers must present. The variable keeps it out of process lists.
     #[arg(long, env = "ROUTER_AUTH_TOKEN", hide_env_values = true)]
     pub(super) auth_token: Option<String>,
-    /// Domain of the cluster's DNS names [env: CLUSTER_DOMAIN] [default: cluster.local].
-    #[arg(long)]
-    pub(super) cluster_domain: Option<String>,
-    /// Wait for a response head, and for each silence between body chunks [env: PROXY_TIMEOUT_SECONDS] [default: 180s].
-    #[arg(long, value_parser = duration::parse_above_zero)]
-    pub(super) proxy_timeout: Option<Duration>,
+    /// Domain of the cluster's DNS names.
+    #[arg(long, default_value = "cluster.local", value_parser = not_empty)]
+    pub(super) cluster_domain: String,
+    /// Wait for a response head, and for each silence between body chunks.
+    #[arg(long, default_value = "180s", value_parser = duration::parse_above_zero)]
+    pub(super) proxy_timeout: Duration,
     /// Wait for a response head, if shorter than --proxy-timeout; 0 for that one.
     #[arg(long, default_value = "0s", value_parser = duration::parse)]
     pub(super) response_header_timeout: Duration,
@@ -120,7 +118,7 @@ pub(super) struct Flags {
     #[command(flatten)]
     pub(super) framing: LimitFlags,
     /// Let X-Sandbox-Pod-IP name a loopback address.
-    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
+    #[arg(long)]
     pub(super) allow_loopback_pod_ip: bool,
     /// Further attempts after a failed connection.
     #[arg(long, default_value_t = 3)]
@@ -131,12 +129,18 @@ pub(super) struct Flags {
     /// Longest pause.
     #[arg(long, default_value = "800ms", value_parser = duration::parse)]
     pub(super) upstream_retry_max_delay: Duration,
-    /// Idle upstream connections kept per sandbox [env: MAX_KEEPALIVE_CONNECTIONS] [default: 20].
-    #[arg(long)]
-    pub(super) max_keepalive_connections: Option<usize>,
-    /// Proxies whose X-Forwarded-* headers are kept, as comma-separated networks [env: TRUSTED_PROXY_CIDRS].
-    #[arg(long)]
-    pub(super) trusted_proxy_cidrs: Option<String>,
+    /// Idle upstream connections kept per sandbox.
+    #[arg(long, default_value_t = 20)]
+    pub(super) max_keepalive_connections: usize,
+    /// Longest silence on an upgraded connection; 0 for no limit.
+    #[arg(long, default_value = "3600s", value_parser = duration::parse)]
+    pub(super) websocket_idle_timeout: Duration,
+    /// Longest life of an upgraded connection; 0 for no limit.
+    #[arg(long, default_value = "86400s", value_parser = duration::parse)]
+    pub(super) websocket_max_lifetime: Duration,
+    /// Proxies whose X-Forwarded-* headers are kept, as comma-separated networks; empty for none.
+    #[arg(long, default_value = "", value_name = "NETWORKS")]
+    pub(super) trusted_proxy_cidrs: Networks,
     /// Open client connections in all.
     #[arg(long, default_value_t = 65_536)]
     pub(super) max_connections: usize,
@@ -150,9 +154,22 @@ pub(super) struct Flags {
     #[arg(long)]
     pub(super) workers: Option<usize>,
     /// Write one access line per request to standard error.
-    #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
+    #[arg(long, default_value_t = true, action = ArgAction::Set)]
     pub(super) access_log: bool,
     /// Log level or filter, for example `info` or `debug`.
     #[arg(long, default_value = "info")]
     pub(super) log_level: String,
+}
+
+/// The router's flags, each with the old variable that stands for it.
+pub(crate) fn command() -> Command {
+    let with_variable = |command: Command, variable: &Variable| {
+        let Some(arg) = command.get_arguments().find(|arg| arg.get_long() == Some(variable.flag)) else {
+            return command;
+        };
+        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+        let id = arg.get_id().clone();
+        command.mut_arg(id, |arg| arg.help(format!("{help} [env: {}]", variable.name)))
+    };
+    VARIABLES.iter().fold(booleans(Flags::command()), with_variable)
 }

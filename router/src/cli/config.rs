@@ -1,0 +1,58 @@
+//! `config print|validate`: what flags, file and environment make, without serving.
+
+use super::print;
+use crate::config::{self, Config, ConfigError, PROGRAM};
+use clap::{Arg, Command};
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+const PRINT: &str = "print";
+const VALIDATE: &str = "validate";
+
+pub(super) fn command() -> Command {
+    tree(|name| config::command().name(name).disable_version_flag(true))
+}
+
+/// Both commands, each with its flags as `of` describes them.
+fn tree(of: fn(&'static str) -> Command) -> Command {
+    Command::new("config")
+        .about("Print or validate the configuration that flags, file and environment make")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .disable_help_subcommand(true)
+        .subcommand(of(PRINT).about(
+            "Print the effective configuration as a file for --config, with the origin of each value and without secrets",
+        ))
+        .subcommand(of(VALIDATE).about("Say whether the router would start with this configuration, or what is wrong with it"))
+}
+
+/// Which command it is, for clap; the flags are read as those of a router that serves.
+fn with_any_flags(name: &'static str) -> Command {
+    let flags = Arg::new("flags").num_args(0..).trailing_var_arg(true).allow_hyphen_values(true);
+    Command::new(name).disable_help_flag(true).arg(flags.value_parser(clap::value_parser!(OsString)))
+}
+
+pub(super) fn run(args: Vec<OsString>) -> ExitCode {
+    let which = tree(with_any_flags).no_binary_name(true).bin_name(format!("{PROGRAM} config"));
+    match which.try_get_matches_from(args) {
+        Ok(matches) => {
+            let (name, matches) = matches.subcommand().unwrap_or((VALIDATE, &matches));
+            let flags = matches.try_get_many::<OsString>("flags").ok().flatten();
+            judge(name == PRINT, flags.into_iter().flatten().cloned().collect())
+        }
+        Err(error) => ConfigError::Usage(error).report(),
+    }
+}
+
+fn judge(printed: bool, flags: Vec<OsString>) -> ExitCode {
+    let name = if printed { PRINT } else { VALIDATE };
+    let command = config::command().bin_name(format!("{PROGRAM} config {name}"));
+    match Config::of_program(command, flags) {
+        Ok(config) if printed => print(&config.settings.yaml()),
+        Ok(config) => {
+            let warnings: String = config.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
+            print(&format!("{warnings}The configuration is valid.\n"))
+        }
+        Err(error) => error.report(),
+    }
+}

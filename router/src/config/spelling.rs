@@ -1,0 +1,95 @@
+//! Values as Go's flags and the existing routers spell them.
+
+use clap::builder::ValueParser;
+use clap::{Arg, ArgAction, Command};
+use ipnet::IpNet;
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// Go accepts `-flag` for `--flag`.
+pub(super) fn two_dashes(arg: OsString) -> OsString {
+    let name = arg.to_str().and_then(|text| text.strip_prefix('-'));
+    match name {
+        // One letter is a short flag, and a digit a negative number.
+        Some(name) if name.len() > 1 && name.starts_with(|first: char| first.is_ascii_alphabetic()) => {
+            format!("--{name}").into()
+        }
+        _ => arg,
+    }
+}
+
+/// Lets every boolean flag be spelled as in Go: `--flag`, `--flag=false`, `--flag=F`.
+pub(super) fn booleans(command: Command) -> Command {
+    command.mut_args(|arg| {
+        if !super::file::is_boolean(&arg) {
+            return arg;
+        }
+        let default = arg.get_default_values().is_empty().then_some("false");
+        let arg = arg
+            .action(ArgAction::Set)
+            .num_args(0..=1)
+            .default_missing_value("true")
+            .value_parser(ValueParser::new(boolean));
+        match default {
+            Some(default) => arg.default_value(default),
+            None => arg,
+        }
+    })
+}
+
+fn boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("write true or false".into()),
+    }
+}
+
+/// Whether a flag may be given several times, each time for one more value.
+pub(super) fn is_repeatable(arg: &Arg) -> bool {
+    matches!(arg.get_action(), ArgAction::Append)
+}
+
+/// A file, or none for an empty text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct OptionalFile(Option<PathBuf>);
+
+impl OptionalFile {
+    pub(super) fn path(&self) -> Option<&Path> {
+        self.0.as_deref()
+    }
+}
+
+impl From<OsString> for OptionalFile {
+    fn from(text: OsString) -> Self {
+        Self(Some(text).filter(|text| !text.is_empty()).map(PathBuf::from))
+    }
+}
+
+/// Networks with commas between them; a single address is a network, too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Networks(pub(super) Vec<IpNet>);
+
+impl FromStr for Networks {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+        entries.map(network).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// One network, or an address that stands for itself.
+pub(super) fn network(text: &str) -> Result<IpNet, String> {
+    let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    network.map_err(|_| format!("{text:?} is not a network; write it like 10.0.0.0/8 or fd00::/8"))
+}
+
+/// A text that can't be empty.
+pub(super) fn not_empty(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Err("must not be empty".into()),
+        text => Ok(text.to_owned()),
+    }
+}
