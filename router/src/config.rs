@@ -307,4 +307,6 @@ fn cache(flags: &Flags, problems: &mut Vec<String>) -> Option<Source> {
 }
 
 #[cfg(test)]
+mod reference;
+#[cfg(test)]
 mod tests;

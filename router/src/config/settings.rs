@@ -87,7 +87,7 @@ impl Settings {
     pub fn yaml(&self) -> String {
         let mut text = String::from("# The effective configuration, which can be given as --config.\n");
         if let Some(file) = &self.file {
-            text += &format!("# File: {}\n", file.display());
+            text += &format!("# File: {}\n", quoted(&file.to_string_lossy()));
         }
         for setting in &self.settings {
             text += &setting.yaml();
@@ -122,6 +122,11 @@ impl Setting {
         if is_secret(arg) {
             values.retain(|value| !value.trim().is_empty());
             values.fill(REDACTED.to_owned());
+        }
+        if is_number(arg) {
+            // A file's number with a leading zero would be octal.
+            let decimal = |value: String| value.parse().map_or(value, |number: u64| number.to_string());
+            values = values.into_iter().map(decimal).collect();
         }
         let form = if is_repeatable(arg) {
             Form::List

@@ -8,6 +8,7 @@ use super::spelling::{OptionalFile, is_repeatable};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 use sandgate_mesh::command_line::{CommandLine, ConfigError, is_secret, refusals};
+use sandgate_mesh::telemetry::{LONGEST_TEXT, cut};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -136,9 +137,10 @@ fn check<'a>(command: &'a Command, entry: &Entry) -> Result<(&'a Arg, Vec<OsStri
         let meant = key.to_lowercase().replace('_', "-");
         let advice = match find(&meant) {
             Some(_) => format!("; {meant} is one"),
+            None if key == "config" => ": it must be the name of a flag, and a file can't name another".into(),
             None => ": it must be the name of a flag".into(),
         };
-        return Err(vec![format!("unknown key {key:?}{advice}")]);
+        return Err(vec![format!("unknown key {:?}{advice}", cut(key, LONGEST_TEXT))]);
     };
     let values = entry.texts(arg, is_repeatable(arg)).map_err(|found| {
         let wanted = if is_repeatable(arg) { "a value or a list of values" } else { "one value" };
@@ -160,3 +162,7 @@ fn is_elsewhere(arg: &Arg, flags: &[OsString]) -> bool {
         && flags.iter().all(redacted)
         && variable().is_some_and(|value| !value.to_string_lossy().trim().is_empty())
 }
+
+#[cfg(test)]
+#[path = "sources_tests.rs"]
+mod tests;

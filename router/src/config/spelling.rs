@@ -26,16 +26,14 @@ pub(super) fn booleans(command: Command) -> Command {
         if !super::file::is_boolean(&arg) {
             return arg;
         }
-        let default = arg.get_default_values().is_empty().then_some("false");
+        // One that may also be unset has no default.
+        let switch = matches!(arg.get_action(), ArgAction::SetTrue);
         let arg = arg
             .action(ArgAction::Set)
             .num_args(0..=1)
             .default_missing_value("true")
             .value_parser(ValueParser::new(boolean));
-        match default {
-            Some(default) => arg.default_value(default),
-            None => arg,
-        }
+        if switch { arg.default_value("false") } else { arg }
     })
 }
 

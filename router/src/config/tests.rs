@@ -31,6 +31,83 @@ fn flags_are_accepted_as_go_accepts_them() {
     assert_eq!(config.proxy_timeout, Duration::from_secs(90));
 }
 
+/// The flags of the Go router with its defaults, but for `response-header-timeout`: 30 s there would end slow commands.
+const GO_FLAGS: &[(&str, &[&str])] = &[
+    ("http-bind-address", &[":8080"]),
+    ("https-bind-address", &[""]),
+    ("metrics-bind-address", &[":9090"]),
+    ("health-probe-bind-address", &[":8081"]),
+    ("tls-cert-file", &[]),
+    ("tls-key-file", &[]),
+    ("tls-client-ca-file", &[]),
+    ("mtls-mode", &["off"]),
+    ("cluster-domain", &["cluster.local"]),
+    ("proxy-timeout", &["180s"]),
+    ("response-header-timeout", &["0s"]),
+    ("shutdown-timeout", &["30s"]),
+    ("max-request-body-bytes", &["0"]),
+    ("allow-loopback-pod-ip", &["false"]),
+    ("upstream-max-retries", &["3"]),
+    ("upstream-retry-initial-delay", &["200ms"]),
+    ("upstream-retry-max-delay", &["800ms"]),
+    ("authz-mode", &[]),
+    ("cache-enabled", &["false"]),
+    ("cache-namespace", &[""]),
+    ("kubeconfig", &[]),
+    ("access-log", &["true"]),
+    ("config", &[]),
+];
+
+#[test]
+fn every_flag_of_the_go_router_exists_and_has_its_default() {
+    let command = command();
+    for (flag, default) in GO_FLAGS {
+        let arg = command.get_arguments().find(|arg| arg.get_long() == Some(flag));
+        let arg = arg.unwrap_or_else(|| panic!("--{flag} is missing"));
+        assert_eq!(arg.get_default_values(), *default, "--{flag}");
+    }
+}
+
+#[test]
+fn booleans_are_spelled_as_in_go() {
+    let read = |flag: &str| parse(&["--authz-mode=allow-all", flag]).map(|config| (config.access_log, config.cache.is_some()));
+    for (flag, expected) in [
+        ("-access-log", (true, false)),
+        ("-access-log=F", (false, false)),
+        ("--access-log=0", (false, false)),
+        ("--access-log=FALSE", (false, false)),
+        ("--cache-enabled", (true, true)),
+        ("--cache-enabled=1", (true, true)),
+        ("-cache-enabled=T", (true, true)),
+        ("-cache-enabled=True", (true, true)),
+    ] {
+        assert_eq!(read(flag).unwrap(), expected, "{flag}");
+    }
+    for bad in ["--access-log=yes", "--access-log=tRUE", "--cache-enabled=", "--cache-enabled=2"] {
+        assert_eq!(read(bad).unwrap_err().exit_code(), 64, "{bad}");
+    }
+}
+
+#[test]
+fn empty_texts_are_as_if_the_flag_were_not_there() {
+    let config = parse(&[
+        "--authz-mode=allow-all",
+        "--tls-cert-file=",
+        "--tls-key-file",
+        "",
+        "--tls-client-ca-file=",
+        "--kubeconfig=",
+        "--cache-namespace=",
+        "--https-bind-address=",
+        "--trusted-proxy-cidrs=",
+        "--config=",
+    ]);
+    let config = config.unwrap();
+    assert!(config.https.is_none() && config.cache.is_none() && config.trusted_proxies.is_empty());
+    let error = parse(&["--authz-mode=allow-all", "--cluster-domain="]).unwrap_err();
+    assert!(error.to_string().contains("must not be empty"), "{error}");
+}
+
 #[test]
 fn all_problems_are_reported_together() {
     let error = parse(&["--mtls-mode=required", "--mesh-cert-file=x"]).unwrap_err();
