@@ -53,6 +53,13 @@ async fn a_request_over_https_arrives_and_its_app_is_told_so_whatever_the_client
 }
 
 #[tokio::test]
+async fn a_router_without_a_plain_listener_serves_https_alone() {
+    let flags = ["--http-bind-address=", "--auth-token=", "--authz-mode=allow-all"];
+    let front = Front::start_with("off", &flags, everybody).await;
+    assert_eq!((front.http.port(), front.status(None).await), (0, 200));
+}
+
+#[tokio::test]
 async fn a_replaced_certificate_is_shown_to_new_clients_and_costs_those_that_are_there_nothing() {
     let front = Front::open("off").await;
     let mut old = front.connect(&front.authority, None).await.unwrap();

@@ -25,7 +25,7 @@ use ipnet::IpNet;
 use sandgate_mesh::command_line::CommandLine;
 use sandgate_mesh::framing::Limits;
 use sandgate_mesh::identity::TrustDomain;
-use sandgate_mesh::listener::{ConnectionLimits, parse_address};
+use sandgate_mesh::listener::ConnectionLimits;
 use sandgate_mesh::telemetry::check_level;
 use sandgate_mesh::tls::MtlsMode;
 use sandgate_mesh::tunnel::TunnelLimits;
@@ -75,7 +75,7 @@ pub struct Https {
 #[derive(Debug, Clone)]
 #[allow(missing_docs)] // each field is the flag of the same name, documented there
 pub struct Config {
-    pub http: SocketAddr,
+    pub http: Option<SocketAddr>,
     pub https: Option<Https>,
     pub metrics: SocketAddr,
     pub health: SocketAddr,
@@ -177,7 +177,7 @@ fn check(flags: Flags, needs_identity: bool, problems: &mut Vec<String>) -> Opti
         problems.push(format!("--log-level: {error}"));
     }
     Some(Config {
-        http: flags.http_bind_address,
+        http: flags.http_bind_address.0,
         https,
         metrics: flags.metrics_bind_address,
         health: flags.health_probe_bind_address,
@@ -250,7 +250,7 @@ fn https(flags: &Flags, problems: &mut Vec<String>) -> Option<Https> {
     };
     let [chain, key, client_ca] =
         [&flags.tls_cert_file, &flags.tls_key_file, &flags.tls_client_ca_file].map(|file| path(file.as_ref()));
-    if flags.https_bind_address.is_empty() {
+    let Some(address) = flags.https_bind_address.0 else {
         let useless = [
             ("--mtls-mode", flags.mtls_mode != MtlsFlag::Off),
             ("--tls-cert-file", chain.is_some()),
@@ -259,20 +259,20 @@ fn https(flags: &Flags, problems: &mut Vec<String>) -> Option<Https> {
         ];
         let useless = useless.into_iter().filter(|(_, given)| *given);
         problems.extend(useless.map(|(flag, _)| format!("{flag} needs the HTTPS listener: set --https-bind-address")));
+        if flags.http_bind_address.0.is_none() {
+            problems.push("nothing would be served: set --http-bind-address or --https-bind-address".into());
+        }
         return None;
-    }
+    };
     if flags.mtls_mode != MtlsFlag::Off && client_ca.is_none() {
         problems.push("--mtls-mode needs --tls-client-ca-file".into());
     }
-    let address = parse_address(&flags.https_bind_address)
-        .map_err(|error| problems.push(format!("--https-bind-address: {error}")))
-        .ok();
     let (Some(chain), Some(key)) = (chain, key) else {
         problems.push("--https-bind-address needs --tls-cert-file and --tls-key-file".into());
         return None;
     };
     Some(Https {
-        address: address?,
+        address,
         chain,
         key,
         client_ca,

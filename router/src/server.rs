@@ -22,7 +22,7 @@ use sandgate_mesh::pool::LINGER;
 use sandgate_mesh::standing::{IdentityWatch, fit};
 use sandgate_mesh::telemetry::LineLog;
 use sandgate_mesh::{serve, tls};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
@@ -52,7 +52,8 @@ struct Accepted {
 /// A router whose listeners are bound.
 pub struct Router {
     config: Arc<Config>,
-    http: TcpListener,
+    /// There is at least one of these two.
+    http: Option<TcpListener>,
     https: Option<(TcpListener, FrontTls)>,
     metrics_listener: TcpListener,
     health: TcpListener,
@@ -114,7 +115,7 @@ impl Router {
         }
         tracing::info!(settings = %config.settings, "effective configuration");
         Ok(Self {
-            http: listener::bind(config.http)?,
+            http: config.http.map(listener::bind).transpose()?,
             https,
             metrics_listener: listener::bind(config.metrics)?,
             health: listener::bind(config.health)?,
@@ -135,9 +136,11 @@ impl Router {
         self.memory.clone()
     }
 
-    /// Where the HTTP listener is.
+    /// Where the HTTP listener is. Port 0 if the configuration has none.
     pub fn http_address(&self) -> SocketAddr {
-        self.http.local_addr().unwrap_or(self.config.http)
+        let nowhere = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+        let address = self.http.as_ref().and_then(|listener| listener.local_addr().ok());
+        address.or(self.config.http).unwrap_or(nowhere)
     }
 
     /// Where the HTTPS listener is, if there is one.
@@ -166,7 +169,8 @@ impl Router {
     /// A worker thread couldn't be started.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
         tracing::info!(
-            http = %self.http_address(),
+            http = self.http.as_ref().map(|_| tracing::field::display(self.http_address())),
+            https = self.https_address().map(tracing::field::display),
             metrics = %self.metrics_address(),
             health = %self.health_address(),
             mesh = self.mesh_address().map(tracing::field::display),
@@ -221,7 +225,9 @@ impl Router {
             memory: self.memory,
             metrics: Arc::clone(&self.metrics),
         };
-        tokio::spawn(acceptor.clone().accept(self.http, None, draining.clone()));
+        if let Some(listener) = self.http {
+            tokio::spawn(acceptor.clone().accept(listener, None, draining.clone()));
+        }
         if let Some((listener, tls)) = self.https {
             tokio::spawn(acceptor.accept(listener, Some(tls), draining));
         } else {

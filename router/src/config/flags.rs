@@ -4,7 +4,7 @@ use super::StaticSandbox;
 use super::environment::{VARIABLES, Variable};
 use super::mesh_identity::MeshIdentityFlags;
 use super::sources::FILE_VARIABLE;
-use super::spelling::{Networks, OptionalFile, booleans, not_empty};
+use super::spelling::{Networks, OptionalAddress, OptionalFile, booleans, not_empty};
 use clap::{ArgAction, Command, CommandFactory, Parser, ValueEnum};
 use sandgate_mesh::contract::DEFAULT_TRUST_DOMAIN;
 use sandgate_mesh::duration;
@@ -49,12 +49,12 @@ pub(super) struct Flags {
     /// YAML file with a flag's name for each key. A flag overrides its key, and a key overrides a variable; empty for none.
     #[arg(long, env = FILE_VARIABLE, value_name = "FILE")]
     config: Option<OptionalFile>,
-    /// Address of the HTTP listener.
-    #[arg(long, default_value = ":8080", value_parser = parse_address)]
-    pub(super) http_bind_address: SocketAddr,
+    /// Address of the HTTP listener; empty for none, where there is an HTTPS listener.
+    #[arg(long, default_value = ":8080")]
+    pub(super) http_bind_address: OptionalAddress,
     /// Address of the HTTPS listener; empty for none.
     #[arg(long, default_value = "")]
-    pub(super) https_bind_address: String,
+    pub(super) https_bind_address: OptionalAddress,
     /// Address of the metrics listener.
     #[arg(long, default_value = ":9090", value_parser = parse_address)]
     pub(super) metrics_bind_address: SocketAddr,

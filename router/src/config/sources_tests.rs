@@ -64,7 +64,7 @@ fn a_file_is_read_as_the_go_router_reads_it() {
         &[],
     );
     let config = config.unwrap();
-    assert_eq!(config.http.port(), 18080);
+    assert_eq!(config.http.unwrap().port(), 18080);
     assert_eq!(config.cluster_domain, "prod.local");
     assert_eq!(config.proxy_timeout, Duration::from_secs(45));
     assert_eq!((config.retries, config.max_request_body), (7, Some(1_000_000)));
@@ -77,7 +77,7 @@ fn a_file_is_read_as_the_go_router_reads_it() {
 fn an_empty_file_says_nothing() {
     for empty in ["", "# nothing\n", "---\n", "{}\n", "null\n"] {
         let config = with_file(empty, &["--authz-mode=allow-all"]).unwrap();
-        assert_eq!(config.http.port(), 8080, "{empty:?}");
+        assert_eq!(config.http.unwrap().port(), 8080, "{empty:?}");
     }
     let config = Config::from_args(vec!["--config=".into(), "--authz-mode=allow-all".into()]);
     assert!(config.is_ok());

@@ -3,8 +3,9 @@
 use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, Command};
 use ipnet::IpNet;
+use sandgate_mesh::listener::parse_address;
 use std::ffi::OsString;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -63,6 +64,20 @@ impl OptionalFile {
 impl From<OsString> for OptionalFile {
     fn from(text: OsString) -> Self {
         Self(Some(text).filter(|text| !text.is_empty()).map(PathBuf::from))
+    }
+}
+
+/// Where to listen, or nowhere for an empty text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct OptionalAddress(pub(super) Option<SocketAddr>);
+
+impl FromStr for OptionalAddress {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "" => Ok(Self(None)),
+            text => parse_address(text).map(|address| Self(Some(address))),
+        }
     }
 }
 

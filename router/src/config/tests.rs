@@ -26,7 +26,7 @@ fn flags_are_accepted_as_go_accepts_them() {
         "-proxy-timeout=1m30s",
     ]);
     let config = config.unwrap();
-    assert_eq!(config.http.port(), 9);
+    assert_eq!(config.http.unwrap().port(), 9);
     assert!(!config.access_log);
     assert_eq!(config.proxy_timeout, Duration::from_secs(90));
 }
@@ -178,6 +178,16 @@ fn files_of_the_https_listener_are_refused_where_there_is_none() {
     }
     let listener = ["--authz-mode=allow-all", "--https-bind-address=:8443"];
     assert!(parse(&[&files[..], &listener].concat()).unwrap().https.is_some());
+}
+
+#[test]
+fn either_listener_may_be_left_out_but_not_both() {
+    let tls = ["--authz-mode=allow-all", "--tls-cert-file=c", "--tls-key-file=k"];
+    let config = parse(&[&tls[..], &["--http-bind-address=", "--https-bind-address=:8443"]].concat()).unwrap();
+    assert!(config.http.is_none() && config.https.is_some());
+    let error = parse(&["--authz-mode=allow-all", "--http-bind-address="]).unwrap_err();
+    assert_eq!(error.exit_code(), 64);
+    assert!(error.to_string().contains("  - nothing would be served: set --http-bind-address or --https-"), "{error}");
 }
 
 #[test]
