@@ -30,7 +30,11 @@ fn file(text: &str) -> (Folder, PathBuf) {
 /// What `config print` writes.
 async fn printed(args: &[&str], variables: &[(&str, &str)]) -> String {
     let left = run(&[&["config", "print"], args].concat(), variables).await;
-    assert_eq!((left.code, left.stderr.as_str()), (Some(0), ""), "{args:?} {variables:?}");
+    assert_eq!(
+        (left.code, left.stderr.as_str()),
+        (Some(0), ""),
+        "{args:?} {variables:?}"
+    );
     left.stdout
 }
 
@@ -38,12 +42,60 @@ async fn printed(args: &[&str], variables: &[(&str, &str)]) -> String {
 async fn a_flag_wins_over_the_file_the_file_over_the_variable_and_that_over_the_default() {
     // The key; its variable with a text and with what that means; the file's and the flag's value; the default.
     let rows = [
-        ("cluster-domain", "CLUSTER_DOMAIN", " env.local ", "env.local", "file.local", "flag.local", "cluster.local"),
-        ("proxy-timeout", "PROXY_TIMEOUT_SECONDS", "2.5", "2.5s", "3s", "4s", "180s"),
-        ("max-keepalive-connections", "MAX_KEEPALIVE_CONNECTIONS", "21", "21", "22", "23", "20"),
-        ("websocket-idle-timeout", "WEBSOCKET_IDLE_TIMEOUT_SECONDS", "0", "0s", "1m", "2m", "3600s"),
-        ("websocket-max-lifetime", "WEBSOCKET_MAX_LIFETIME_SECONDS", "1e3", "1000s", "1m", "2m", "86400s"),
-        ("trusted-proxy-cidrs", "TRUSTED_PROXY_CIDRS", "10.0.0.0/8, ::1", "10.0.0.0/8,::1", "192.0.2.0/24", "", ""),
+        (
+            "cluster-domain",
+            "CLUSTER_DOMAIN",
+            " env.local ",
+            "env.local",
+            "file.local",
+            "flag.local",
+            "cluster.local",
+        ),
+        (
+            "proxy-timeout",
+            "PROXY_TIMEOUT_SECONDS",
+            "2.5",
+            "2.5s",
+            "3s",
+            "4s",
+            "180s",
+        ),
+        (
+            "max-keepalive-connections",
+            "MAX_KEEPALIVE_CONNECTIONS",
+            "21",
+            "21",
+            "22",
+            "23",
+            "20",
+        ),
+        (
+            "websocket-idle-timeout",
+            "WEBSOCKET_IDLE_TIMEOUT_SECONDS",
+            "0",
+            "0s",
+            "1m",
+            "2m",
+            "3600s",
+        ),
+        (
+            "websocket-max-lifetime",
+            "WEBSOCKET_MAX_LIFETIME_SECONDS",
+            "1e3",
+            "1000s",
+            "1m",
+            "2m",
+            "86400s",
+        ),
+        (
+            "trusted-proxy-cidrs",
+            "TRUSTED_PROXY_CIDRS",
+            "10.0.0.0/8, ::1",
+            "10.0.0.0/8,::1",
+            "192.0.2.0/24",
+            "",
+            "",
+        ),
     ];
     for (key, variable, text, by_variable, by_file, by_flag, default) in rows {
         let (_folder, path) = file(&format!("{key}: {by_file}\n"));
@@ -61,7 +113,11 @@ async fn a_flag_wins_over_the_file_the_file_over_the_variable_and_that_over_the_
             let args = [&["--mesh=off", "--authz-mode=allow-all"], args].concat();
             let text = printed(&args, variables).await;
             let line = text.lines().find(|line| line.starts_with(&format!("{key}: "))).unwrap();
-            assert_eq!(line.replace('"', ""), format!("{key}: {expected} # {origin}"), "{args:?} {variables:?}");
+            assert_eq!(
+                line.replace('"', ""),
+                format!("{key}: {expected} # {origin}"),
+                "{args:?} {variables:?}"
+            );
         }
     }
 }
@@ -72,23 +128,45 @@ async fn a_variable_that_cannot_be_used_is_warned_of_only_where_it_would_count()
         ("PROXY_TIMEOUT_SECONDS", "0", "proxy-timeout", "180s"),
         ("PROXY_TIMEOUT_SECONDS", "soon", "proxy-timeout", "180s"),
         ("MAX_KEEPALIVE_CONNECTIONS", "-1", "max-keepalive-connections", "20"),
-        ("WEBSOCKET_IDLE_TIMEOUT_SECONDS", "-1", "websocket-idle-timeout", "3600s"),
-        ("WEBSOCKET_MAX_LIFETIME_SECONDS", "inf", "websocket-max-lifetime", "86400s"),
+        (
+            "WEBSOCKET_IDLE_TIMEOUT_SECONDS",
+            "-1",
+            "websocket-idle-timeout",
+            "3600s",
+        ),
+        (
+            "WEBSOCKET_MAX_LIFETIME_SECONDS",
+            "inf",
+            "websocket-max-lifetime",
+            "86400s",
+        ),
     ] {
         let open = ["config", "validate", "--mesh=off", "--authz-mode=allow-all"];
         let left = run(&open, &[(variable, bad)]).await;
-        let expected = format!("warning: {variable}: {bad:?} can't be used; the default is\nThe configuration is valid.\n");
+        let expected =
+            format!("warning: {variable}: {bad:?} can't be used; the default is\nThe configuration is valid.\n");
         assert_eq!((left.code, left.stdout), (Some(0), expected));
         let flag = format!("--{key}={default}");
         let left = run(&[&open[..], &[&flag]].concat(), &[(variable, bad)]).await;
-        assert_eq!((left.code, left.stdout.as_str()), (Some(0), "The configuration is valid.\n"));
+        assert_eq!(
+            (left.code, left.stdout.as_str()),
+            (Some(0), "The configuration is valid.\n")
+        );
     }
     let left = run(
         &["config", "validate", "--mesh=off"],
-        &[("TRUSTED_PROXY_CIDRS", "10.0.0.0/8,here"), ("ALLOW_UNAUTHENTICATED_ROUTER", " On ")],
+        &[
+            ("TRUSTED_PROXY_CIDRS", "10.0.0.0/8,here"),
+            ("ALLOW_UNAUTHENTICATED_ROUTER", " On "),
+        ],
     );
     let left = left.await;
-    assert!(left.stdout.starts_with("warning: TRUSTED_PROXY_CIDRS: \"here\" is not a network"), "{}", left.stdout);
+    assert!(
+        left.stdout
+            .starts_with("warning: TRUSTED_PROXY_CIDRS: \"here\" is not a network"),
+        "{}",
+        left.stdout
+    );
     assert_eq!(left.code, Some(0));
 }
 
@@ -104,7 +182,11 @@ async fn everybody_is_let_in_only_by_a_decision_and_a_token_wins_over_the_old_va
     for blank in ["", "  "] {
         let left = run(&off, &[(ALLOW, "true"), ("ROUTER_AUTH_TOKEN", blank)]).await;
         let line = format!("authz-mode: \"allow-all\" # variable {ALLOW}\n");
-        assert!(left.stdout.contains(&line) && left.stdout.contains("# auth-token: not set\n"), "{}", left.stdout);
+        assert!(
+            left.stdout.contains(&line) && left.stdout.contains("# auth-token: not set\n"),
+            "{}",
+            left.stdout
+        );
     }
     let (_folder, path) = file(&format!("auth-token: {SECRET}\n"));
     let config = format!("--config={}", path.display());
@@ -113,13 +195,21 @@ async fn everybody_is_let_in_only_by_a_decision_and_a_token_wins_over_the_old_va
         (vec!["--mesh=off", &config], vec![(ALLOW, "true")]),
     ] {
         let text = printed(&args, &variables).await;
-        assert!(text.contains("# authz-mode: not set\n") && text.contains("auth-token: \"<redacted>\" # "), "{text}");
+        assert!(
+            text.contains("# authz-mode: not set\n") && text.contains("auth-token: \"<redacted>\" # "),
+            "{text}"
+        );
     }
 }
 
 #[tokio::test]
 async fn what_config_print_writes_makes_the_same_configuration_and_no_token() {
-    let flags = ["--mesh=off", "--proxy-timeout=90s", "--sandbox-endpoint=a/b=10.0.0.1", "--access-log=false"];
+    let flags = [
+        "--mesh=off",
+        "--proxy-timeout=90s",
+        "--sandbox-endpoint=a/b=10.0.0.1",
+        "--access-log=false",
+    ];
     let variables = [("ROUTER_AUTH_TOKEN", SECRET), ("MAX_KEEPALIVE_CONNECTIONS", "7")];
     let first = printed(&flags, &variables).await;
     assert!(!first.contains(SECRET), "{first}");
@@ -128,7 +218,10 @@ async fn what_config_print_writes_makes_the_same_configuration_and_no_token() {
 
     // Where the token comes from elsewhere, that is the one.
     let second = printed(&[&config], &variables[..1]).await;
-    assert!(second.contains("auth-token: \"<redacted>\" # variable ROUTER_AUTH_TOKEN\n"), "{second}");
+    assert!(
+        second.contains("auth-token: \"<redacted>\" # variable ROUTER_AUTH_TOKEN\n"),
+        "{second}"
+    );
     let values = |text: &str| -> Vec<String> {
         let lines = text.lines().filter(|line| !line.starts_with('#'));
         lines.map(|line| line.split(" # ").next().unwrap().to_owned()).collect()
@@ -137,11 +230,23 @@ async fn what_config_print_writes_makes_the_same_configuration_and_no_token() {
     assert!(values(&first).len() > 20, "{first}");
 
     // Where it comes from nowhere, it isn't forgotten, whatever else the environment says.
-    for variables in [&[][..], &[("ALLOW_UNAUTHENTICATED_ROUTER", "true")], &[("ROUTER_AUTH_TOKEN", " ")]] {
+    for variables in [
+        &[][..],
+        &[("ALLOW_UNAUTHENTICATED_ROUTER", "true")],
+        &[("ROUTER_AUTH_TOKEN", " ")],
+    ] {
         for args in [&["config", "validate", &config][..], &[&config]] {
             let left = run(args, variables).await;
-            assert_eq!((left.code, left.stdout.as_str()), (Some(64), ""), "{args:?} {variables:?}");
-            assert!(left.stderr.contains("  - auth-token is <redacted>, "), "{}", left.stderr);
+            assert_eq!(
+                (left.code, left.stdout.as_str()),
+                (Some(64), ""),
+                "{args:?} {variables:?}"
+            );
+            assert!(
+                left.stderr.contains("  - auth-token is <redacted>, "),
+                "{}",
+                left.stderr
+            );
         }
     }
 }
@@ -160,7 +265,10 @@ async fn config_validate_says_whether_the_router_would_start() {
     let place = bad.display().to_string();
     let bad = format!("--config={place}");
     let variables = [("SANDGATE_POD_UID", "a/b")];
-    for args in [&["config", "validate", &bad, "-log-level", "a=b=c"][..], &[&bad, "--log-level=a=b=c"]] {
+    for args in [
+        &["config", "validate", &bad, "-log-level", "a=b=c"][..],
+        &[&bad, "--log-level=a=b=c"],
+    ] {
         let left = run(args, &variables).await;
         assert_eq!((left.code, left.stdout.as_str()), (Some(64), ""), "{args:?}");
         for problem in [
@@ -204,11 +312,23 @@ async fn the_file_is_named_by_the_flag_or_else_by_the_variable() {
         (&[], &[("SANDBOX_ROUTER_CONFIG", "")], "cluster.local"),
     ] {
         let text = printed(&[&open[..], args].concat(), variables).await;
-        assert!(text.contains(&format!("cluster-domain: \"{expected}\" # ")), "{args:?}: {text}");
+        assert!(
+            text.contains(&format!("cluster-domain: \"{expected}\" # ")),
+            "{args:?}: {text}"
+        );
     }
-    let left = run(&["--mesh=off", "--authz-mode=allow-all"], &[("SANDBOX_ROUTER_CONFIG", "/no/such/file")]).await;
+    let left = run(
+        &["--mesh=off", "--authz-mode=allow-all"],
+        &[("SANDBOX_ROUTER_CONFIG", "/no/such/file")],
+    )
+    .await;
     assert_eq!(left.code, Some(64));
-    assert!(left.stderr.contains("the configuration file /no/such/file can't be read: "), "{}", left.stderr);
+    assert!(
+        left.stderr
+            .contains("the configuration file /no/such/file can't be read: "),
+        "{}",
+        left.stderr
+    );
 }
 
 #[tokio::test]
@@ -234,9 +354,16 @@ async fn a_router_serves_as_its_file_says_and_logs_its_configuration_once_withou
     router.signal(Signal::TERM);
     let left = router.ended().await;
     assert_eq!(left.code, Some(0));
-    assert!(!left.stderr.contains(SECRET) && !left.stdout.contains(SECRET), "{}", left.stderr);
+    assert!(
+        !left.stderr.contains(SECRET) && !left.stdout.contains(SECRET),
+        "{}",
+        left.stderr
+    );
     let lines = json_lines(&left.stderr);
-    let said: Vec<_> = lines.iter().filter(|line| line["message"] == "effective configuration").collect();
+    let said: Vec<_> = lines
+        .iter()
+        .filter(|line| line["message"] == "effective configuration")
+        .collect();
     assert_eq!(said.len(), 1);
     let settings = said[0]["settings"].as_str().unwrap();
     for setting in [
@@ -278,13 +405,25 @@ async fn no_command_and_no_error_shows_the_token() {
 #[tokio::test]
 async fn version_completions_and_help_tell_of_the_commands() {
     let version = env!("CARGO_PKG_VERSION");
-    for args in [&["version"][..], &["--version"], &["-version"], &["version", "--output=text"]] {
+    for args in [
+        &["version"][..],
+        &["--version"],
+        &["-version"],
+        &["version", "--output=text"],
+    ] {
         let left = run(args, &[]).await;
-        assert_eq!((left.code, left.stdout), (Some(0), format!("sandbox-router {version}\n")), "{args:?}");
+        assert_eq!(
+            (left.code, left.stdout),
+            (Some(0), format!("sandbox-router {version}\n")),
+            "{args:?}"
+        );
     }
     let left = run(&["version", "-o", "json"], &[]).await;
     let found: serde_json::Value = serde_json::from_str(&left.stdout).unwrap();
-    assert_eq!((&found["name"], &found["version"]), (&"sandbox-router".into(), &version.into()));
+    assert_eq!(
+        (&found["name"], &found["version"]),
+        (&"sandbox-router".into(), &version.into())
+    );
     assert_eq!(run(&["version", "-o", "xml"], &[]).await.code, Some(2));
 
     let help = run(&["--help"], &[]).await.stdout;

@@ -39,7 +39,7 @@ pub fn main(allocated: Allocated) -> ExitCode {
 }
 
 fn serve(args: Vec<OsString>, allocated: Allocated) -> ExitCode {
-    let config = match Config::of_program(command().after_help(tasks()), args) {
+    let config = match Config::of_command(command().after_help(tasks()), args) {
         Ok(config) => config,
         Err(error) => return error.report(),
     };

@@ -125,12 +125,16 @@ impl Config {
         Self::read(command(), args, false)
     }
 
-    /// As [`from_args`](Self::from_args), for a program that nobody else gives its mesh identity. `command` is that of the
-    /// flags, with a name and a help of its own.
+    /// As [`from_args`](Self::from_args), for a program that nobody else gives its mesh identity.
     ///
     /// # Errors
     /// See [`ConfigError`].
-    pub(crate) fn of_program(command: Command, args: Vec<OsString>) -> Result<Self, ConfigError> {
+    pub fn of_program(args: Vec<OsString>) -> Result<Self, ConfigError> {
+        Self::of_command(command(), args)
+    }
+
+    /// As [`of_program`](Self::of_program), with a help of its own: `command` has the flags of [`command()`].
+    pub(crate) fn of_command(command: Command, args: Vec<OsString>) -> Result<Self, ConfigError> {
         Self::read(command, args, true)
     }
 
@@ -300,10 +304,7 @@ fn cache(flags: &Flags, problems: &mut Vec<String>) -> Option<Source> {
             .map_err(|error| problems.push(format!("--cache-namespace: {error}")))
             .ok(),
     };
-    Some(Source {
-        kubeconfig,
-        namespace,
-    })
+    Some(Source { kubeconfig, namespace })
 }
 
 #[cfg(test)]

@@ -15,7 +15,9 @@ pub(super) fn command() -> Command {
 }
 
 pub(super) fn run(args: Vec<OsString>) -> ExitCode {
-    let command = command().no_binary_name(true).bin_name(format!("{PROGRAM} completions"));
+    let command = command()
+        .no_binary_name(true)
+        .bin_name(format!("{PROGRAM} completions"));
     let matches = match command.try_get_matches_from(args) {
         Ok(matches) => matches,
         Err(error) => return ConfigError::Usage(error).report(),
@@ -24,7 +26,9 @@ pub(super) fn run(args: Vec<OsString>) -> ExitCode {
         return ExitCode::FAILURE;
     };
     let mut script = Vec::new();
-    let mut whole = config::command().no_binary_name(false).subcommands(TASKS.iter().map(|(command, _)| command()));
+    let mut whole = config::command()
+        .no_binary_name(false)
+        .subcommands(TASKS.iter().map(|(command, _)| command()));
     clap_complete::generate(*shell, &mut whole, PROGRAM, &mut script);
     print(&String::from_utf8_lossy(&script))
 }

@@ -28,12 +28,19 @@ fn tree(of: fn(&'static str) -> Command) -> Command {
 
 /// Which command it is, for clap; the flags are read as those of a router that serves.
 fn with_any_flags(name: &'static str) -> Command {
-    let flags = Arg::new("flags").num_args(0..).trailing_var_arg(true).allow_hyphen_values(true);
-    Command::new(name).disable_help_flag(true).arg(flags.value_parser(clap::value_parser!(OsString)))
+    let flags = Arg::new("flags")
+        .num_args(0..)
+        .trailing_var_arg(true)
+        .allow_hyphen_values(true);
+    Command::new(name)
+        .disable_help_flag(true)
+        .arg(flags.value_parser(clap::value_parser!(OsString)))
 }
 
 pub(super) fn run(args: Vec<OsString>) -> ExitCode {
-    let which = tree(with_any_flags).no_binary_name(true).bin_name(format!("{PROGRAM} config"));
+    let which = tree(with_any_flags)
+        .no_binary_name(true)
+        .bin_name(format!("{PROGRAM} config"));
     match which.try_get_matches_from(args) {
         Ok(matches) => {
             let (name, matches) = matches.subcommand().unwrap_or((VALIDATE, &matches));
@@ -47,10 +54,14 @@ pub(super) fn run(args: Vec<OsString>) -> ExitCode {
 fn judge(printed: bool, flags: Vec<OsString>) -> ExitCode {
     let name = if printed { PRINT } else { VALIDATE };
     let command = config::command().bin_name(format!("{PROGRAM} config {name}"));
-    match Config::of_program(command, flags) {
+    match Config::of_command(command, flags) {
         Ok(config) if printed => print(&config.settings.yaml()),
         Ok(config) => {
-            let warnings: String = config.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
+            let warnings: String = config
+                .warnings
+                .iter()
+                .map(|warning| format!("warning: {warning}\n"))
+                .collect();
             print(&format!("{warnings}The configuration is valid.\n"))
         }
         Err(error) => error.report(),

@@ -29,7 +29,9 @@ pub(super) fn command() -> Command {
 
 pub(super) fn run(args: Vec<OsString>) -> ExitCode {
     let command = command().no_binary_name(true).bin_name(format!("{PROGRAM} version"));
-    let flags = command.try_get_matches_from(args).and_then(|matches| Flags::from_arg_matches(&matches));
+    let flags = command
+        .try_get_matches_from(args)
+        .and_then(|matches| Flags::from_arg_matches(&matches));
     match flags.map(|flags| flags.output) {
         Ok(Format::Text) => print(&format!("{PROGRAM} {VERSION}\n")),
         Ok(Format::Json) => {

@@ -91,7 +91,9 @@ fn as_it_is(text: &str, _: &mut Vec<String>) -> Meaning {
 
 fn seconds(text: &str, _: &mut Vec<String>) -> Meaning {
     let duration = text.parse().ok().and_then(duration::from_seconds);
-    duration.map_or(Meaning::Bad, |duration| Meaning::Value(format!("{}s", duration.as_secs_f64())))
+    duration.map_or(Meaning::Bad, |duration| {
+        Meaning::Value(format!("{}s", duration.as_secs_f64()))
+    })
 }
 
 fn networks(text: &str, warnings: &mut Vec<String>) -> Meaning {

@@ -2,7 +2,7 @@
 //! flags' to say.
 
 use clap::Arg;
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 use std::any::TypeId;
 use std::ffi::OsString;
@@ -26,8 +26,10 @@ pub(super) enum FileError {
     TooLong,
     #[error("is no UTF-8 text")]
     Encoding,
-    #[error("is not the YAML of a configuration: {0}")]
+    #[error("is no YAML that can be read: {0}")]
     Yaml(String),
+    #[error("has no keys with values, like proxy-timeout: 180s")]
+    NoKeys,
 }
 
 /// A key with its value.
@@ -66,8 +68,12 @@ fn parse(text: &str) -> Result<Vec<Entry>, FileError> {
             max_depth: 16,
         },
     };
-    let Document(pairs) =
-        serde_saphyr::from_str_with_options(text, options).map_err(|error| FileError::Yaml(error.to_string()))?;
+    let parsed = serde_saphyr::from_str_with_options(text, options);
+    let pairs = match parsed.map_err(|error| FileError::Yaml(error.to_string()))? {
+        Parsed::Null => Vec::new(),
+        Parsed::Mapping(pairs) => pairs,
+        _ => return Err(FileError::NoKeys),
+    };
     let entries = pairs.into_iter().map(|(key, value)| Entry {
         line: key.referenced.line(),
         key: key.value,
@@ -146,35 +152,6 @@ pub(super) fn is_number(arg: &Arg) -> bool {
     .any(|number| of == *number)
 }
 
-/// What a file holds: nothing, or keys with values.
-struct Document(Vec<(Spanned<String>, Spanned<Parsed>)>);
-
-impl<'de> Deserialize<'de> for Document {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Pairs;
-        impl<'de> Visitor<'de> for Pairs {
-            type Value = Document;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("keys with values, like proxy-timeout: 180s")
-            }
-
-            fn visit_unit<E>(self) -> Result<Document, E> {
-                Ok(Document(Vec::new()))
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Document, A::Error> {
-                let mut pairs = Vec::new();
-                while let Some(pair) = map.next_entry()? {
-                    pairs.push(pair);
-                }
-                Ok(Document(pairs))
-            }
-        }
-        deserializer.deserialize_any(Pairs)
-    }
-}
-
 /// A value as the parser tells it, which of numbers and truth values keeps no spelling.
 enum Parsed {
     Null,
@@ -182,7 +159,7 @@ enum Parsed {
     Boolean(bool),
     Number(String),
     List(Vec<Spanned<Parsed>>),
-    Mapping,
+    Mapping(Vec<(Spanned<String>, Spanned<Parsed>)>),
 }
 
 /// Gives a value its spelling back, out of the whole text.
@@ -196,10 +173,16 @@ fn resolve(value: Spanned<Parsed>, whole: &str) -> Value {
     match value.value {
         Parsed::Null => Value::Null,
         Parsed::Text(text) => Value::Text(text),
-        Parsed::Boolean(value) => Value::Boolean { value, written: written() },
-        Parsed::Number(value) => Value::Number { value, written: written() },
+        Parsed::Boolean(value) => Value::Boolean {
+            value,
+            written: written(),
+        },
+        Parsed::Number(value) => Value::Number {
+            value,
+            written: written(),
+        },
         Parsed::List(values) => Value::List(values.into_iter().map(|value| resolve(value, whole)).collect()),
-        Parsed::Mapping => Value::Mapping,
+        Parsed::Mapping(_) => Value::Mapping,
     }
 }
 
@@ -251,8 +234,11 @@ impl<'de> Deserialize<'de> for Parsed {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Parsed, A::Error> {
-                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                Ok(Parsed::Mapping)
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Parsed::Mapping(pairs))
             }
         }
         deserializer.deserialize_any(Any)

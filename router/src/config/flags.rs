@@ -161,15 +161,14 @@ pub(super) struct Flags {
     pub(super) log_level: String,
 }
 
-/// The router's flags, each with the old variable that stands for it.
+/// The router's flags, each with the old variables that stand for it.
 pub(crate) fn command() -> Command {
-    let with_variable = |command: Command, variable: &Variable| {
-        let Some(arg) = command.get_arguments().find(|arg| arg.get_long() == Some(variable.flag)) else {
-            return command;
-        };
-        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-        let id = arg.get_id().clone();
-        command.mut_arg(id, |arg| arg.help(format!("{help} [env: {}]", variable.name)))
-    };
-    VARIABLES.iter().fold(booleans(Flags::command()), with_variable)
+    booleans(Flags::command()).mut_args(|arg| {
+        let stands_for = |variable: &&Variable| arg.get_long() == Some(variable.flag);
+        let mut help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+        for variable in VARIABLES.iter().filter(stands_for) {
+            help += &format!(" [env: {}]", variable.name);
+        }
+        arg.help(help)
+    })
 }

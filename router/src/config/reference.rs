@@ -27,7 +27,10 @@ fn reference() -> String {
     }
     let mut text = String::new();
     for (heading, args) in groups {
-        let _ = write!(text, "\n### {heading}\n\n| flag, key | variable | default | meaning |\n|---|---|---|---|\n");
+        let _ = write!(
+            text,
+            "\n### {heading}\n\n| flag, key | variable | default | meaning |\n|---|---|---|---|\n"
+        );
         for arg in args {
             text += &row(arg);
         }
@@ -40,16 +43,27 @@ fn row(arg: &Arg) -> String {
     let old = VARIABLES.iter().filter(|variable| variable.flag == flag);
     let variables = arg.get_env().map(|name| name.to_str().unwrap());
     let variables: Vec<_> = variables.into_iter().chain(old.map(|variable| variable.name)).collect();
-    let default = arg.get_default_values().iter().map(|value| match value.to_str().unwrap() {
-        "" => "empty".to_owned(),
-        value => format!("`{value}`"),
-    });
-    let default: Vec<_> = default.collect();
+    let defaults = arg
+        .get_default_values()
+        .iter()
+        .map(|value| match value.to_str().unwrap() {
+            "" => "empty".to_owned(),
+            value => format!("`{value}`"),
+        });
+    let mut default = defaults.collect::<Vec<_>>().join(" ");
 
-    let help = arg.get_long_help().or(arg.get_help()).unwrap().to_string();
-    // What has a column of its own.
+    // What has a column of its own is left out of the meaning.
+    let help = arg.get_help().unwrap().to_string();
     let mut meaning = help.split(" [env: ").next().unwrap().to_owned();
-    let values: Vec<_> = arg.get_possible_values().iter().map(|value| format!("`{}`", value.get_name())).collect();
+    if let Some((before, made)) = meaning.clone().split_once(" [default: ") {
+        (meaning, default) = (before.to_owned(), made.trim_end_matches(']').to_owned());
+    }
+    meaning = format!("{}.", meaning.trim_end_matches('.'));
+    let values: Vec<_> = arg
+        .get_possible_values()
+        .iter()
+        .map(|value| format!("`{}`", value.get_name()))
+        .collect();
     let notes = [
         (!values.is_empty()).then(|| format!("One of {}.", values.join(", "))),
         is_repeatable(arg).then(|| "In the file a value or a list.".to_owned()),
@@ -57,11 +71,17 @@ fn row(arg: &Arg) -> String {
         (!is_setting(arg)).then(|| "No key of the file.".to_owned()),
     ];
     for note in notes.into_iter().flatten() {
-        meaning = format!("{} {note}", meaning.trim_end());
+        meaning = format!("{meaning} {note}");
     }
     let meaning = meaning.replace('|', "\\|").replace('<', "&lt;").replace('\n', " ");
-    let code = |names: &[&str]| names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    format!("| `{flag}` | {} | {} | {meaning} |\n", code(&variables), default.join(" "))
+    let code = |names: &[&str]| {
+        names
+            .iter()
+            .map(|name| format!("`{name}`"))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    format!("| `{flag}` | {} | {default} | {meaning} |\n", code(&variables))
 }
 
 #[test]
@@ -82,7 +102,10 @@ fn every_flag_explains_itself_and_no_two_variables_are_the_same() {
     let command = command();
     let mut variables: Vec<_> = VARIABLES.iter().map(|variable| variable.name.to_owned()).collect();
     for arg in command.get_arguments() {
-        assert!(arg.get_help().is_some_and(|help| help.to_string().len() > 10), "{arg:?}");
+        assert!(
+            arg.get_help().is_some_and(|help| help.to_string().len() > 10),
+            "{arg:?}"
+        );
         variables.extend(arg.get_env().map(|name| name.to_str().unwrap().to_owned()));
     }
     for variable in VARIABLES {
@@ -101,8 +124,14 @@ fn what_sounds_like_a_secret_is_treated_as_one() {
     for arg in command().get_arguments() {
         let flag = arg.get_long().unwrap();
         let words: Vec<_> = flag.split('-').collect();
-        let sounds = ["token", "secret", "password", "key"].iter().any(|word| words.last() == Some(word));
+        let sounds = ["token", "secret", "password", "key"]
+            .iter()
+            .any(|word| words.last() == Some(word));
         let sounds = sounds && !is_boolean(arg);
-        assert_eq!(is_secret(arg), sounds, "--{flag}: hide_env_values marks what is never shown");
+        assert_eq!(
+            is_secret(arg),
+            sounds,
+            "--{flag}: hide_env_values marks what is never shown"
+        );
     }
 }

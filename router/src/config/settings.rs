@@ -57,7 +57,7 @@ enum Form {
 }
 
 /// All that the router was told, in the order of its help. Its text is one line for the log.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Settings {
     file: Option<PathBuf>,
     settings: Vec<Setting>,
@@ -183,5 +183,11 @@ impl fmt::Display for Settings {
             }
         }
         f.write_str(&cut(&line, LONGEST_LINE))
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }

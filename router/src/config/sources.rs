@@ -62,7 +62,9 @@ fn config_file(flags: &ArgMatches) -> Option<PathBuf> {
 
 fn only_redacted(arg: &Arg) -> String {
     let flag = arg.get_long().unwrap_or_default();
-    let variable = arg.get_env().map(|variable| format!(" or {}", variable.to_string_lossy()));
+    let variable = arg
+        .get_env()
+        .map(|variable| format!(" or {}", variable.to_string_lossy()));
     format!(
         "{flag} is {REDACTED}, which is what `config print` writes for a secret: write the secret itself there, or take that \
          line out and set --{flag}{}",
@@ -98,7 +100,11 @@ impl Sources {
             let place = format!("{}, line {}", path.display(), entry.line);
             let checked = check(command, &entry).and_then(|(arg, values)| {
                 let refused = refusals(command, values.clone());
-                if refused.is_empty() { Ok((arg, values)) } else { Err(refused) }
+                if refused.is_empty() {
+                    Ok((arg, values))
+                } else {
+                    Err(refused)
+                }
             });
             match checked {
                 Ok((arg, values)) if !given(arg) && !is_elsewhere(arg, &values) => {
@@ -143,7 +149,11 @@ fn check<'a>(command: &'a Command, entry: &Entry) -> Result<(&'a Arg, Vec<OsStri
         return Err(vec![format!("unknown key {:?}{advice}", cut(key, LONGEST_TEXT))]);
     };
     let values = entry.texts(arg, is_repeatable(arg)).map_err(|found| {
-        let wanted = if is_repeatable(arg) { "a value or a list of values" } else { "one value" };
+        let wanted = if is_repeatable(arg) {
+            "a value or a list of values"
+        } else {
+            "one value"
+        };
         vec![format!("{key}: it takes {wanted}, and this is {found}")]
     })?;
     let flag = |value: OsString| {

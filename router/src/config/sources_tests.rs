@@ -37,9 +37,14 @@ fn problems(text: impl AsRef<[u8]>, flags: &[&str]) -> Vec<String> {
     args.extend(flags.iter().map(OsString::from));
     let error = Config::from_args(args).unwrap_err();
     assert_eq!(error.exit_code(), 64);
-    let ConfigError::Settings { problems, .. } = error else { panic!("{error}") };
+    let ConfigError::Settings { problems, .. } = error else {
+        panic!("{error}")
+    };
     let name = file.0.display().to_string();
-    problems.into_iter().map(|problem| problem.replace(&name, "FILE")).collect()
+    problems
+        .into_iter()
+        .map(|problem| problem.replace(&name, "FILE"))
+        .collect()
 }
 
 const OPEN: &str = "authz-mode: allow-all\n";
@@ -119,7 +124,10 @@ fn unknown_keys_and_all_bad_values_are_said_together_and_where_they_stand() {
                 access-log: perhaps\n\
                 sandbox-endpoint: [a/b=10.0.0.1, nowhere]\n\
                 upstream-max-retries: -1\n";
-    let found = problems(file, &["--shutdown-timeout=later", "--trusted-proxy-cidrs=10.0.0.0/8,x"]);
+    let found = problems(
+        file,
+        &["--shutdown-timeout=later", "--trusted-proxy-cidrs=10.0.0.0/8,x"],
+    );
     let expected = [
         "invalid value 'later' for '--shutdown-timeout <SHUTDOWN_TIMEOUT>': \"later\" is not a duration; write it like 180s, \
          200ms or 1m30s",
@@ -136,7 +144,7 @@ fn unknown_keys_and_all_bad_values_are_said_together_and_where_they_stand() {
         "invalid value 'perhaps' for '--access-log [<ACCESS_LOG>]': write true or false (FILE, line 8)",
         "invalid value 'nowhere' for '--sandbox-endpoint <SANDBOX>': \"nowhere\": no '='; write it like \
          team-a/alpha=10.0.0.7:14443,uid=8f1c (FILE, line 9)",
-        "invalid value '-1' for '--upstream-max-retries <UPSTREAM_MAX_RETRIES>': invalid digit found in string (FILE, line 10)",
+        "invalid value '-1' for '--upstream-max-retries <UPSTREAM_MAX_RETRIES>': -1 is not in 0..=4294967295 (FILE, line 10)",
     ];
     assert_eq!(found[..expected.len()], expected);
     // The file's good values count: nothing but the missing decision about callers is left.
@@ -147,7 +155,10 @@ fn unknown_keys_and_all_bad_values_are_said_together_and_where_they_stand() {
 #[test]
 fn a_bad_value_of_the_file_is_said_even_if_a_flag_overrides_it() {
     let found = problems(format!("{OPEN}proxy-timeout: soon\n"), &["--proxy-timeout=3s"]);
-    assert!(matches!(&found[..], [one] if one.ends_with("(FILE, line 2)")), "{found:?}");
+    assert!(
+        matches!(&found[..], [one] if one.ends_with("(FILE, line 2)")),
+        "{found:?}"
+    );
 }
 
 #[test]
@@ -155,8 +166,9 @@ fn a_file_that_is_no_configuration_is_refused_in_one_sentence() {
     for (text, expected) in [
         (&b"a: 1\na: 2\n"[..], "duplicate"),
         (b"a: [1\n", "FILE"),
-        (b"- a\n- b\n", "keys with values"),
-        (b"just a sentence\n", "keys with values"),
+        (b"- a\n- b\n", "has no keys with values"),
+        (b"just a sentence\n", "has no keys with values"),
+        (b"17\n", "has no keys with values"),
         (b"a: 1\n---\nb: 2\n", "document"),
         (b"a: !secret b\n", "tag"),
         (b"\xff\xfe", "is no UTF-8 text"),
@@ -187,7 +199,12 @@ fn a_file_that_is_no_configuration_is_refused_in_one_sentence() {
     let sentence = "the configuration file /no/such/file.yaml can't be read: No such file or directory";
     assert!(error.to_string().contains(sentence), "{error}");
     let folder = vec![format!("--config={}", std::env::temp_dir().display()).into()];
-    assert!(Config::from_args(folder).unwrap_err().to_string().contains("can't be read: "));
+    assert!(
+        Config::from_args(folder)
+            .unwrap_err()
+            .to_string()
+            .contains("can't be read: ")
+    );
 }
 
 #[test]
@@ -208,10 +225,17 @@ fn a_token_of_the_file_keeps_every_character_and_is_never_shown() {
     ] {
         let config = with_file(format!("# a comment, äöü\nauth-token: {written} # more\n"), &[]).unwrap();
         assert_eq!(config.authentication, StaticToken(meant.into()), "{written}");
-        for shown in [format!("{config:?}"), config.settings.to_string(), config.settings.yaml()] {
+        for shown in [
+            format!("{config:?}"),
+            config.settings.to_string(),
+            config.settings.yaml(),
+        ] {
             assert!(shown.contains("auth-token") && shown.contains(REDACTED), "{shown}");
             let key = format!("auth-token={meant}");
-            assert!(!shown.contains(&key) && !shown.contains("1234567890") && !shown.contains("spaced"), "{shown}");
+            assert!(
+                !shown.contains(&key) && !shown.contains("1234567890") && !shown.contains("spaced"),
+                "{shown}"
+            );
         }
     }
     let alias = with_file("cluster-domain: &t 0077\nauth-token: *t\n", &[]).unwrap();
@@ -226,7 +250,6 @@ fn what_is_wrong_with_a_file_never_shows_its_secrets() {
         "auth-token: hunter2\nauth-token: hunter2\n",
         "auth-token: \"hunter2\n",
         "auth-token: !hunter3 hunter2\n",
-        "auth-token: hunter2\n  - hunter2\n",
         "auth-token: hunter2\nx: [\n",
         "hunter2\n",
     ] {
@@ -237,7 +260,10 @@ fn what_is_wrong_with_a_file_never_shows_its_secrets() {
 
 #[test]
 fn a_redacted_token_is_no_token() {
-    let printed = with_file("auth-token: hunter2\n", &["--mesh=off"]).unwrap().settings.yaml();
+    let printed = with_file("auth-token: hunter2\n", &["--mesh=off"])
+        .unwrap()
+        .settings
+        .yaml();
     assert!(printed.contains("auth-token: \"<redacted>\" # file\n"), "{printed}");
     let found = problems(&printed, &[]);
     assert!(
@@ -245,18 +271,24 @@ fn a_redacted_token_is_no_token() {
         "{found:?}"
     );
     let found = problems("", &["--auth-token= <redacted>"]);
-    assert!(matches!(&found[..], [one] if one.starts_with("auth-token is <redacted>, ")), "{found:?}");
+    assert!(
+        matches!(&found[..], [one] if one.starts_with("auth-token is <redacted>, ")),
+        "{found:?}"
+    );
     let config = with_file(&printed, &["--auth-token=hunter3"]).unwrap();
-    assert_eq!(config.authentication, super::super::Authentication::StaticToken("hunter3".into()));
+    assert_eq!(
+        config.authentication,
+        super::super::Authentication::StaticToken("hunter3".into())
+    );
 }
 
 #[test]
 fn what_is_printed_is_the_same_configuration_again() {
     let file = "authz-mode: allow-all\nmesh: off\nsandbox-endpoint: [a/b=10.0.0.1, \"a/c=[::1]:1,uid=u\"]\n";
     let flags = [
-        "--log-level=info,hyper=\"debug\"",
+        "--log-level=info,hyper=debug",
         "--proxy-timeout=1m30s",
-        "--cluster-domain=#: \\ 'x' \u{fc}",
+        "--cluster-domain=#: \\ 'x' \"y\" \u{fc}",
         "--access-log=F",
         "--workers=010",
         "--cache-enabled",
@@ -277,7 +309,15 @@ fn what_is_printed_is_the_same_configuration_again() {
         assert!(printed.contains(line), "{line}\n{printed}");
     }
     let again = with_file(&printed, &[]).unwrap();
-    let bare = |config: Config| format!("{:?}", Config { settings: Settings::default(), ..config });
+    let bare = |config: Config| {
+        format!(
+            "{:?}",
+            Config {
+                settings: Settings::default(),
+                ..config
+            }
+        )
+    };
     assert_eq!(bare(again), bare(config));
 }
 
@@ -285,12 +325,21 @@ fn what_is_printed_is_the_same_configuration_again() {
 fn the_line_for_the_log_is_readable_and_bounded() {
     let config = with_file(OPEN, &["--mesh=off", "--auth-token="]).unwrap();
     let line = config.settings.to_string();
-    assert!(line.contains("http-bind-address=:8080, https-bind-address=, "), "{line}");
-    assert!(line.contains(", mesh=off (flag), ") && line.contains(", authz-mode=allow-all (file), "), "{line}");
+    assert!(
+        line.contains("http-bind-address=:8080, https-bind-address=, "),
+        "{line}"
+    );
+    assert!(
+        line.contains(", mesh=off (flag), ") && line.contains(", authz-mode=allow-all (file), "),
+        "{line}"
+    );
     assert!(line.starts_with("config=/") && !line.contains('\n'), "{line}");
 
     let many = (0..5000).map(|n| format!("- a/s{n}=10.0.0.1\n")).collect::<String>();
-    let config = with_file(format!("{OPEN}sandbox-endpoint:\n{many}"), &["--cluster-domain", &"x".repeat(100_000)]);
+    let config = with_file(
+        format!("{OPEN}sandbox-endpoint:\n{many}"),
+        &["--cluster-domain", &"x".repeat(100_000)],
+    );
     let line = config.unwrap().settings.to_string();
     assert!(line.contains(" a/s15=10.0.0.1 and 4984 more (file), "), "{line}");
     assert!(line.len() < 17_000, "{}", line.len());

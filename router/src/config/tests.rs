@@ -70,7 +70,8 @@ fn every_flag_of_the_go_router_exists_and_has_its_default() {
 
 #[test]
 fn booleans_are_spelled_as_in_go() {
-    let read = |flag: &str| parse(&["--authz-mode=allow-all", flag]).map(|config| (config.access_log, config.cache.is_some()));
+    let read =
+        |flag: &str| parse(&["--authz-mode=allow-all", flag]).map(|config| (config.access_log, config.cache.is_some()));
     for (flag, expected) in [
         ("-access-log", (true, false)),
         ("-access-log=F", (false, false)),
@@ -83,7 +84,12 @@ fn booleans_are_spelled_as_in_go() {
     ] {
         assert_eq!(read(flag).unwrap(), expected, "{flag}");
     }
-    for bad in ["--access-log=yes", "--access-log=tRUE", "--cache-enabled=", "--cache-enabled=2"] {
+    for bad in [
+        "--access-log=yes",
+        "--access-log=tRUE",
+        "--cache-enabled=",
+        "--cache-enabled=2",
+    ] {
         assert_eq!(read(bad).unwrap_err().exit_code(), 64, "{bad}");
     }
 }
@@ -187,7 +193,12 @@ fn either_listener_may_be_left_out_but_not_both() {
     assert!(config.http.is_none() && config.https.is_some());
     let error = parse(&["--authz-mode=allow-all", "--http-bind-address="]).unwrap_err();
     assert_eq!(error.exit_code(), 64);
-    assert!(error.to_string().contains("  - nothing would be served: set --http-bind-address or --https-"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("  - nothing would be served: set --http-bind-address or --https-"),
+        "{error}"
+    );
 }
 
 #[test]
