@@ -430,6 +430,15 @@ async fn version_completions_and_help_tell_of_the_commands() {
     for command in ["config", "completions", "version"] {
         assert!(help.contains(&format!("\n  {command} ")), "{command}: {help}");
     }
+    let help = run(&["config", "print", "--help"], &[]).await.stdout;
+    assert!(
+        help.starts_with("Print the effective configuration ") && help.contains("Usage: sandbox-router config print ")
+    );
+    assert!(
+        help.contains("[env: SANDBOX_ROUTER_CONFIG=]") && help.contains("[env: CLUSTER_DOMAIN]"),
+        "{help}"
+    );
+
     for shell in ["bash", "zsh", "fish"] {
         let left = run(&["completions", shell], &[]).await;
         assert_eq!((left.code, left.stderr.as_str()), (Some(0), ""), "{shell}");

@@ -62,7 +62,9 @@ fn sources(folder: &str) -> Vec<String> {
 /// writes their names as they are.
 fn variables(folder: &str) -> HashSet<String> {
     let sources = sources(folder);
-    let reading = sources.iter().filter(|source| source.contains("env::var"));
+    // One of these is read by tests beside the code only.
+    let reading = |source: &&String| source.contains("env::var") && !source.contains("\"UPDATE_GOLDEN\"");
+    let reading = sources.iter().filter(reading);
     let texts = reading.flat_map(|source| source.split('"').skip(1).step_by(2));
     let is_name = |text: &&str| {
         let allowed = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_';
@@ -74,7 +76,7 @@ fn variables(folder: &str) -> HashSet<String> {
 #[tokio::test]
 async fn the_help_names_every_variable_that_is_read() {
     for (path, folder, expected) in [
-        (PROGRAMS.router, "router/src", 7),
+        (PROGRAMS.router, "router/src", 9),
         (PROGRAMS.sidecar, "router/sidecar/src", 0),
         (PROGRAMS.local, "deploy/local/src", 1),
     ] {

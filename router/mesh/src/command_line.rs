@@ -138,7 +138,8 @@ impl CommandLine {
         self.command = whole.clone().mut_args(alone);
         let read = self.matches();
         self.command = whole;
-        read
+        // The help names the variables.
+        read.or_else(|_| self.matches())
     }
 
     /// Reads flags and environment. Bad values are problems from now on, and aren't there any more.

@@ -13,17 +13,23 @@ pub(super) fn command() -> Command {
     tree(|name| config::command().name(name).disable_version_flag(true))
 }
 
-/// Both commands, each with its flags as `of` describes them.
+/// Both commands, each with its flags as `of` has them.
 fn tree(of: fn(&'static str) -> Command) -> Command {
     Command::new("config")
         .about("Print or validate the configuration that flags, file and environment make")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .disable_help_subcommand(true)
-        .subcommand(of(PRINT).about(
-            "Print the effective configuration as a file for --config, with the origin of each value and without secrets",
-        ))
-        .subcommand(of(VALIDATE).about("Say whether the router would start with this configuration, or what is wrong with it"))
+        .subcommands([PRINT, VALIDATE].map(|name| explained(of(name), name == PRINT)))
+}
+
+fn explained(command: Command, printed: bool) -> Command {
+    let about = if printed {
+        "Print the effective configuration as a file for --config, with the origin of each value and without secrets"
+    } else {
+        "Say whether the router would start with this configuration, or what is wrong with it"
+    };
+    command.about(about).long_about(None)
 }
 
 /// Which command it is, for clap; the flags are read as those of a router that serves.
@@ -54,7 +60,7 @@ pub(super) fn run(args: Vec<OsString>) -> ExitCode {
 fn judge(printed: bool, flags: Vec<OsString>) -> ExitCode {
     let name = if printed { PRINT } else { VALIDATE };
     let command = config::command().bin_name(format!("{PROGRAM} config {name}"));
-    match Config::of_command(command, flags) {
+    match Config::of_command(explained(command, printed), flags) {
         Ok(config) if printed => print(&config.settings.yaml()),
         Ok(config) => {
             let warnings: String = config
