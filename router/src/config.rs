@@ -1,6 +1,7 @@
 //! Flags, file and environment -> [`Config`]. Names, defaults and spellings are those of the existing routers (CONTRACT
 //! section 6); whatever is wrong is reported together, and the process refuses to start.
 
+mod callers;
 mod environment;
 mod file;
 mod flags;
@@ -11,6 +12,7 @@ mod spelling;
 mod static_sandbox;
 
 pub use crate::pods::Source;
+pub use callers::TokenReviewSettings;
 pub use flags::Mesh;
 pub(crate) use flags::command;
 pub(crate) use mesh_identity::NO_IDENTITY;
@@ -45,14 +47,17 @@ pub enum Authentication {
     AllowAll,
     /// One shared bearer token.
     StaticToken(String),
+    /// Bearer tokens that the API server knows.
+    TokenReview(TokenReviewSettings),
 }
 
 impl fmt::Debug for Authentication {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::AllowAll => "allow-all",
-            Self::StaticToken(_) => "static token",
-        })
+        match self {
+            Self::AllowAll => f.write_str("allow-all"),
+            Self::StaticToken(_) => f.write_str("static token"),
+            Self::TokenReview(settings) => settings.fmt(f),
+        }
     }
 }
 
@@ -84,7 +89,9 @@ pub struct Config {
     pub trust_domain: TrustDomain,
     pub sandboxes: Vec<StaticSandbox>,
     pub cache: Option<Source>,
+    pub kubeconfig: Option<PathBuf>,
     pub authentication: Authentication,
+    pub access_review: bool,
     pub cluster_domain: String,
     pub proxy_timeout: Duration,
     pub response_header_timeout: Option<Duration>,
@@ -113,8 +120,12 @@ pub struct Config {
 /// The program, as its errors name it.
 pub(crate) const PROGRAM: &str = "sandbox-router";
 
-const NO_CHOICE: &str = "nothing says who may call: set ROUTER_AUTH_TOKEN (or --auth-token) to require a bearer token, or let \
-                         everybody in with --authz-mode=allow-all or ALLOW_UNAUTHENTICATED_ROUTER=true";
+const KUBECONFIG_FOR_NOTHING: &str = "--kubeconfig is for what the API server is asked: set --cache-enabled, \
+                                      --authz-mode=tokenreview or --authz-subject-access-review";
+
+const NO_CHOICE: &str = "nothing says who may call: set ROUTER_AUTH_TOKEN (or --auth-token) to require a bearer token, have the \
+                         API server say whose a token is with --authz-mode=tokenreview, or let everybody in with \
+                         --authz-mode=allow-all or ALLOW_UNAUTHENTICATED_ROUTER=true";
 
 impl Config {
     /// Reads flags (without the program's name), the file that they name, and the environment.
@@ -160,7 +171,7 @@ impl Config {
         let flags = Flags::from_arg_matches(&reading.matches).map_err(ConfigError::Usage)?;
         let config = check(flags, needs_identity, &mut line.problems);
         line.end(config.map(|config| Self {
-            warnings: reading.warnings,
+            warnings: [reading.warnings, config.warnings].concat(),
             settings: reading.settings,
             ..config
         }))
@@ -180,6 +191,10 @@ fn check(flags: Flags, needs_identity: bool, problems: &mut Vec<String>) -> Opti
     if let Err(error) = check_level(&flags.log_level) {
         problems.push(format!("--log-level: {error}"));
     }
+    let mut warnings = Vec::new();
+    if let Some(Authentication::TokenReview(settings)) = &authentication {
+        warnings.extend(settings.warning().map(String::from));
+    }
     Some(Config {
         http: flags.http_bind_address.0,
         https,
@@ -190,9 +205,11 @@ fn check(flags: Flags, needs_identity: bool, problems: &mut Vec<String>) -> Opti
         trust_domain: flags.trust_domain,
         sandboxes: flags.sandbox_endpoint,
         cache,
+        kubeconfig: path(flags.kubeconfig.as_ref()),
         authentication: authentication?,
         cluster_domain: flags.cluster_domain,
         proxy_timeout: flags.proxy_timeout,
+        access_review: flags.callers.authz_subject_access_review,
         response_header_timeout: Some(flags.response_header_timeout).filter(|timeout| !timeout.is_zero()),
         shutdown_timeout: flags.shutdown_timeout,
         max_request_body: Some(flags.max_request_body_bytes).filter(|limit| *limit > 0),
@@ -216,7 +233,7 @@ fn check(flags: Flags, needs_identity: bool, problems: &mut Vec<String>) -> Opti
             .max(1),
         access_log: flags.access_log,
         log_level: flags.log_level,
-        warnings: Vec::new(),
+        warnings,
         settings: Settings::default(),
     })
 }
@@ -232,12 +249,16 @@ fn authentication(flags: &Flags, problems: &mut Vec<String>) -> Option<Authentic
         .as_deref()
         .map(str::trim)
         .filter(|token| !token.is_empty());
+    problems.extend(flags.callers.problems(flags));
     match (flags.authz_mode, token) {
-        (Some(AuthzMode::AllowAll), Some(_)) => {
-            problems.push("a token is set, but --authz-mode=allow-all would ignore it: choose one".into());
+        (Some(mode), Some(_)) => {
+            problems.push(format!(
+                "a token is set, but --authz-mode={mode} would ignore it: choose one"
+            ));
             None
         }
-        (_, Some(token)) => Some(Authentication::StaticToken(token.to_owned())),
+        (Some(AuthzMode::TokenReview), None) => Some(Authentication::TokenReview(flags.callers.token_review())),
+        (None, Some(token)) => Some(Authentication::StaticToken(token.to_owned())),
         (Some(AuthzMode::AllowAll), None) => Some(Authentication::AllowAll),
         (None, None) => {
             problems.push(NO_CHOICE.into());
@@ -286,15 +307,16 @@ fn https(flags: &Flags, problems: &mut Vec<String>) -> Option<Https> {
 
 /// Where pods are heard of, if that is wanted.
 fn cache(flags: &Flags, problems: &mut Vec<String>) -> Option<Source> {
-    let kubeconfig = path(flags.kubeconfig.as_ref());
     if !flags.cache_enabled {
         let useless = [
             ("--mesh=auto", flags.mesh == Mesh::Auto),
             ("--cache-namespace", !flags.cache_namespace.is_empty()),
-            ("--kubeconfig", kubeconfig.is_some()),
         ];
         let useless = useless.into_iter().filter(|(_, given)| *given);
         problems.extend(useless.map(|(flag, _)| format!("{flag} needs the pod cache: set --cache-enabled")));
+        if path(flags.kubeconfig.as_ref()).is_some() && !flags.callers.need_api_server(flags.authz_mode) {
+            problems.push(KUBECONFIG_FOR_NOTHING.into());
+        }
         return None;
     }
     let namespace = match flags.cache_namespace.as_str() {
@@ -304,7 +326,7 @@ fn cache(flags: &Flags, problems: &mut Vec<String>) -> Option<Source> {
             .map_err(|error| problems.push(format!("--cache-namespace: {error}")))
             .ok(),
     };
-    Some(Source { kubeconfig, namespace })
+    Some(Source { namespace })
 }
 
 #[cfg(test)]

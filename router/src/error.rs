@@ -22,6 +22,10 @@ pub enum RouterError {
     NoCredential,
     /// A wrong one.
     BadCredential,
+    /// The API server can't be asked about the caller now.
+    Unreviewed,
+    /// The API server doesn't let the caller connect to the sandbox.
+    NoAccess(SandboxName),
     /// A routing header is missing or malformed.
     BadRoute(&'static str),
     /// A routing header occurs twice.
@@ -92,6 +96,8 @@ impl RouterError {
             Self::Overloaded => unavailable("The router is short of memory; try again.".into()),
             Self::NoCredential => unauthorized("Missing or invalid Authorization header."),
             Self::BadCredential => unauthorized("Invalid token."),
+            Self::Unreviewed => unavailable("Callers can't be verified at the moment; try again.".into()),
+            Self::NoAccess(name) => forbidden(format!("Refused by the access review of {name}.")),
             Self::BadRoute(text) => bad_request((*text).into()),
             Self::Duplicate(name) => bad_request(format!("Duplicate {name} header.").into()),
             Self::EarlyBytes => bad_request("Bytes followed the upgrade request before its answer.".into()),

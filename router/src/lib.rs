@@ -4,7 +4,9 @@
 //! `request` is the way of a request, top to bottom.
 
 mod access;
+mod api_server;
 mod authenticate;
+mod authorize;
 mod certificates;
 pub mod cli;
 pub mod config;
@@ -15,6 +17,7 @@ mod metrics;
 mod pods;
 mod request;
 mod resolve;
+mod reviews;
 mod routing;
 mod server;
 

@@ -2,6 +2,7 @@
 //! that a caller can choose are bounded: what isn't known counts as `other`.
 
 use crate::enrolment::EnrolmentMetrics;
+use crate::reviews::ReviewMetrics;
 use foldhash::HashMap;
 use http::{Method, StatusCode};
 use prometheus::{
@@ -82,6 +83,8 @@ pub(crate) struct Metrics {
     errors: IntCounterVec,
     unresolved: IntCounterVec,
     decisions: IntCounterVec,
+    reviews: IntCounterVec,
+    review_durations: HistogramVec,
     known: Mutex<Known>,
 }
 
@@ -94,6 +97,10 @@ impl Metrics {
         let durations = HistogramOpts::new(
             "sandbox_router_request_duration_seconds",
             "Duration of requests in seconds.",
+        );
+        let review_durations = HistogramOpts::new(
+            "sandbox_router_review_duration_seconds",
+            "Duration of reviews of callers at the API server in seconds, those without an answer included.",
         );
         let build = Opts::new("sandbox_router_build_info", "1, labelled with the version.");
         let build = metrics::registered(&registry, IntGaugeVec::new(build, &["version"]))?;
@@ -137,6 +144,12 @@ impl Metrics {
                 "Decisions about callers.",
                 &["sandbox_namespace", "decision"],
             )?,
+            reviews: counters(
+                "sandbox_router_reviews_total",
+                "Questions about callers that are the API server's to answer, by what came of them.",
+                &["review", "outcome"],
+            )?,
+            review_durations: metrics::registered(&registry, HistogramVec::new(review_durations, &["review"]))?,
             durations: metrics::registered(&registry, HistogramVec::new(durations, &labels))?,
             known: Mutex::default(),
             registry,
@@ -245,6 +258,20 @@ impl Metrics {
             "sandbox_router_mesh_certificate_not_after_seconds",
             "End of the router's mesh certificate, in seconds since 1970; 0 without one.",
         )
+    }
+
+    /// What is counted of one kind of reviews. Only a router that asks for them shows it.
+    pub(crate) fn reviews(&self, review: &'static str) -> ReviewMetrics {
+        let outcome = |outcome| self.reviews.with_label_values(&[review, outcome]);
+        ReviewMetrics {
+            cached: outcome("cached"),
+            joined: outcome("joined"),
+            allowed: outcome("allowed"),
+            refused: outcome("refused"),
+            failed: outcome("failed"),
+            shed: outcome("shed"),
+            duration: self.review_durations.with_label_values(&[review]),
+        }
     }
 
     /// Counts a caller that was refused. Admitted requests are counted as requests.

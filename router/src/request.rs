@@ -2,6 +2,7 @@
 
 use crate::access::{End, Record};
 use crate::authenticate::{Authenticated, Authenticator};
+use crate::authorize::AccessReviews;
 use crate::config::Config;
 use crate::error::RouterError;
 use crate::forward::{Errand, Forwarder, UNANSWERED, id_text};
@@ -42,6 +43,8 @@ pub(crate) struct Worker {
     pub(crate) config: Arc<Config>,
     pub(crate) framing: Arc<Limits>,
     pub(crate) authenticator: Arc<Authenticator>,
+    /// Who may connect where, if the API server is asked.
+    pub(crate) access_reviews: Option<Arc<AccessReviews>>,
     pub(crate) resolver: Arc<Resolver>,
     pub(crate) forwarder: Forwarder,
     pub(crate) metrics: Arc<Metrics>,
@@ -107,7 +110,7 @@ pub(crate) async fn handle(
     ensure_request_id(request.headers_mut());
     let mut record = Record::begin(&worker.metrics, worker.access.as_ref(), &request, client.ip);
 
-    let (caller, to) = match admit(worker, client, &request, &mut record) {
+    let (caller, to) = match admit(worker, client, &request, &mut record).await {
         Ok(admitted) => admitted,
         Err(error) => {
             // A bounded rest of the body first, or closing the connection could overtake the answer.
@@ -137,8 +140,9 @@ fn answer_error(error: &RouterError, mut record: Record) -> Response<Answer<End>
     response.map(Answer::Own)
 }
 
-/// Authenticates, then parses: who isn't known learns nothing about routing.
-fn admit(
+/// Authenticates, then parses: who isn't known learns nothing about routing. Then asks whether the caller may go there, if
+/// the API server is to be asked.
+async fn admit(
     worker: &Worker,
     client: &Client,
     request: &Request<Incoming>,
@@ -154,10 +158,10 @@ fn admit(
     if names_too_much(request.headers()) {
         return Err(RouterError::BadRoute("Connection or Trailer header is too long."));
     }
-    let caller = worker
+    let verdict = worker
         .authenticator
-        .authenticate(request.headers(), client.certificate.as_ref())
-        .inspect_err(|_| worker.metrics.denied(None))?;
+        .authenticate(request.headers(), client.certificate.as_ref());
+    let caller = verdict.get().await.inspect_err(|_| worker.metrics.denied(None))?;
     record.caller(&caller.caller);
     let allow_loopback = worker.config.allow_loopback_pod_ip;
     let to = client.last.parse(request.headers(), allow_loopback)?;
@@ -165,6 +169,11 @@ fn admit(
     let declared = request.body().size_hint().lower();
     if worker.config.max_request_body.is_some_and(|limit| declared > limit) {
         return Err(RouterError::Upload(BodyError::TooLarge));
+    }
+    if let Some(reviews) = &worker.access_reviews {
+        let sandbox = &to.route.sandbox;
+        let verdict = reviews.check(&caller, sandbox).get().await;
+        verdict.inspect_err(|_| worker.metrics.denied(Some(&sandbox.namespace)))?;
     }
     Ok((caller, to))
 }

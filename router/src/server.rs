@@ -1,6 +1,8 @@
 //! Listeners, worker threads, readiness and drain.
 
+use crate::api_server::ApiServer;
 use crate::authenticate::{Authenticator, certificate_caller};
+use crate::authorize::AccessReviews;
 use crate::certificates::{FrontTls, front_tls, mesh_identity};
 use crate::config::{Config, Mesh};
 use crate::enrolment::EnrolmentListener;
@@ -61,7 +63,6 @@ pub struct Router {
     /// Where a control plane brings them, if one does.
     enrolment: Option<EnrolmentListener>,
     metrics: Arc<Metrics>,
-    authenticator: Arc<Authenticator>,
     resolver: Arc<Resolver>,
     pods: Option<PodCache>,
     memory: MemoryBudget,
@@ -121,7 +122,6 @@ impl Router {
             health: listener::bind(config.health)?,
             credentials,
             enrolment,
-            authenticator: Arc::new(Authenticator::new(&config.authentication)?),
             resolver: Arc::new(Resolver::new(&config, pods.clone())),
             pods,
             memory: MemoryBudget::default(),
@@ -176,9 +176,16 @@ impl Router {
             mesh = self.mesh_address().map(tracing::field::display),
             "listening"
         );
-        if let (Some(source), Some(pods)) = (self.config.cache.clone(), self.pods.clone()) {
-            pods::follow(source, pods).await?;
+        let api_server = ApiServer::new(self.config.kubeconfig.clone());
+        if let (Some(source), Some(pods)) = (&self.config.cache, self.pods.clone()) {
+            pods::follow(api_server.client().await?, source, pods);
         }
+        let authenticator = Authenticator::new(&self.config.authentication, &api_server, &self.metrics).await?;
+        let authenticator = Arc::new(authenticator);
+        let access_reviews = match self.config.access_review {
+            true => Some(Arc::new(AccessReviews::new(&api_server, &self.metrics).await?)),
+            false => None,
+        };
         let (drain, draining) = drain::channel();
         // Probes and scrapers are answered until the very end.
         let (admin_drain, admin_draining) = drain::channel();
@@ -204,7 +211,8 @@ impl Router {
             let worker = Worker {
                 config: Arc::clone(&self.config),
                 framing: Arc::clone(&framing),
-                authenticator: Arc::clone(&self.authenticator),
+                authenticator: Arc::clone(&authenticator),
+                access_reviews: access_reviews.clone(),
                 resolver: Arc::clone(&self.resolver),
                 forwarder: Forwarder::new(&self.config, &framing, self.credentials.clone(), &self.metrics),
                 metrics: Arc::clone(&self.metrics),

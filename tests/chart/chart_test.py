@@ -26,7 +26,7 @@ VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
 ROUTERS = "injection.routerIdentities={spiffe://cluster.local/ns/a/sa/b}"
 MATRIX = {
     "router": [[], sets("router.enabled=false", ROUTERS), sets("router.autoscaling.enabled=true", "router.mesh.mode=off"), sets("router.mesh.certificate.source=secret")],
-    "auth": [DECIDED, sets("router.auth.mode=token", "router.auth.existingSecret=token")],
+    "auth": [DECIDED, sets("router.auth.mode=token", "router.auth.existingSecret=token"), sets("router.auth.mode=tokenreview", "router.auth.accessReview=true")],
     "injection": [
         [],
         sets("injection.lockdown=enabled", "injection.lockdownRuntimeClasses={runc}", "injection.restrictConnect=true"),
@@ -145,7 +145,8 @@ def the_rights_of_each_program_are_those_that_the_documentation_gives_reasons_fo
         for group, resources, names, verbs in documented_rights(program):
             documented |= {(group, resource, names, verb) for resource in resources for verb in verbs}
         rendered = set()
-        for found in chart.objects(*DECIDED, "--set", "injector.signPodCertificates=true"):
+        everything = sets("injector.signPodCertificates=true", "router.auth.mode=tokenreview", "router.auth.accessReview=true")
+        for found in chart.objects(*everything):
             is_of = found["metadata"]["labels"].get("app.kubernetes.io/component") == component
             for rule in found["rules"] if is_of and found["kind"] in ("ClusterRole", "Role") else []:
                 names = bool(rule.get("resourceNames"))

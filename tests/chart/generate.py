@@ -9,7 +9,7 @@ ENUMS = {
     "router.image.pullPolicy": ["Always", "IfNotPresent", "Never"],
     "injector.image.pullPolicy": ["Always", "IfNotPresent", "Never"],
     "injection.image.pullPolicy": ["Always", "IfNotPresent", "Never"],
-    "router.auth.mode": ["", "token", "allow-all"],
+    "router.auth.mode": ["", "token", "tokenreview", "allow-all"],
     "router.mesh.mode": ["required", "auto", "off"],
     "router.mesh.certificate.source": ["enrolled", "secret"],
     "router.service.type": ["ClusterIP", "LoadBalancer", "NodePort"],
@@ -32,6 +32,8 @@ PATTERNS = {
     "imageRegistry": "^([A-Za-z0-9][A-Za-z0-9._/:-]*)?$",
     "trustDomain": f"^{TRUST_DOMAIN}$",
     "injector.gateCertificateLifetime": r"^([0-9]+(s|m|h))+$",
+    # Above nothing.
+    "router.auth.tokenReview.ttl": r"^[1-9][0-9]*(ms|s|m|h)([0-9]+(ms|s|m|h))*$",
     "router.proxyTimeout": r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$",
     # Whole units: the pod's own grace period is computed from it.
     "router.shutdownTimeout": r"^([0-9]+(s|m|h))+$",
@@ -45,6 +47,8 @@ for image in ("router.image", "injector.image", "injection.image"):
     PATTERNS |= {f"{image}.repository": REPOSITORY, f"{image}.tag": TAG, f"{image}.digest": DIGEST}
 # Of the entries of a list.
 ENTRY_PATTERNS = {
+    # They become one flag, with commas between them.
+    "router.auth.tokenReview.audiences": r"^[^,\s]+$",
     "injection.acceptedImages": "^[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}$",
     "injection.routerIdentities": f"^spiffe://{TRUST_DOMAIN}/ns/{LABEL}/sa/{SUBDOMAIN}$",
     "injection.acceptedRouterIdentities": f"^spiffe://{TRUST_DOMAIN}/ns/{LABEL}/sa/{SUBDOMAIN}$",
@@ -55,6 +59,7 @@ ENTRY_PATTERNS = {
 MINIMA = {"router.replicas": 0, "injector.replicas": 1, "router.service.port": 1}
 MAXIMA = {"injector.webhook.timeoutSeconds": 30, "router.service.port": 65535}
 STRING_LISTS = {
+    "router.auth.tokenReview.audiences",
     "imagePullSecrets",
     "router.trustedProxyCIDRs",
     "router.extraArgs",

@@ -20,6 +20,8 @@ def half_a_choice_is_refused_and_everything_that_is_missing_is_named(chart):
         ("router.enabled=false", "injection.routerIdentities"),
         ("router.httpRoute.enabled=true", "router.httpRoute.parentRefs"),
         ("router.mesh.mode=auto,router.cache.enabled=false", "router.mesh.mode"),
+        # X-Sandbox-Pod-IP would lead to other sandboxes.
+        ("router.auth.accessReview=true,router.mesh.mode=off,router.cache.enabled=false", "router.auth.accessReview"),
         ("router.cache.namespace=a,router.cache.enabled=false", "router.cache.namespace"),
         # The injector would sign for nobody that gates don't know.
         ("injection.routerIdentities={spiffe://cluster.local/ns/a/sa/b}", "router.mesh.certificate.source"),
@@ -59,6 +61,30 @@ def who_signs_pod_certificates_may_and_nobody_else(chart):
     assert ("signers", "sign") in chosen and ("podcertificaterequests/status", "patch") in chosen, chosen
     assert chosen == rights("--set", "injector.signPodCertificates=true")
     assert not any(verb in ("delete", "update", "*") for _, verb in chosen), chosen
+
+
+def a_router_may_review_callers_where_it_is_to_and_nowhere_else(chart):
+    def router(*values):
+        objects = chart.objects(*DECIDED, *sets(*values))
+        roles = [o for o in objects if o["kind"] == "ClusterRole" and o["metadata"]["name"].startswith("sandgate-router")]
+        rights = {(resource, *rule["verbs"]) for o in roles for rule in o["rules"] for resource in rule["resources"] if "review" in resource}
+        bound = {o["roleRef"]["name"] for o in objects if o["kind"] == "ClusterRoleBinding"}
+        assert {o["metadata"]["name"] for o in roles} <= bound, bound
+        (deployment,) = (o for o in objects if o["kind"] == "Deployment" and o["metadata"]["name"] == "sandbox-router")
+        pod = deployment["spec"]["template"]["spec"]
+        flags = {flag.split("=")[0] for flag in pod["containers"][0]["args"] if flag.startswith("--authz")}
+        return rights, flags - {"--authz-mode"}, pod["automountServiceAccountToken"]
+
+    tokens, access = ("tokenreviews", "create"), ("subjectaccessreviews", "create")
+    flags = {"--authz-tokenreview-ttl", "--authz-tokenreview-require-token"}
+    mode, off = "router.auth.mode=tokenreview", "router.cache.enabled=false"
+    assert router() == (set(), set(), True), router()
+    assert router(off) == (set(), set(), False), router(off)
+    assert router(mode) == ({tokens}, flags, True), router(mode)
+    assert router(mode, off) == ({tokens}, flags, True), router(mode, off)
+    assert router("router.auth.accessReview=true", off) == ({access}, {"--authz-subject-access-review"}, True)
+    everything = router(mode, "router.auth.accessReview=true", "router.auth.tokenReview.audiences={a,b}")
+    assert everything == ({tokens, access}, flags | {"--authz-tokenreview-audiences", "--authz-subject-access-review"}, True), everything
 
 
 def labels_that_selectors_need_are_the_charts_own(chart):
@@ -179,6 +205,7 @@ def an_authority_of_ones_own_is_mounted_and_known_no_age(chart):
 
 
 TESTS = [
+    a_router_may_review_callers_where_it_is_to_and_nowhere_else,
     an_authority_of_ones_own_is_mounted_and_known_no_age,
     the_roots_replacement_waits_for_a_word_where_routers_are_not_all_enrolled,
     only_the_injector_reaches_the_mesh_port_of_routers_that_it_enrols,

@@ -7,6 +7,7 @@ import generate
 import yaml
 
 TOKEN = {"router.auth.mode": "token", "router.auth.existingSecret": "token"}
+REVIEWS = {"router.auth.mode": "tokenreview"}
 EVERYTHING_OPTIONAL = {
     "router.auth.mode": "allow-all",
     "router.autoscaling.enabled": True,
@@ -28,10 +29,11 @@ GIVEN_CERTIFICATE = {
     "injector.authority.source": "secret",
 }
 # A value has to matter beside one of these.
-BESIDE = [TOKEN, EVERYTHING_OPTIONAL, GIVEN_CERTIFICATE]
+BESIDE = [TOKEN, REVIEWS, EVERYTHING_OPTIONAL, GIVEN_CERTIFICATE]
 # What `changed` can't know.
 OTHERS = {
     "router.auth.mode": "allow-all",
+    "router.auth.tokenReview.ttl": "7s",
     "router.mesh.mode": "off",
     "router.mesh.certificate.source": "secret",
     "router.cache.namespace": "sandboxes",

@@ -48,6 +48,9 @@ pub enum CallerError {
     /// More than [`MAX_GROUPS`] groups.
     #[error("a caller must not have more than 128 groups")]
     TooManyGroups,
+    /// A `ServiceAccount`'s user name isn't one that a `ServiceAccount` can have.
+    #[error("a ServiceAccount's user name must hold the names of a namespace and of a ServiceAccount")]
+    ServiceAccount,
     /// The groups wouldn't fit an assertion of [`MAX_ASSERTION_BYTES`].
     #[error("a caller's groups must not need more than 7 KiB when percent-encoded")]
     GroupsTooLarge,
@@ -238,6 +241,25 @@ pub enum Caller {
 }
 
 impl Caller {
+    /// The `ServiceAccount` or the user that an API server knows by this name.
+    ///
+    /// # Errors
+    /// A name or groups that no caller can have.
+    pub fn of_kubernetes(name: &str, groups: Groups) -> Result<Self, CallerError> {
+        let (CallerKind::ServiceAccount, account) = CallerKind::of_name(name) else {
+            return Ok(Self::User {
+                name: name.parse()?,
+                groups,
+            });
+        };
+        let names = account.split_once(':').ok_or(CallerError::ServiceAccount)?;
+        Ok(Self::ServiceAccount {
+            namespace: names.0.parse().map_err(|_| CallerError::ServiceAccount)?,
+            name: names.1.parse().map_err(|_| CallerError::ServiceAccount)?,
+            groups,
+        })
+    }
+
     /// Whether nobody in particular is calling.
     pub const fn is_anonymous(&self) -> bool {
         matches!(self, Self::Anonymous)

@@ -166,6 +166,44 @@ fn a_user_cannot_be_named_like_another_kind() {
 }
 
 #[test]
+fn whom_kubernetes_names_is_a_service_account_or_a_user_and_nobody_else() {
+    let groups = || Groups::new(["developers"]).unwrap();
+    let named = |name: &str| Caller::of_kubernetes(name, groups());
+    let account = named("system:serviceaccount:team-a:runner").unwrap();
+    assert!(matches!(&account, Caller::ServiceAccount { groups: found, .. } if *found == groups()));
+    assert_eq!(account.to_string(), "system:serviceaccount:team-a:runner");
+    for name in [
+        "alice@example.org",
+        "system:admin",
+        "system:serviceaccounts",
+        "oidc:zoë",
+    ] {
+        let user = named(name).unwrap();
+        assert!(
+            matches!(&user, Caller::User { groups: found, .. } if *found == groups()),
+            "{name}"
+        );
+        assert_eq!(user.to_string(), name);
+    }
+    for name in ["anonymous", "static:default", "scoped:k", "cert:x", "spiffe://a/b"] {
+        assert_eq!(named(name), Err(CallerError::Reserved), "{name}");
+    }
+    for account in [
+        "",
+        "team-a",
+        "team-a:",
+        ":runner",
+        "Team:runner",
+        "team-a:runner:x",
+        "team-a:run ner",
+    ] {
+        let name = format!("system:serviceaccount:{account}");
+        assert_eq!(named(&name), Err(CallerError::ServiceAccount), "{name}");
+    }
+    assert_eq!(named(""), Err(CallerError::Empty));
+}
+
+#[test]
 fn names_are_bounded_and_hold_no_control_characters() {
     for (name, error) in [
         (String::new(), CallerError::Empty),

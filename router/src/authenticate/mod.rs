@@ -1,14 +1,21 @@
 //! Credentials -> one [`Caller`]. One file per kind of credential.
 
 mod static_token;
+mod token_review;
 
+use crate::api_server::ApiServer;
 use crate::config::Authentication;
 use crate::error::RouterError;
+use crate::metrics::Metrics;
+use crate::reviews::Verdict;
+use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderValue};
 use sandgate_mesh::caller::{Caller, CallerName};
+use sandgate_mesh::headers::only;
 use sandgate_mesh::tls::FrontPeer;
 use static_token::StaticToken;
 use std::sync::Arc;
+use token_review::TokenReviews;
 
 /// A caller and how the sidecar is told of it.
 #[derive(Debug, Clone)]
@@ -29,34 +36,72 @@ impl From<Caller> for Authenticated {
 /// Decides who calls.
 #[derive(Debug)]
 pub(crate) struct Authenticator {
-    token: Option<StaticToken>,
+    credential: Credential,
     anonymous: Authenticated,
 }
 
+/// What callers present.
+#[derive(Debug)]
+enum Credential {
+    /// Nothing, or a client certificate.
+    Any,
+    StaticToken(StaticToken),
+    TokenReview(TokenReviews),
+}
+
 impl Authenticator {
-    pub(crate) fn new(authentication: &Authentication) -> anyhow::Result<Self> {
-        let token = match authentication {
-            Authentication::AllowAll => None,
-            Authentication::StaticToken(token) => Some(StaticToken::new(token)?),
+    /// # Errors
+    /// No way to an API server is configured, and there has to be one.
+    pub(crate) async fn new(
+        authentication: &Authentication,
+        api_server: &ApiServer,
+        metrics: &Metrics,
+    ) -> anyhow::Result<Self> {
+        let credential = match authentication {
+            Authentication::AllowAll => Credential::Any,
+            Authentication::StaticToken(token) => Credential::StaticToken(StaticToken::new(token)?),
+            Authentication::TokenReview(settings) => {
+                let client = api_server.client().await?;
+                Credential::TokenReview(TokenReviews::new(settings, client, metrics))
+            }
         };
         Ok(Self {
-            token,
+            credential,
             anonymous: Caller::Anonymous.into(),
         })
     }
 
     /// The caller of a request that came over a connection with this client certificate, if any. Where a token is
-    /// configured every request needs it, a certificate or not.
+    /// required every request needs it, a certificate or not.
     pub(crate) fn authenticate(
         &self,
         headers: &HeaderMap,
         certificate: Option<&Authenticated>,
-    ) -> Result<Authenticated, RouterError> {
-        match (&self.token, certificate) {
-            (Some(token), _) => token.check(headers),
-            (None, Some(certificate)) => Ok(certificate.clone()),
-            (None, None) => Ok(self.anonymous.clone()),
+    ) -> Verdict<'_, Authenticated> {
+        let without_token = || Ok(certificate.unwrap_or(&self.anonymous).clone());
+        match &self.credential {
+            Credential::Any => Verdict::Known(without_token()),
+            Credential::StaticToken(token) => Verdict::Known(token.check(headers)),
+            Credential::TokenReview(reviews) => match bearer(headers) {
+                Ok(Some(token)) => reviews.check(token),
+                Ok(None) if reviews.require_token => Verdict::Known(Err(RouterError::NoCredential)),
+                Ok(None) => Verdict::Known(without_token()),
+                Err(error) => Verdict::Known(Err(error)),
+            },
         }
+    }
+}
+
+/// The bearer token of a head (RFC 6750 section 2.1), if it has an `Authorization` at all.
+///
+/// # Errors
+/// It has another one, or several: two readers could take different ones.
+fn bearer(headers: &HeaderMap) -> Result<Option<&[u8]>, RouterError> {
+    let value = only(headers, &AUTHORIZATION).map_err(|_| RouterError::NoCredential)?;
+    let Some(value) = value else { return Ok(None) };
+    match value.as_bytes().split_at_checked(7) {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"bearer ") => Ok(Some(token.trim_ascii())),
+        _ => Err(RouterError::NoCredential),
     }
 }
 

@@ -1,11 +1,9 @@
 //! One shared bearer token (RFC 6750), as `ROUTER_AUTH_TOKEN` gives it.
 
-use super::Authenticated;
+use super::{Authenticated, bearer};
 use crate::error::RouterError;
 use http::HeaderMap;
-use http::header::AUTHORIZATION;
 use sandgate_mesh::caller::Caller;
-use sandgate_mesh::headers::only;
 use subtle::ConstantTimeEq;
 
 /// Holders of the token are all the same caller.
@@ -28,16 +26,9 @@ impl StaticToken {
     }
 
     pub(crate) fn check(&self, headers: &HeaderMap) -> Result<Authenticated, RouterError> {
-        let value = only(headers, &AUTHORIZATION)
-            .ok()
-            .flatten()
-            .ok_or(RouterError::NoCredential)?;
-        let (scheme, token) = value.as_bytes().split_at_checked(7).ok_or(RouterError::NoCredential)?;
-        if !scheme.eq_ignore_ascii_case(b"bearer ") {
-            return Err(RouterError::NoCredential);
-        }
+        let token = bearer(headers)?.ok_or(RouterError::NoCredential)?;
         // In constant time, so that nobody can find the token byte by byte.
-        if bool::from(token.trim_ascii().ct_eq(&self.token)) {
+        if bool::from(token.ct_eq(&self.token)) {
             Ok(self.holder.clone())
         } else {
             Err(RouterError::BadCredential)
@@ -48,6 +39,7 @@ impl StaticToken {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::header::AUTHORIZATION;
 
     #[test]
     fn only_the_exact_token_in_a_single_header_is_let_in() {

@@ -1,6 +1,7 @@
 //! The router's flags, as clap reads and explains them.
 
 use super::StaticSandbox;
+use super::callers::CallerFlags;
 use super::environment::{VARIABLES, Variable};
 use super::mesh_identity::MeshIdentityFlags;
 use super::sources::FILE_VARIABLE;
@@ -11,6 +12,7 @@ use sandgate_mesh::duration;
 use sandgate_mesh::framing::LimitFlags;
 use sandgate_mesh::identity::TrustDomain;
 use sandgate_mesh::listener::parse_address;
+use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -29,6 +31,17 @@ pub enum Mesh {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum AuthzMode {
     AllowAll,
+    #[value(name = "tokenreview")]
+    TokenReview,
+}
+
+impl fmt::Display for AuthzMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AllowAll => "allow-all",
+            Self::TokenReview => "tokenreview",
+        })
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -40,8 +53,8 @@ pub(super) enum MtlsFlag {
 
 /// Forwards HTTP requests to agent-sandbox sandboxes, through each sandbox's own gate.
 ///
-/// A choice about callers is needed: `--auth-token` (or `ROUTER_AUTH_TOKEN`), or `--authz-mode=allow-all` (or
-/// `ALLOW_UNAUTHENTICATED_ROUTER=true`).
+/// A choice about callers is needed: `--auth-token` (or `ROUTER_AUTH_TOKEN`), `--authz-mode=tokenreview`, or
+/// `--authz-mode=allow-all` (or `ALLOW_UNAUTHENTICATED_ROUTER=true`).
 #[derive(Debug, Parser)]
 #[command(name = "sandbox-router", version, no_binary_name = true, args_override_self = true)]
 #[expect(clippy::doc_markdown, reason = "clap prints these comments as they stand")]
@@ -91,15 +104,17 @@ pub(super) struct Flags {
     /// Follow the pods of this namespace only; empty for all.
     #[arg(long, default_value = "")]
     pub(super) cache_namespace: String,
-    /// Kubeconfig file for that, outside a cluster; in a pod it isn't needed.
+    /// Kubeconfig file for whatever the API server is asked, outside a cluster; in a pod it isn't needed.
     #[arg(long, value_name = "FILE")]
     pub(super) kubeconfig: Option<OptionalFile>,
-    /// Let every caller in: allow-all.
+    /// Let every caller in (allow-all), or those whose bearer token the API server knows (tokenreview).
     #[arg(long, value_enum)]
     pub(super) authz_mode: Option<AuthzMode>,
     /// Bearer token that callers must present. The variable keeps it out of process lists.
     #[arg(long, env = "ROUTER_AUTH_TOKEN", hide_env_values = true)]
     pub(super) auth_token: Option<String>,
+    #[command(flatten)]
+    pub(super) callers: CallerFlags,
     /// Domain of the cluster's DNS names.
     #[arg(long, default_value = "cluster.local", value_parser = not_empty)]
     pub(super) cluster_domain: String,

@@ -9,6 +9,7 @@ fn starting_without_a_decision_about_callers_is_refused_and_names_the_choices() 
     let text = parse(&["--mesh=off"]).unwrap_err().to_string();
     for choice in [
         "ROUTER_AUTH_TOKEN",
+        "--authz-mode=tokenreview",
         "--authz-mode=allow-all",
         "ALLOW_UNAUTHENTICATED_ROUTER",
     ] {
@@ -206,7 +207,6 @@ fn what_is_for_the_pod_cache_is_refused_without_it() {
     for (flag, named) in [
         ("--mesh=auto", "--mesh=auto"),
         ("--cache-namespace=a", "--cache-namespace"),
-        ("--kubeconfig=k", "--kubeconfig"),
     ] {
         let error = parse(&["--authz-mode=allow-all", flag]).unwrap_err();
         assert_eq!(error.exit_code(), 64);

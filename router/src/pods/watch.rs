@@ -2,57 +2,27 @@
 
 use super::PodCache;
 use super::seen::{PodObject, Sighting, key, seen};
-use anyhow::Context;
 use foldhash::HashSet;
 use futures_util::{Stream, StreamExt};
 use k8s_openapi::api::core::v1;
 use kube::api::Api;
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::watcher::{self, Event};
-use kube::{Client, Config, ResourceExt};
+use kube::{Client, ResourceExt};
 use sandgate_kubernetes::{PartialObject, watch};
 use sandgate_mesh::contract::{ENABLED, INJECT_LABEL, SANDBOX_HASH_LABEL};
 use sandgate_mesh::sandbox::Namespace;
-use std::path::PathBuf;
 use std::pin::pin;
 
 /// Where pods are heard of.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Source {
-    /// The kubeconfig file; without one, as a pod finds the API server, or as `KUBECONFIG` says.
-    pub kubeconfig: Option<PathBuf>,
     /// The one namespace that is looked at; without one, all.
     pub namespace: Option<Namespace>,
 }
 
-impl Source {
-    async fn client(&self) -> anyhow::Result<Client> {
-        // Several crates of a program may each bring one; which one serves must not depend on that. It is there already
-        // where a process runs several routers.
-        let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
-        let config = match &self.kubeconfig {
-            Some(path) => {
-                let read = Kubeconfig::read_from(path);
-                let read = read.with_context(|| format!("--kubeconfig: {} can't be used", path.display()))?;
-                Config::from_custom_kubeconfig(read, &KubeConfigOptions::default())
-                    .await
-                    .with_context(|| format!("--kubeconfig: {} can't be used", path.display()))?
-            }
-            None => Config::infer().await.context(
-                "--cache-enabled: no way to the API server is configured: run in a pod with a ServiceAccount token, or set \
-                 --kubeconfig",
-            )?,
-        };
-        Client::try_from(config).context("the configured way to the API server can't be used")
-    }
-}
-
-/// Starts to follow pods and namespaces, for as long as the process lives.
-///
-/// # Errors
-/// No way to an API server is configured. That none answers is no error: what it says counts when it does.
-pub(crate) async fn follow(source: Source, cache: PodCache) -> anyhow::Result<()> {
-    let client = source.client().await?;
+/// Starts to follow pods and namespaces, for as long as the process lives. That no API server answers is no error: what it
+/// says counts when it does.
+pub(crate) fn follow(client: Client, source: &Source, cache: PodCache) {
     let pods: Api<PodObject> = match &source.namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace.as_str()),
         None => Api::all(client.clone()),
@@ -65,7 +35,6 @@ pub(crate) async fn follow(source: Source, cache: PodCache) -> anyhow::Result<()
     }
     let namespaces = Api::<NamespaceObject>::all(client);
     tokio::spawn(follow_namespaces(watch(namespaces, opted_in), cache));
-    Ok(())
 }
 
 async fn follow_pods(events: impl Stream<Item = watcher::Result<Event<PodObject>>>, cache: PodCache) {

@@ -27,13 +27,41 @@ pub struct RunningRouter {
     /// Where its metrics are.
     pub metrics: SocketAddr,
     running: JoinHandle<()>,
-    kubeconfig: PathBuf,
+    _account: AccountFile,
 }
 
 impl Drop for RunningRouter {
     fn drop(&mut self) {
         self.running.abort();
-        let _ = std::fs::remove_file(&self.kubeconfig);
+    }
+}
+
+/// The file by which a router is its ServiceAccount at the API server; removed with it.
+pub struct AccountFile(PathBuf);
+
+impl AccountFile {
+    /// Of the router of a namespace.
+    pub fn new(namespace: &Namespace) -> Self {
+        Self::with(&kubeconfig(namespace.name(), None))
+    }
+
+    fn with(config: &Value) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let (process, number) = (std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(format!("sandgate-router-{process}-{number}"));
+        std::fs::write(&path, config.to_string()).unwrap();
+        Self(path)
+    }
+
+    /// The flag that names it.
+    pub fn flag(&self) -> String {
+        format!("--kubeconfig={}", self.0.display())
+    }
+}
+
+impl Drop for AccountFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
     }
 }
 
@@ -49,10 +77,7 @@ impl RunningRouter {
     }
 
     fn start_at(config: &Value, flags: &[&str]) -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let (process, number) = (std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let kubeconfig = std::env::temp_dir().join(format!("sandgate-router-{process}-{number}"));
-        std::fs::write(&kubeconfig, config.to_string()).unwrap();
+        let account = AccountFile::with(config);
         let here = |flag: &str| format!("--{flag}=127.0.0.1:0");
         let mut arguments = vec![
             here("http-bind-address"),
@@ -66,7 +91,7 @@ impl RunningRouter {
             "--upstream-max-retries=0".into(),
             // No name of a test's sandbox resolves there.
             "--cluster-domain=sandgate.invalid".into(),
-            format!("--kubeconfig={}", kubeconfig.display()),
+            account.flag(),
         ];
         arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
         let config = Config::from_args(arguments.into_iter().map(Into::into).collect()).unwrap();
@@ -82,7 +107,7 @@ impl RunningRouter {
             health,
             metrics,
             running,
-            kubeconfig,
+            _account: account,
         }
     }
 
@@ -318,20 +343,7 @@ impl Cluster {
 
     /// Gives the router's ServiceAccount of a namespace the rights that the chart gives it.
     pub async fn let_route(&self, namespace: &Namespace) {
-        let objects = crate::chart::Chart::render(&[]).of_component("router", &["ClusterRole", "ClusterRoleBinding"]);
-        let mut objects = crate::injector::in_namespace(namespace, &objects);
-        // Tests that run at a time have rights of their own.
-        for object in &mut objects {
-            let name = format!("sandbox-router-{}", namespace.name());
-            if object["kind"] == "ClusterRoleBinding" {
-                object["roleRef"]["name"] = name.as_str().into();
-            }
-            object["metadata"]["name"] = name.into();
-        }
-        for object in &objects {
-            self.remove_afterwards(object);
-        }
-        self.apply_all(&objects).await;
+        self.give_rights(namespace, &[]).await;
         let router = self.as_service_account(namespace.name(), ACCOUNT);
         until("the router's rights are in force", async || {
             let may =
@@ -339,5 +351,31 @@ impl Cluster {
             may.then_some(()).ok_or("it may not watch pods and namespaces")
         })
         .await;
+    }
+    /// A namespace whose router's ServiceAccount has the rights that the chart gives to one that asks about callers. It takes a
+    /// moment until they are in force.
+    pub async fn reviewing_system(&self) -> Namespace {
+        let namespace = self.namespace(&[]).await;
+        let values = ["router.auth.mode=tokenreview", "router.auth.accessReview=true"];
+        self.give_rights(&namespace, &values).await;
+        namespace
+    }
+
+    async fn give_rights(&self, namespace: &Namespace, values: &[&str]) {
+        let chart = crate::chart::Chart::render(values);
+        let objects = chart.of_component("router", &["ClusterRole", "ClusterRoleBinding"]);
+        let mut objects = crate::injector::in_namespace(namespace, &objects);
+        // Tests that run at a time have rights of their own.
+        let own = |name: &Value| Value::from(format!("{}-{}", name.as_str().unwrap(), namespace.name()));
+        for object in &mut objects {
+            if object["kind"] == "ClusterRoleBinding" {
+                object["roleRef"]["name"] = own(&object["roleRef"]["name"]);
+            }
+            object["metadata"]["name"] = own(&object["metadata"]["name"]);
+        }
+        for object in &objects {
+            self.remove_afterwards(object);
+        }
+        self.apply_all(&objects).await;
     }
 }

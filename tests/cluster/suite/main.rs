@@ -16,6 +16,7 @@ mod admission_webhook_denials;
 mod api_server;
 mod authority;
 mod bursts;
+mod callers;
 mod chart_release;
 mod chart_release_changes;
 mod end_to_end;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         admission_webhook_denials::TESTS,
         api_server::TESTS,
         bursts::TESTS,
+        callers::TESTS,
         chart_release::TESTS,
         chart_release_changes::TESTS,
         end_to_end::TESTS,
