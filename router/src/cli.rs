@@ -2,6 +2,7 @@
 
 mod completions;
 mod config;
+mod token;
 mod version;
 
 use crate::Router;
@@ -21,6 +22,7 @@ type Task = (fn() -> Command, fn(Vec<OsString>) -> ExitCode);
 /// What the first argument may be. Without any of them the router serves.
 const TASKS: &[Task] = &[
     (config::command, config::run),
+    (token::command, token::run),
     (completions::command, completions::run),
     (version::command, version::run),
 ];

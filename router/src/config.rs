@@ -6,6 +6,7 @@ mod environment;
 mod file;
 mod flags;
 mod mesh_identity;
+mod scoped_token;
 mod settings;
 mod sources;
 mod spelling;
@@ -18,6 +19,7 @@ pub(crate) use flags::command;
 pub(crate) use mesh_identity::NO_IDENTITY;
 pub use mesh_identity::{Enrolment, MeshIdentity};
 pub use sandgate_mesh::command_line::ConfigError;
+pub use scoped_token::ScopedTokenFiles;
 pub use settings::Settings;
 pub use static_sandbox::StaticSandbox;
 
@@ -49,6 +51,8 @@ pub enum Authentication {
     StaticToken(String),
     /// Bearer tokens that the API server knows.
     TokenReview(TokenReviewSettings),
+    /// Tokens for one sandbox each.
+    ScopedToken(ScopedTokenFiles),
 }
 
 impl fmt::Debug for Authentication {
@@ -57,6 +61,7 @@ impl fmt::Debug for Authentication {
             Self::AllowAll => f.write_str("allow-all"),
             Self::StaticToken(_) => f.write_str("static token"),
             Self::TokenReview(settings) => settings.fmt(f),
+            Self::ScopedToken(files) => files.fmt(f),
         }
     }
 }
@@ -124,7 +129,8 @@ const KUBECONFIG_FOR_NOTHING: &str = "--kubeconfig is for what the API server is
                                       --authz-mode=tokenreview or --authz-subject-access-review";
 
 const NO_CHOICE: &str = "nothing says who may call: set ROUTER_AUTH_TOKEN (or --auth-token) to require a bearer token, have the \
-                         API server say whose a token is with --authz-mode=tokenreview, or let everybody in with \
+                         API server say whose a token is with --authz-mode=tokenreview, require a token for the very sandbox \
+                         with --authz-mode=scoped-token, or let everybody in with \
                          --authz-mode=allow-all or ALLOW_UNAUTHENTICATED_ROUTER=true";
 
 impl Config {
@@ -250,6 +256,9 @@ fn authentication(flags: &Flags, problems: &mut Vec<String>) -> Option<Authentic
         .map(str::trim)
         .filter(|token| !token.is_empty());
     problems.extend(flags.callers.problems(flags));
+    if flags.authz_mode != Some(AuthzMode::ScopedToken) {
+        problems.extend(flags.scoped_token.useless());
+    }
     match (flags.authz_mode, token) {
         (Some(mode), Some(_)) => {
             problems.push(format!(
@@ -259,6 +268,7 @@ fn authentication(flags: &Flags, problems: &mut Vec<String>) -> Option<Authentic
         }
         (Some(AuthzMode::TokenReview), None) => Some(Authentication::TokenReview(flags.callers.token_review())),
         (None, Some(token)) => Some(Authentication::StaticToken(token.to_owned())),
+        (Some(AuthzMode::ScopedToken), None) => flags.scoped_token.files(problems).map(Authentication::ScopedToken),
         (Some(AuthzMode::AllowAll), None) => Some(Authentication::AllowAll),
         (None, None) => {
             problems.push(NO_CHOICE.into());

@@ -26,6 +26,8 @@ pub enum RouterError {
     Unreviewed,
     /// The API server doesn't let the caller connect to the sandbox.
     NoAccess(SandboxName),
+    /// The token is good, but not for this request.
+    OutOfScope(Bound),
     /// A routing header is missing or malformed.
     BadRoute(&'static str),
     /// A routing header occurs twice.
@@ -48,6 +50,30 @@ pub enum RouterError {
     Upload(BodyError),
     /// Bytes followed an upgrade request before it was answered.
     EarlyBytes,
+}
+
+/// What a scoped token is bound to, and the request isn't for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    /// The sandbox: its name, namespace or UID.
+    Sandbox,
+    /// The app's port.
+    Port,
+    /// The method.
+    Method,
+    /// The path.
+    Path,
+}
+
+impl Bound {
+    const fn detail(self) -> &'static str {
+        match self {
+            Self::Sandbox => "Token is not valid for this sandbox.",
+            Self::Port => "Token is not valid for this port.",
+            Self::Method => "Token is not valid for this method.",
+            Self::Path => "Token is not valid for this path.",
+        }
+    }
 }
 
 /// An answer of the router's own.
@@ -85,7 +111,7 @@ impl RouterError {
         let bad_request = |text: Cow<'static, str>| Words::new(StatusCode::BAD_REQUEST, text);
         // The credential's realm isn't told: there is one.
         let unauthorized = |text| Words::new(StatusCode::UNAUTHORIZED, text).with(WWW_AUTHENTICATE, "Bearer");
-        let forbidden = |text: String| Words::new(StatusCode::FORBIDDEN, text);
+        let forbidden = |text: Cow<'static, str>| Words::new(StatusCode::FORBIDDEN, text);
         let unavailable =
             |text: Cow<'static, str>| Words::new(StatusCode::SERVICE_UNAVAILABLE, text).with(RETRY_AFTER, "1");
         match self {
@@ -97,13 +123,14 @@ impl RouterError {
             Self::NoCredential => unauthorized("Missing or invalid Authorization header."),
             Self::BadCredential => unauthorized("Invalid token."),
             Self::Unreviewed => unavailable("Callers can't be verified at the moment; try again.".into()),
-            Self::NoAccess(name) => forbidden(format!("Refused by the access review of {name}.")),
+            Self::NoAccess(name) => forbidden(format!("Refused by the access review of {name}.").into()),
+            Self::OutOfScope(bound) => forbidden(bound.detail().into()),
             Self::BadRoute(text) => bad_request((*text).into()),
             Self::Duplicate(name) => bad_request(format!("Duplicate {name} header.").into()),
             Self::EarlyBytes => bad_request("Bytes followed the upgrade request before its answer.".into()),
             Self::NoIdentity => unavailable("The router has no valid identity.".into()),
-            Self::Ungated(name) => forbidden(format!("Sandbox {name} runs without its gate; recreate it.")),
-            Self::ForeignPod(name) => forbidden(format!("Pod IP does not belong to sandbox {name}.")),
+            Self::Ungated(name) => forbidden(format!("Sandbox {name} runs without its gate; recreate it.").into()),
+            Self::ForeignPod(name) => forbidden(format!("Pod IP does not belong to sandbox {name}.").into()),
             Self::NotReady(name) => unavailable(format!("Sandbox gate is not ready: {name}").into()),
             Self::Unreachable(name) | Self::Broken(name) => Words::new(
                 StatusCode::BAD_GATEWAY,

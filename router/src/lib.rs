@@ -19,8 +19,9 @@ mod request;
 mod resolve;
 mod reviews;
 mod routing;
+mod scope;
 mod server;
 
-pub use error::RouterError;
+pub use error::{Bound, RouterError};
 pub use routing::Route;
 pub use server::Router;

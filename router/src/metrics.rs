@@ -226,6 +226,16 @@ impl Metrics {
         move |outcome| reloads.with_label_values(&[outcome.as_str()]).inc()
     }
 
+    /// What counts attempts to load changed secrets or public keys of scoped tokens. Only a router that has any has this metric.
+    pub(crate) fn scoped_token_reloads(&self) -> prometheus::Result<IntCounterVec> {
+        metrics::counters(
+            &self.registry,
+            "sandbox_router_scoped_token_reloads_total",
+            "Reloads of secrets and public keys of scoped tokens by outcome.",
+            &["outcome"],
+        )
+    }
+
     /// What is counted of enrolment. Only a router that a control plane brings its identity has these metrics.
     pub(crate) fn enrolment(&self) -> prometheus::Result<EnrolmentMetrics> {
         let identities = metrics::counters(

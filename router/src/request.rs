@@ -9,6 +9,7 @@ use crate::forward::{Errand, Forwarder, UNANSWERED, id_text};
 use crate::metrics::{Metrics, Reason};
 use crate::resolve::{Resolver, Target};
 use crate::routing::{Destination, LastDestination};
+use crate::scope::narrow;
 use http::header::{EXPECT, HOST, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
@@ -166,6 +167,14 @@ async fn admit(
     let allow_loopback = worker.config.allow_loopback_pod_ip;
     let to = client.last.parse(request.headers(), allow_loopback)?;
     record.destination(&to);
+    let narrowed = caller
+        .scope
+        .as_deref()
+        .map(|scope| narrow(scope, request, &to))
+        .transpose();
+    let to = narrowed
+        .inspect_err(|_| worker.metrics.denied(Some(&to.route.sandbox.namespace)))?
+        .unwrap_or(to);
     let declared = request.body().size_hint().lower();
     if worker.config.max_request_body.is_some_and(|limit| declared > limit) {
         return Err(RouterError::Upload(BodyError::TooLarge));

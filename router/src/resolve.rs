@@ -1,7 +1,7 @@
 //! Routing target -> endpoint and, where the mesh is required, the identity that must answer there.
 
-use crate::config::{Config, Mesh, StaticSandbox};
-use crate::error::RouterError;
+use crate::config::{Authentication, Config, Mesh, StaticSandbox};
+use crate::error::{Bound, RouterError};
 use crate::pods::{Found, Known, PodCache};
 use crate::routing::{Route, may_be_a_pod};
 use foldhash::HashMap;
@@ -42,6 +42,12 @@ pub(crate) enum Unresolved {
     NotOptedIn,
     #[error("the address that the client named is a pod's of another namespace")]
     Foreign,
+    #[error("the Sandbox of that name is another one than the UID that the token is bound to")]
+    Replaced,
+    #[error(
+        "the token is bound to a Sandbox's UID, which only the pod cache knows: set --cache-enabled, and no --sandbox-endpoint for it"
+    )]
+    UidUnknown,
 }
 
 impl Unresolved {
@@ -55,6 +61,8 @@ impl Unresolved {
             Self::Ungated => "ungated",
             Self::NotOptedIn => "not-opted-in",
             Self::Foreign => "foreign-pod",
+            Self::Replaced => "replaced",
+            Self::UidUnknown => "uid-unknown",
         }
     }
 
@@ -64,6 +72,7 @@ impl Unresolved {
         match self {
             Self::Ungated => RouterError::Ungated(sandbox),
             Self::Foreign => RouterError::ForeignPod(sandbox),
+            Self::Replaced | Self::UidUnknown => RouterError::OutOfScope(Bound::Sandbox),
             Self::NoSuchName(_) | Self::NoPod | Self::TimedOut | Self::Unknown | Self::NotOptedIn => {
                 RouterError::Unreachable(sandbox)
             }
@@ -78,6 +87,8 @@ pub(crate) struct Resolver {
     trust_domain: TrustDomain,
     cluster_domain: String,
     allow_loopback: bool,
+    /// Whether an address that only the client knows may be dialed where nobody proves himself.
+    believes_clients: bool,
     known: HashMap<SandboxKey, (StaticSandbox, Arc<Target>)>,
     pods: Option<PodCache>,
     look_ups: Arc<Semaphore>,
@@ -90,6 +101,8 @@ impl Resolver {
             trust_domain: config.trust_domain.clone(),
             cluster_domain: config.cluster_domain.clone(),
             allow_loopback: config.allow_loopback_pod_ip,
+            // A token for one sandbox would be a token for all addresses.
+            believes_clients: !matches!(config.authentication, Authentication::ScopedToken(_)),
             known: HashMap::default(),
             pods,
             look_ups: Arc::new(Semaphore::new(LOOK_UPS)),
@@ -171,7 +184,21 @@ impl Resolver {
         self.resolve_by(route, None, wait).await
     }
 
+    /// Where only one Sandbox will do: nobody but the cache knows which one has that name now.
+    fn resolve_by_uid(&self, route: &Route) -> Result<Arc<Target>, Unresolved> {
+        let knows_it = |_: &&PodCache| !self.known.contains_key(&route.sandbox);
+        let pods = self.pods.as_ref().filter(knows_it).ok_or(Unresolved::UidUnknown)?;
+        match pods.find(route) {
+            Found::Pod(pod) => self.way(route, pod),
+            Found::Replaced => Err(Unresolved::Replaced),
+            Found::Withheld | Found::Foreign | Found::Misled | Found::Unknown => Err(Unresolved::Unknown),
+        }
+    }
+
     async fn resolve_by(&self, route: &Route, hint: Option<IpAddr>, wait: Duration) -> Result<Arc<Target>, Unresolved> {
+        if route.uid_is_binding {
+            return self.resolve_by_uid(route);
+        }
         if let Some((sandbox, target)) = self.known.get(&route.sandbox) {
             return Ok(if self.mesh == Mesh::Off {
                 self.at(route, sandbox.ip)
@@ -184,9 +211,10 @@ impl Resolver {
             Found::Pod(pod) => return self.way(route, pod),
             Found::Foreign => return Err(Unresolved::Foreign),
             Found::Withheld => return Err(Unresolved::Unknown),
+            Found::Replaced => return Err(Unresolved::Replaced),
             Found::Misled => None,
             // Where nobody proves himself, an address is a sandbox's only if the cache says so.
-            Found::Unknown => hint.filter(|_| self.pods.is_none() || self.mesh != Mesh::Off),
+            Found::Unknown => hint.filter(|_| self.mesh != Mesh::Off || (self.pods.is_none() && self.believes_clients)),
         };
         if self.mesh == Mesh::Auto {
             return Err(Unresolved::Unknown);
@@ -242,6 +270,7 @@ mod tests {
             trust_domain,
             cluster_domain: "cluster.invalid".into(),
             allow_loopback: false,
+            believes_clients: true,
             known: HashMap::default(),
             pods,
             look_ups: Arc::new(Semaphore::new(1)),
@@ -256,6 +285,7 @@ mod tests {
             },
             port: AppPort::DEFAULT,
             uid: None,
+            uid_is_binding: false,
             pod_ip: Some("10.0.0.1".parse().unwrap()),
             timeout: None,
         }
@@ -279,6 +309,78 @@ mod tests {
         let by_cache = resolver.target(&route.sandbox, here, Some("alpha-uid".parse().unwrap()));
         let elsewhere = resolver.target(&route.sandbox, ([10, 0, 0, 2], MESH_PORT).into(), None);
         assert!(!resolver.is_hearsay(&route, &by_cache) && !resolver.is_hearsay(&route, &elsewhere));
+    }
+
+    #[tokio::test]
+    async fn a_binding_uid_that_nobody_can_check_leads_nowhere() {
+        let mut route = route();
+        (route.uid, route.uid_is_binding) = (Some("uid".into()), true);
+        let without_cache = resolver(false).resolve(&route, WAIT).await;
+        assert!(
+            matches!(without_cache, Err(Unresolved::UidUnknown)),
+            "{without_cache:?}"
+        );
+        // Neither the hint nor DNS.
+        let unknown = resolver(true).resolve(&route, WAIT).await;
+        assert!(matches!(unknown, Err(Unresolved::Unknown)), "{unknown:?}");
+
+        let mut configured = resolver(true);
+        let sandbox: StaticSandbox = "team-a/alpha=10.0.0.7,uid=uid".parse().unwrap();
+        let target = configured.target(&sandbox.key, ([10, 0, 0, 7], MESH_PORT).into(), sandbox.pod_uid.clone());
+        configured.known.insert(sandbox.key.clone(), (sandbox, target));
+        let configured = configured.resolve(&route, WAIT).await;
+        assert!(matches!(configured, Err(Unresolved::UidUnknown)), "{configured:?}");
+    }
+
+    #[tokio::test]
+    async fn a_binding_uid_leads_to_its_own_sandbox_only() {
+        let mut resolver = resolver(true);
+        resolver.mesh = Mesh::Off;
+        let pods = resolver.pods.as_ref().unwrap();
+        pods.hear_of("alpha", "10.0.0.7");
+        let resolved = async |uid: &str| {
+            let mut route = route();
+            (route.uid, route.uid_is_binding) = (Some(uid.into()), true);
+            resolver.resolve(&route, WAIT).await
+        };
+        let own = resolved("alpha-sandbox").await.unwrap();
+        assert_eq!(own.endpoint, ([10, 0, 0, 7], AppPort::DEFAULT.get()).into());
+        let successor = resolved("another").await.unwrap_err();
+        assert!(matches!(successor, Unresolved::Replaced), "{successor:?}");
+        let answer = successor.answer(&route().sandbox.name);
+        assert_eq!(answer, RouterError::OutOfScope(Bound::Sandbox));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_may_ask_for_one_sandbox_names_no_address_where_nobody_proves_himself() {
+        let route = route();
+        let hinted = |believes_clients: bool, mesh: Mesh| {
+            let resolver = Resolver {
+                believes_clients,
+                mesh,
+                ..resolver(false)
+            };
+            let route = route.clone();
+            async move {
+                resolver
+                    .resolve(&route, WAIT)
+                    .await
+                    .ok()
+                    .map(|target| target.endpoint.ip())
+            }
+        };
+        let ip = route.pod_ip;
+        assert_eq!(hinted(true, Mesh::Off).await, ip);
+        assert_eq!(
+            hinted(false, Mesh::Off).await,
+            None,
+            "only DNS is left, which doesn't know it"
+        );
+        assert_eq!(
+            hinted(false, Mesh::Required).await,
+            ip,
+            "the gate there proves to be that sandbox or gets nothing"
+        );
     }
 
     #[tokio::test]

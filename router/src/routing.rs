@@ -21,6 +21,8 @@ pub struct Route {
     pub port: AppPort,
     /// A hint: the UID of the Sandbox, by which one is found that nobody has claimed.
     pub uid: Option<Box<str>>,
+    /// Whether only the Sandbox with that UID will do: then it is no hint.
+    pub uid_is_binding: bool,
     /// A hint: the pod's address, in canonical form, and one that a pod can have.
     pub pod_ip: Option<IpAddr>,
     /// How long the client will wait. It can only shorten the configured limit.
@@ -101,6 +103,7 @@ impl Route {
             sandbox: SandboxKey { namespace, name },
             port,
             uid,
+            uid_is_binding: false,
             pod_ip,
             timeout,
         })
@@ -129,6 +132,15 @@ impl Destination {
             answered: AtomicBool::new(false),
             route,
         }
+    }
+
+    /// The same for nobody but the Sandbox with this UID.
+    pub(crate) fn only(&self, uid: &str) -> Self {
+        Self::new(Route {
+            uid: Some(uid.into()),
+            uid_is_binding: true,
+            ..self.route.clone()
+        })
     }
 
     /// Whether this is the first answer from there.

@@ -26,7 +26,12 @@ VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
 ROUTERS = "injection.routerIdentities={spiffe://cluster.local/ns/a/sa/b}"
 MATRIX = {
     "router": [[], sets("router.enabled=false", ROUTERS), sets("router.autoscaling.enabled=true", "router.mesh.mode=off"), sets("router.mesh.certificate.source=secret")],
-    "auth": [DECIDED, sets("router.auth.mode=token", "router.auth.existingSecret=token"), sets("router.auth.mode=tokenreview", "router.auth.accessReview=true")],
+    "auth": [
+        DECIDED,
+        sets("router.auth.mode=token", "router.auth.existingSecret=token"),
+        sets("router.auth.mode=tokenreview", "router.auth.accessReview=true"),
+        sets("router.auth.mode=scoped-token", "router.auth.existingSecret=keys", "router.auth.scopedToken.secretKey=secret"),
+    ],
     "injection": [
         [],
         sets("injection.lockdown=enabled", "injection.lockdownRuntimeClasses={runc}", "injection.restrictConnect=true"),

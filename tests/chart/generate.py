@@ -9,7 +9,7 @@ ENUMS = {
     "router.image.pullPolicy": ["Always", "IfNotPresent", "Never"],
     "injector.image.pullPolicy": ["Always", "IfNotPresent", "Never"],
     "injection.image.pullPolicy": ["Always", "IfNotPresent", "Never"],
-    "router.auth.mode": ["", "token", "tokenreview", "allow-all"],
+    "router.auth.mode": ["", "token", "scoped-token", "tokenreview", "allow-all"],
     "router.mesh.mode": ["required", "auto", "off"],
     "router.mesh.certificate.source": ["enrolled", "secret"],
     "router.service.type": ["ClusterIP", "LoadBalancer", "NodePort"],
@@ -39,6 +39,9 @@ PATTERNS = {
     "router.shutdownTimeout": r"^([0-9]+(s|m|h))+$",
     "injector.authority.rotateAfter": r"^([0-9]+(s|m|h))+$",
     "injector.authority.routersFollowWithin": r"^([0-9]+(s|m|h))*$",
+    # A key of a Secret.
+    "router.auth.scopedToken.secretKey": "^[A-Za-z0-9._-]{0,253}$",
+    "router.auth.scopedToken.publicKeysKey": "^[A-Za-z0-9._-]{0,253}$",
     # Part of the identity that gates believe.
     "router.serviceAccount.name": f"^{SUBDOMAIN}$",
     "injector.serviceAccount.name": f"^{SUBDOMAIN}$",

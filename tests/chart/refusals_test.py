@@ -14,6 +14,38 @@ def nothing_is_rendered_without_a_decision_about_callers(chart):
     assert "existingSecret" in chart.refusal("--set", "router.auth.mode=token")
 
 
+def keys_of_scoped_tokens_are_refused_by_halves(chart):
+    mode, secret = "router.auth.mode=scoped-token", "router.auth.existingSecret=keys"
+    v1, v2 = "router.auth.scopedToken.secretKey=a", "router.auth.scopedToken.publicKeysKey=b"
+    text = chart.refusal("--set", mode)
+    assert "name the Secret with the keys of scoped tokens" in text and "secretKey" in text and "publicKeysKey" in text, text
+    assert "existingSecret" in chart.refusal(*sets(mode, v1))
+    assert "secretKey" in chart.refusal(*sets(mode, secret))
+    assert "are the same" in chart.refusal(*sets(mode, secret, v1, "router.auth.scopedToken.publicKeysKey=a"))
+    assert "for the mode `scoped-token` only" in chart.refusal(*DECIDED, *sets(v2))
+    assert "schema" in chart.refusal(*sets(mode, secret, "router.auth.scopedToken.secretKey=a/b"))
+
+
+def keys_of_scoped_tokens_are_files_of_the_router_and_in_no_environment(chart):
+    place = "/etc/sandgate/scoped-tokens"
+    v1, v2 = "--authz-scoped-token-secret-file", "--authz-scoped-token-public-keys-file"
+    keys = {"router.auth.scopedToken.secretKey": (v1, "secret"), "router.auth.scopedToken.publicKeysKey": (v2, "public-keys")}
+    for chosen in ([*keys][:1], [*keys][1:], [*keys]):
+        for mesh in ("required", "off"):
+            values = [f"{key}={number}.k" for number, key in enumerate(chosen)]
+            rendered = chart.objects(*sets("router.auth.mode=scoped-token", "router.auth.existingSecret=keys", f"router.mesh.mode={mesh}", *values))
+            pod = next(o for o in rendered if o["kind"] == "Deployment" and o["metadata"]["name"] == "sandbox-router")["spec"]["template"]["spec"]
+            router = pod["containers"][0]
+            flags = [flag for flag in router["args"] if flag.startswith("--authz")]
+            assert flags == ["--authz-mode=scoped-token", *(f"{keys[key][0]}={place}/{keys[key][1]}" for key in chosen)], flags
+            volume = next(volume for volume in pod["volumes"] if volume["name"] == "scoped-tokens")["secret"]
+            items = [{"key": f"{number}.k", "path": keys[key][1]} for number, key in enumerate(chosen)]
+            assert volume == {"secretName": "keys", "items": items}, volume
+            mounts = {mount["mountPath"]: mount for mount in router["volumeMounts"]}
+            assert mounts[place] == {"name": "scoped-tokens", "mountPath": place, "readOnly": True}, mounts
+            assert all("secretKeyRef" not in variable.get("valueFrom", {}) for variable in router.get("env", [])), router["env"]
+
+
 def half_a_choice_is_refused_and_everything_that_is_missing_is_named(chart):
     certificate = "injector.webhook.certificate"
     for values, told in (
@@ -211,6 +243,8 @@ TESTS = [
     only_the_injector_reaches_the_mesh_port_of_routers_that_it_enrols,
     a_misspelt_key_and_a_bad_value_are_refused,
     nothing_is_rendered_without_a_decision_about_callers,
+    keys_of_scoped_tokens_are_refused_by_halves,
+    keys_of_scoped_tokens_are_files_of_the_router_and_in_no_environment,
     half_a_choice_is_refused_and_everything_that_is_missing_is_named,
     pod_certificates_are_refused_where_the_cluster_has_none,
     who_signs_pod_certificates_may_and_nobody_else,

@@ -8,6 +8,11 @@ import yaml
 
 TOKEN = {"router.auth.mode": "token", "router.auth.existingSecret": "token"}
 REVIEWS = {"router.auth.mode": "tokenreview"}
+SCOPED_TOKENS = {
+    "router.auth.mode": "scoped-token",
+    "router.auth.existingSecret": "keys",
+    "router.auth.scopedToken.secretKey": "secret",
+}
 EVERYTHING_OPTIONAL = {
     "router.auth.mode": "allow-all",
     "router.autoscaling.enabled": True,
@@ -29,7 +34,7 @@ GIVEN_CERTIFICATE = {
     "injector.authority.source": "secret",
 }
 # A value has to matter beside one of these.
-BESIDE = [TOKEN, REVIEWS, EVERYTHING_OPTIONAL, GIVEN_CERTIFICATE]
+BESIDE = [TOKEN, REVIEWS, SCOPED_TOKENS, EVERYTHING_OPTIONAL, GIVEN_CERTIFICATE]
 # What `changed` can't know.
 OTHERS = {
     "router.auth.mode": "allow-all",

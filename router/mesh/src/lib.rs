@@ -1,7 +1,7 @@
 //! What Sandgate's programs must agree on.
 //!
 //! The router, the sidecar and the control plane share these pieces and nothing else: who somebody is
-//! ([`identity`], [`caller`]), how that is proven ([`tls`], [`credentials`], [`standing`]), what is allowed ([`policy`]), how
+//! ([`identity`], [`caller`]), how that is proven ([`tls`], [`credentials`], [`standing`], [`scoped_token`]), what is allowed ([`policy`]), how
 //! a gate comes to both and a router to an identity ([`control`]), how bytes are framed ([`framing`]) and moved ([`exchange`], [`tunnel`]), and how a
 //! process starts, reports and ends ([`command_line`], [`admin`], [`probe`], [`drain`], [`metrics`], [`telemetry`],
 //! [`process`]).
@@ -30,6 +30,7 @@ pub mod pool;
 pub mod probe;
 pub mod process;
 pub mod sandbox;
+pub mod scoped_token;
 pub mod serve;
 pub mod standing;
 pub mod telemetry;

@@ -89,6 +89,10 @@ name_type!(
     /// A pod's UID as the API server gave it.
     PodUid, is_uid, NameError::NotAUid
 );
+name_type!(
+    /// A Sandbox object's UID as the API server gave it.
+    SandboxUid, is_uid, NameError::NotAUid
+);
 
 impl Serialize for PodUid {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

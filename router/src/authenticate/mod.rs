@@ -1,5 +1,7 @@
 //! Credentials -> one [`Caller`]. One file per kind of credential.
 
+mod bearer;
+mod scoped_token;
 mod static_token;
 mod token_review;
 
@@ -8,11 +10,11 @@ use crate::config::Authentication;
 use crate::error::RouterError;
 use crate::metrics::Metrics;
 use crate::reviews::Verdict;
-use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderValue};
 use sandgate_mesh::caller::{Caller, CallerName};
-use sandgate_mesh::headers::only;
+use sandgate_mesh::scoped_token::Scope;
 use sandgate_mesh::tls::FrontPeer;
+use scoped_token::ScopedTokens;
 use static_token::StaticToken;
 use std::sync::Arc;
 use token_review::TokenReviews;
@@ -22,6 +24,8 @@ use token_review::TokenReviews;
 pub(crate) struct Authenticated {
     pub(crate) caller: Arc<Caller>,
     pub(crate) assertion: HeaderValue,
+    /// All that the caller may ask for; `None`: anything.
+    pub(crate) scope: Option<Arc<Scope>>,
 }
 
 impl From<Caller> for Authenticated {
@@ -29,6 +33,7 @@ impl From<Caller> for Authenticated {
         Self {
             assertion: caller.to_assertion(),
             caller: Arc::new(caller),
+            scope: None,
         }
     }
 }
@@ -47,11 +52,14 @@ enum Credential {
     Any,
     StaticToken(StaticToken),
     TokenReview(TokenReviews),
+    ScopedToken(Box<ScopedTokens>),
 }
 
 impl Authenticator {
+    /// Reads what belongs to the chosen credential. To be called inside a Tokio runtime.
+    ///
     /// # Errors
-    /// No way to an API server is configured, and there has to be one.
+    /// Files that can't be used, or no way to an API server where there has to be one.
     pub(crate) async fn new(
         authentication: &Authentication,
         api_server: &ApiServer,
@@ -64,6 +72,7 @@ impl Authenticator {
                 let client = api_server.client().await?;
                 Credential::TokenReview(TokenReviews::new(settings, client, metrics))
             }
+            Authentication::ScopedToken(files) => Credential::ScopedToken(Box::new(ScopedTokens::new(files, metrics)?)),
         };
         Ok(Self {
             credential,
@@ -82,26 +91,14 @@ impl Authenticator {
         match &self.credential {
             Credential::Any => Verdict::Known(without_token()),
             Credential::StaticToken(token) => Verdict::Known(token.check(headers)),
-            Credential::TokenReview(reviews) => match bearer(headers) {
+            Credential::TokenReview(reviews) => match bearer::bearer(headers) {
                 Ok(Some(token)) => reviews.check(token),
                 Ok(None) if reviews.require_token => Verdict::Known(Err(RouterError::NoCredential)),
                 Ok(None) => Verdict::Known(without_token()),
                 Err(error) => Verdict::Known(Err(error)),
             },
+            Credential::ScopedToken(tokens) => Verdict::Known(tokens.check(headers)),
         }
-    }
-}
-
-/// The bearer token of a head (RFC 6750 section 2.1), if it has an `Authorization` at all.
-///
-/// # Errors
-/// It has another one, or several: two readers could take different ones.
-fn bearer(headers: &HeaderMap) -> Result<Option<&[u8]>, RouterError> {
-    let value = only(headers, &AUTHORIZATION).map_err(|_| RouterError::NoCredential)?;
-    let Some(value) = value else { return Ok(None) };
-    match value.as_bytes().split_at_checked(7) {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"bearer ") => Ok(Some(token.trim_ascii())),
-        _ => Err(RouterError::NoCredential),
     }
 }
 

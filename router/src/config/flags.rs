@@ -4,6 +4,7 @@ use super::StaticSandbox;
 use super::callers::CallerFlags;
 use super::environment::{VARIABLES, Variable};
 use super::mesh_identity::MeshIdentityFlags;
+use super::scoped_token::ScopedTokenFlags;
 use super::sources::FILE_VARIABLE;
 use super::spelling::{Networks, OptionalAddress, OptionalFile, booleans, not_empty};
 use clap::{ArgAction, Command, CommandFactory, Parser, ValueEnum};
@@ -30,9 +31,13 @@ pub enum Mesh {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum AuthzMode {
+    /// Everybody, as with `ALLOW_UNAUTHENTICATED_ROUTER=true`.
     AllowAll,
+    /// Those whose bearer token the API server knows.
     #[value(name = "tokenreview")]
     TokenReview,
+    /// Holders of a token for the very sandbox.
+    ScopedToken,
 }
 
 impl fmt::Display for AuthzMode {
@@ -40,6 +45,7 @@ impl fmt::Display for AuthzMode {
         f.write_str(match self {
             Self::AllowAll => "allow-all",
             Self::TokenReview => "tokenreview",
+            Self::ScopedToken => "scoped-token",
         })
     }
 }
@@ -53,8 +59,8 @@ pub(super) enum MtlsFlag {
 
 /// Forwards HTTP requests to agent-sandbox sandboxes, through each sandbox's own gate.
 ///
-/// A choice about callers is needed: `--auth-token` (or `ROUTER_AUTH_TOKEN`), `--authz-mode=tokenreview`, or
-/// `--authz-mode=allow-all` (or `ALLOW_UNAUTHENTICATED_ROUTER=true`).
+/// A choice about callers is needed: `--auth-token` (or `ROUTER_AUTH_TOKEN`), `--authz-mode=tokenreview`,
+/// `--authz-mode=scoped-token`, or `--authz-mode=allow-all` (or `ALLOW_UNAUTHENTICATED_ROUTER=true`).
 #[derive(Debug, Parser)]
 #[command(name = "sandbox-router", version, no_binary_name = true, args_override_self = true)]
 #[expect(clippy::doc_markdown, reason = "clap prints these comments as they stand")]
@@ -107,9 +113,11 @@ pub(super) struct Flags {
     /// Kubeconfig file for whatever the API server is asked, outside a cluster; in a pod it isn't needed.
     #[arg(long, value_name = "FILE")]
     pub(super) kubeconfig: Option<OptionalFile>,
-    /// Let every caller in (allow-all), or those whose bearer token the API server knows (tokenreview).
+    /// Who may call, where that isn't said by --auth-token.
     #[arg(long, value_enum)]
     pub(super) authz_mode: Option<AuthzMode>,
+    #[command(flatten)]
+    pub(super) scoped_token: ScopedTokenFlags,
     /// Bearer token that callers must present. The variable keeps it out of process lists.
     #[arg(long, env = "ROUTER_AUTH_TOKEN", hide_env_values = true)]
     pub(super) auth_token: Option<String>,

@@ -114,19 +114,23 @@ impl PodCache {
 }
 
 #[cfg(test)]
+impl PodCache {
+    /// Has heard of a pod of this name in the namespace `team-a`, whose Sandbox has the UID `<name>-sandbox`.
+    pub(crate) fn hear_of(&self, name: &str, ip: &str) {
+        let pod = seen::tests::object(&seen::tests::pod(name, ip));
+        self.change(|table| seen::seen(&pod).into_iter().for_each(|sighting| table.see(sighting)));
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
-    use seen::tests::{object, pod};
-    use seen::{Sighting, seen as sighting};
 
     #[test]
     fn a_pod_that_gets_no_requests_for_a_moment_is_counted_once_and_no_other() {
         let registry = Registry::new();
         let cache = PodCache::new("cluster.local".parse().unwrap(), false, &registry).unwrap();
-        let Some(Sighting::Running(running)) = sighting(&object(&pod("alpha", "10.0.0.1"))) else {
-            panic!("a pod that runs");
-        };
-        cache.change(|table| table.replace_pods(vec![Sighting::Running(running)]));
+        cache.hear_of("alpha", "10.0.0.1");
         let counted = || {
             let families = registry.gather();
             let name = "sandbox_router_cache_invalidations_total";

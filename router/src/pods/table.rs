@@ -20,6 +20,8 @@ pub(crate) enum Found {
     /// Its pod waits in a warm pool, and whoever asks doesn't know its UID; or nobody answered there a moment ago; or it isn't
     /// ready; or the pod that has its name isn't its own.
     Withheld,
+    /// Its Sandbox is another one than that which alone will do.
+    Replaced,
     /// No pod of that sandbox, and the address that the client named is a pod's of another namespace.
     Foreign,
     /// No pod of that sandbox, and the address that the client named is another sandbox's pod.
@@ -202,8 +204,12 @@ impl Table {
     pub(super) fn find(&self, route: &Route) -> Found {
         if let Some(entry) = self.pods.by_key.get(&route.sandbox) {
             let Entry { pod, gate, .. } = entry;
+            let is_meant = route.uid.as_deref() == Some(&*pod.sandbox_uid);
+            if route.uid_is_binding && !is_meant {
+                return Found::Replaced;
+            }
             // A pod that nobody has claimed is found by who knows its Sandbox's UID.
-            let unknown = pod.pooled && route.uid.as_deref() != Some(&*pod.sandbox_uid);
+            let unknown = pod.pooled && !is_meant;
             if unknown || entry.is_evicted(Instant::now()) {
                 return Found::Withheld;
             }

@@ -44,6 +44,7 @@ fn route(namespace: &str, name: &str, uid: Option<&str>, ip: Option<&str>) -> Ro
         },
         port: sandgate_mesh::sandbox::AppPort::DEFAULT,
         uid: uid.map(Into::into),
+        uid_is_binding: false,
         pod_ip: ip.map(|ip| ip.parse().unwrap()),
         timeout: None,
     }
@@ -96,6 +97,22 @@ fn an_unclaimed_pod_is_found_by_its_uid_only() {
         table.find(&route("team-b", "warm", Some("warm-sandbox"), None)),
         Found::Unknown
     );
+}
+
+#[test]
+fn a_binding_uid_finds_the_one_sandbox_and_no_successor_of_its_name() {
+    let table = table([plain("alpha", "10.0.0.1"), pooled("warm", "10.0.0.2")]);
+    let find = |name: &str, uid: &str| {
+        let mut route = route("team-a", name, Some(uid), Some("10.9.9.9"));
+        route.uid_is_binding = true;
+        table.find(&route)
+    };
+    assert_eq!(ip(&find("alpha", "alpha-sandbox")).as_deref(), Some("10.0.0.1"));
+    assert_eq!(ip(&find("warm", "warm-sandbox")).as_deref(), Some("10.0.0.2"));
+    for other in ["", "warm-sandbox", "alpha", "alpha-uid", "ALPHA-SANDBOX"] {
+        assert_eq!(find("alpha", other), Found::Replaced, "{other}");
+    }
+    assert_eq!(find("gone", "alpha-sandbox"), Found::Unknown);
 }
 
 #[test]

@@ -13,24 +13,27 @@ mod framing;
 mod identity;
 mod policy_snapshot;
 mod routing_headers;
+mod scoped_token;
 
 pub use assertion::assertion;
 pub use framing::{framing_request, framing_response};
 pub use identity::identity;
 pub use policy_snapshot::policy_snapshot;
 pub use routing_headers::routing_headers;
+pub use scoped_token::scoped_token;
 
 /// A property: whether the parser accepted the input.
 pub type Property = fn(&[u8]) -> bool;
 
 /// Every property, by the name of its target and corpus.
-pub const TARGETS: [(&str, Property); 6] = [
+pub const TARGETS: [(&str, Property); 7] = [
     ("identity", identity),
     ("routing_headers", routing_headers),
     ("policy_snapshot", policy_snapshot),
     ("assertion", assertion),
     ("framing_request", framing_request),
     ("framing_response", framing_response),
+    ("scoped_token", scoped_token),
 ];
 
 /// Whether `text` is a DNS-1123 label. Not the parsers' own check: that is what is tested.
