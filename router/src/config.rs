@@ -6,6 +6,7 @@ mod environment;
 mod file;
 mod flags;
 mod mesh_identity;
+mod routing;
 mod scoped_token;
 mod settings;
 mod sources;
@@ -13,6 +14,7 @@ mod spelling;
 mod static_sandbox;
 
 pub use crate::pods::Source;
+pub use crate::routing::UrlRouting;
 pub use callers::TokenReviewSettings;
 pub use flags::Mesh;
 pub(crate) use flags::command;
@@ -104,6 +106,8 @@ pub struct Config {
     pub max_request_body: Option<u64>,
     pub framing: Arc<Limits>,
     pub allow_loopback_pod_ip: bool,
+    /// What `--path-routing-prefix` and `--host-routing-domain` say, if either is set.
+    pub url_routing: Option<UrlRouting>,
     pub retries: u32,
     pub retry_initial_delay: Duration,
     pub retry_max_delay: Duration,
@@ -197,6 +201,7 @@ fn check(flags: Flags, needs_identity: bool, problems: &mut Vec<String>) -> Opti
     if let Err(error) = check_level(&flags.log_level) {
         problems.push(format!("--log-level: {error}"));
     }
+    let url_routing = flags.routing.url_routing(problems);
     let mut warnings = Vec::new();
     if let Some(Authentication::TokenReview(settings)) = &authentication {
         warnings.extend(settings.warning().map(String::from));
@@ -221,6 +226,7 @@ fn check(flags: Flags, needs_identity: bool, problems: &mut Vec<String>) -> Opti
         max_request_body: Some(flags.max_request_body_bytes).filter(|limit| *limit > 0),
         framing: Arc::new(framing),
         allow_loopback_pod_ip: flags.allow_loopback_pod_ip,
+        url_routing,
         retries: flags.upstream_max_retries,
         retry_initial_delay: flags.upstream_retry_initial_delay,
         retry_max_delay: flags.upstream_retry_max_delay,

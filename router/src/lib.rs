@@ -18,10 +18,11 @@ mod pods;
 mod request;
 mod resolve;
 mod reviews;
+mod rewrite;
 mod routing;
 mod scope;
 mod server;
 
 pub use error::{Bound, RouterError};
-pub use routing::Route;
+pub use routing::{HostDomain, PathPrefix, Place, Route};
 pub use server::Router;

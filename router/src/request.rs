@@ -8,9 +8,10 @@ use crate::error::RouterError;
 use crate::forward::{Errand, Forwarder, UNANSWERED, id_text};
 use crate::metrics::{Metrics, Reason};
 use crate::resolve::{Resolver, Target};
-use crate::routing::{Destination, LastDestination};
+use crate::routing::{Destination, LastDestination, Way};
 use crate::scope::narrow;
 use http::header::{EXPECT, HOST, HeaderValue};
+use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -111,7 +112,7 @@ pub(crate) async fn handle(
     ensure_request_id(request.headers_mut());
     let mut record = Record::begin(&worker.metrics, worker.access.as_ref(), &request, client.ip);
 
-    let (caller, to) = match admit(worker, client, &request, &mut record).await {
+    let (caller, way) = match admit(worker, client, &request, &mut record).await {
         Ok(admitted) => admitted,
         Err(error) => {
             // A bounded rest of the body first, or closing the connection could overtake the answer.
@@ -121,7 +122,7 @@ pub(crate) async fn handle(
             return answer_error(&error, record);
         }
     };
-    match pass(worker, client, &caller, &to, request, &mut record, switch).await {
+    match pass(worker, client, &caller, way, request, &mut record, switch).await {
         Ok(Passed::Answered(lease, response, watch, silence)) => {
             response.map(|body| Answer::relay(body, silence, watch, End { lease, record }))
         }
@@ -148,7 +149,7 @@ async fn admit(
     client: &Client,
     request: &Request<Incoming>,
     record: &mut Record,
-) -> Result<(Authenticated, Arc<Destination>), RouterError> {
+) -> Result<(Authenticated, Way), RouterError> {
     // Shed before the kernel ends everybody's requests.
     if worker.memory.is_exhausted() {
         return Err(RouterError::Overloaded);
@@ -164,27 +165,22 @@ async fn admit(
         .authenticate(request.headers(), client.certificate.as_ref());
     let caller = verdict.get().await.inspect_err(|_| worker.metrics.denied(None))?;
     record.caller(&caller.caller);
-    let allow_loopback = worker.config.allow_loopback_pod_ip;
-    let to = client.last.parse(request.headers(), allow_loopback)?;
-    record.destination(&to);
-    let narrowed = caller
-        .scope
-        .as_deref()
-        .map(|scope| narrow(scope, request, &to))
-        .transpose();
-    let to = narrowed
-        .inspect_err(|_| worker.metrics.denied(Some(&to.route.sandbox.namespace)))?
-        .unwrap_or(to);
+    let mut way = Way::find(&worker.config, &client.last, request)?;
+    record.destination(&way.to);
+    if let Some(scope) = caller.scope.as_deref() {
+        narrow(scope, request, &mut way)
+            .inspect_err(|_| worker.metrics.denied(Some(&way.to.route.sandbox.namespace)))?;
+    }
     let declared = request.body().size_hint().lower();
     if worker.config.max_request_body.is_some_and(|limit| declared > limit) {
         return Err(RouterError::Upload(BodyError::TooLarge));
     }
     if let Some(reviews) = &worker.access_reviews {
-        let sandbox = &to.route.sandbox;
+        let sandbox = &way.to.route.sandbox;
         let verdict = reviews.check(&caller, sandbox).get().await;
         verdict.inspect_err(|_| worker.metrics.denied(Some(&sandbox.namespace)))?;
     }
-    Ok((caller, to))
+    Ok((caller, way))
 }
 
 /// What became of a request that was let in.
@@ -236,11 +232,12 @@ async fn pass(
     worker: &Worker,
     client: &Arc<Client>,
     caller: &Authenticated,
-    to: &Destination,
+    way: Way,
     mut request: Box<Request<Incoming>>,
     record: &mut Record,
     switch: PassThrough,
 ) -> Result<Passed, RouterError> {
+    let Way { to, rest, mut mount } = way;
     let route = &to.route;
     let budget = route.timeout.map_or(worker.config.proxy_timeout, |wanted| {
         wanted.min(worker.config.proxy_timeout)
@@ -259,7 +256,10 @@ async fn pass(
     let upgrade = requested_upgrade(&request);
     let through_gate = target.expected.is_some();
     let assertion = through_gate.then(|| caller.assertion.clone());
-    sanitise(client, assertion, to, &mut request, upgrade.as_ref())?;
+    sanitise(client, assertion, &to, rest, &mut request, upgrade.as_ref())?;
+    if let Some(mount) = &mut mount {
+        mount.told(request.headers());
+    }
     let downstream = upgrade.is_some().then(|| hyper::upgrade::on(&mut *request));
     let (head, body) = request.into_parts();
     let body = Upload::new(body, worker.config.max_request_body, record.started());
@@ -280,6 +280,9 @@ async fn pass(
     }
 
     strip_ours(response.headers_mut());
+    if let Some(mount) = &mount {
+        mount.rewrite(response.headers_mut());
+    }
     record.status(response.status());
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let switches = upgrade
@@ -353,14 +356,19 @@ fn heed_outcome(worker: &Worker, errand: Errand<'_>, response: &Response<Incomin
 }
 
 /// Leaves in the head what the next hop may see, and adds what it must: to a gate, the port and the `assertion` of who calls.
+/// The app is asked for `rest`, or for all that the router was asked for.
 fn sanitise(
     client: &Client,
     assertion: Option<HeaderValue>,
     to: &Destination,
+    rest: Option<Box<PathAndQuery>>,
     request: &mut Request<Incoming>,
     upgrade: Option<&Upgrade>,
 ) -> Result<(), RouterError> {
-    let target = request.uri().path_and_query().cloned();
+    let target = match rest {
+        Some(rest) => Some(*rest),
+        None => request.uri().path_and_query().cloned(),
+    };
     let target = target.ok_or(RouterError::BadRoute("Invalid request target."))?;
     let headers = request.headers_mut();
     sanitise_request(headers, upgrade);

@@ -3,35 +3,31 @@
 
 use crate::error::{Bound, RouterError};
 use crate::forward::{UNANSWERED, id_text};
-use crate::routing::Destination;
+use crate::routing::Way;
 use http::Request;
 use sandgate_mesh::contract::X_REQUEST_ID;
 use sandgate_mesh::sandbox::SandboxUid;
 use sandgate_mesh::scoped_token::{Scope, ScopePath};
 use std::sync::Arc;
 
-/// Where the request may go. Its path is as it will be forwarded.
+/// Holds the request's way to what the scope allows. The path is judged as it will be forwarded.
 ///
 /// # Errors
 /// [`RouterError::OutOfScope`].
-pub(crate) fn narrow<B>(
-    scope: &Scope,
-    request: &Request<B>,
-    to: &Arc<Destination>,
-) -> Result<Arc<Destination>, RouterError> {
-    if let Some(bound) = overstepped(scope, request, to) {
+pub(crate) fn narrow<B>(scope: &Scope, request: &Request<B>, way: &mut Way) -> Result<(), RouterError> {
+    if let Some(bound) = overstepped(scope, request, way) {
         let request_id = id_text(request.headers().get(X_REQUEST_ID));
-        tracing::info!(target: UNANSWERED, sandbox = %to.route.sandbox, request_id, ?bound, "the caller's token is bound to something else");
+        tracing::info!(target: UNANSWERED, sandbox = %way.to.route.sandbox, request_id, ?bound, "the caller's token is bound to something else");
         return Err(RouterError::OutOfScope(bound));
     }
-    Ok(match &scope.uid {
-        None => Arc::clone(to),
-        Some(uid) => Arc::new(to.only(uid.as_str())),
-    })
+    if let Some(uid) = &scope.uid {
+        way.to = Arc::new(way.to.only(uid.as_str()));
+    }
+    Ok(())
 }
 
 /// What the token is bound to and the request isn't for. The sandbox first: who may not ask for it learns nothing else.
-fn overstepped<B>(scope: &Scope, request: &Request<B>, to: &Destination) -> Option<Bound> {
+fn overstepped<B>(scope: &Scope, request: &Request<B>, way: &Way) -> Option<Bound> {
     let Scope {
         sandbox,
         uid,
@@ -39,7 +35,7 @@ fn overstepped<B>(scope: &Scope, request: &Request<B>, to: &Destination) -> Opti
         method,
         path,
     } = scope;
-    let route = &to.route;
+    let route = &way.to.route;
     let wanted_uid = route.uid.as_deref();
     let other_uid = uid
         .as_ref()
@@ -55,7 +51,7 @@ fn overstepped<B>(scope: &Scope, request: &Request<B>, to: &Destination) -> Opti
     } else if path
         .as_ref()
         .map(ScopePath::as_str)
-        .is_some_and(|path| path != request.uri().path())
+        .is_some_and(|path| path != way.path(request))
     {
         Some(Bound::Path)
     } else {
@@ -66,7 +62,7 @@ fn overstepped<B>(scope: &Scope, request: &Request<B>, to: &Destination) -> Opti
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::LastDestination;
+    use crate::routing::{Destination, LastDestination};
     use http::Method;
     use sandgate_mesh::sandbox::SandboxKey;
 
@@ -92,7 +88,12 @@ mod tests {
             request.headers_mut().insert(name, value.parse().unwrap());
         }
         let to = LastDestination::default().parse(request.headers(), false).unwrap();
-        narrow(scope, &request, &to)
+        let mut way = Way {
+            to,
+            rest: None,
+            mount: None,
+        };
+        narrow(scope, &request, &mut way).map(|()| way.to)
     }
 
     #[test]
@@ -139,6 +140,25 @@ mod tests {
         ] {
             let refused = narrowed(&bound, line, more).map(|_| ());
             assert_eq!(refused, Err(RouterError::OutOfScope(expected)), "{line:?} {more:?}");
+        }
+    }
+
+    #[test]
+    fn a_bound_path_is_the_one_that_is_forwarded_and_not_the_one_that_was_asked_for() {
+        let mut bound = scope();
+        bound.path = Some("/exec".parse().unwrap());
+        let request = Request::builder().uri("/p/team-a/alpha/8888/exec?q").body(()).unwrap();
+        let to = narrowed(&scope(), ("GET", "/"), &[]).unwrap();
+        for (rest, expected) in [
+            ("/exec?q", Ok(())),
+            ("/p/team-a/alpha/8888/exec?q", Err(RouterError::OutOfScope(Bound::Path))),
+        ] {
+            let mut way = Way {
+                to: Arc::clone(&to),
+                rest: Some(Box::new(rest.parse().unwrap())),
+                mount: None,
+            };
+            assert_eq!(narrow(&bound, &request, &mut way), expected, "{rest}");
         }
     }
 

@@ -7,6 +7,7 @@
 
 pub mod api_server;
 mod app;
+pub mod browser;
 pub mod control;
 pub mod enrolled;
 pub mod enrolled_router;

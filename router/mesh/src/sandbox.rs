@@ -33,7 +33,8 @@ fn is_label(text: &str) -> bool {
         && bytes.last().is_some_and(|b| *b != b'-')
 }
 
-fn is_subdomain(text: &str) -> bool {
+/// Whether a text is dot-separated DNS-1123 labels, of at most 253 bytes together (RFC 1123 subdomain as Kubernetes uses it).
+pub fn is_subdomain(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(is_label)
 }
 

@@ -4,6 +4,7 @@ use super::StaticSandbox;
 use super::callers::CallerFlags;
 use super::environment::{VARIABLES, Variable};
 use super::mesh_identity::MeshIdentityFlags;
+use super::routing::RoutingFlags;
 use super::scoped_token::ScopedTokenFlags;
 use super::sources::FILE_VARIABLE;
 use super::spelling::{Networks, OptionalAddress, OptionalFile, booleans, not_empty};
@@ -143,6 +144,8 @@ pub(super) struct Flags {
     /// Let X-Sandbox-Pod-IP name a loopback address.
     #[arg(long)]
     pub(super) allow_loopback_pod_ip: bool,
+    #[command(flatten)]
+    pub(super) routing: RoutingFlags,
     /// Further attempts after a failed connection.
     #[arg(long, default_value_t = 3)]
     pub(super) upstream_max_retries: u32,

@@ -233,3 +233,40 @@ fn a_time_limit_of_nothing_is_refused() {
         assert!(error.to_string().contains("must be above 0"), "{error}");
     }
 }
+
+#[test]
+fn urls_that_lead_to_sandboxes_are_off_unless_a_flag_says_otherwise() {
+    let urls = |flags: &[&str]| {
+        let config = parse(&[&["--authz-mode=allow-all"], flags].concat());
+        config
+            .map(|config| config.url_routing)
+            .map_err(|error| error.to_string())
+    };
+    assert_eq!(urls(&[]), Ok(None));
+    assert_eq!(urls(&["--path-routing-prefix=", "--host-routing-domain", ""]), Ok(None));
+    let (path, host) = ("/p".parse().ok(), "sandboxes.example".parse().ok());
+    let both = Some(UrlRouting {
+        path: path.clone(),
+        host: host.clone(),
+    });
+    assert_eq!(
+        urls(&["-path-routing-prefix", "/p", "--host-routing-domain=Sandboxes.example"]),
+        Ok(both)
+    );
+    assert_eq!(
+        urls(&["--path-routing-prefix=/p"]),
+        Ok(Some(UrlRouting { path, host: None }))
+    );
+    assert_eq!(
+        urls(&["--host-routing-domain=sandboxes.example"]),
+        Ok(Some(UrlRouting { path: None, host }))
+    );
+
+    let text = urls(&["--path-routing-prefix=/p/", "--host-routing-domain=*.example"]).unwrap_err();
+    for sentence in [
+        "  - --path-routing-prefix: \"/p/\" must not end with \"/\"",
+        "  - --host-routing-domain: \"*.example\" must be a DNS name",
+    ] {
+        assert!(text.contains(sentence), "{sentence}\n{text}");
+    }
+}

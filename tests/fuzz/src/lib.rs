@@ -14,6 +14,7 @@ mod identity;
 mod policy_snapshot;
 mod routing_headers;
 mod scoped_token;
+mod url_routing;
 
 pub use assertion::assertion;
 pub use framing::{framing_request, framing_response};
@@ -21,14 +22,16 @@ pub use identity::identity;
 pub use policy_snapshot::policy_snapshot;
 pub use routing_headers::routing_headers;
 pub use scoped_token::scoped_token;
+pub use url_routing::url_routing;
 
 /// A property: whether the parser accepted the input.
 pub type Property = fn(&[u8]) -> bool;
 
 /// Every property, by the name of its target and corpus.
-pub const TARGETS: [(&str, Property); 7] = [
+pub const TARGETS: [(&str, Property); 8] = [
     ("identity", identity),
     ("routing_headers", routing_headers),
+    ("url_routing", url_routing),
     ("policy_snapshot", policy_snapshot),
     ("assertion", assertion),
     ("framing_request", framing_request),

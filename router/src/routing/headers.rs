@@ -1,5 +1,6 @@
-//! Routing headers -> [`Route`] (CONTRACT section 2).
+//! Routing headers -> [`Route`].
 
+use super::{Destination, Route};
 use crate::error::RouterError;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use sandgate_mesh::contract::{
@@ -8,26 +9,8 @@ use sandgate_mesh::contract::{
 };
 use sandgate_mesh::sandbox::{AppPort, SandboxKey};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-
-/// Where a request wants to go.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Route {
-    /// Which sandbox.
-    pub sandbox: SandboxKey,
-    /// The app's port.
-    pub port: AppPort,
-    /// A hint: the UID of the Sandbox, by which one is found that nobody has claimed.
-    pub uid: Option<Box<str>>,
-    /// Whether only the Sandbox with that UID will do: then it is no hint.
-    pub uid_is_binding: bool,
-    /// A hint: the pod's address, in canonical form, and one that a pod can have.
-    pub pod_ip: Option<IpAddr>,
-    /// How long the client will wait. It can only shorten the configured limit.
-    pub timeout: Option<Duration>,
-}
 
 /// The routing headers, each with the name that error texts use.
 static NAMES: [(HeaderName, &str); 6] = [
@@ -110,43 +93,13 @@ impl Route {
     }
 }
 
-/// A route, and what is written into each request that takes it.
-#[derive(Debug)]
-pub(crate) struct Destination {
-    pub(crate) route: Route,
-    /// The port's digits.
-    pub(crate) port: HeaderValue,
-    /// `Host` as the app gets it.
-    pub(crate) host: HeaderValue,
-    answered: AtomicBool,
-}
-
-impl Destination {
-    fn new(route: Route) -> Self {
-        let port = route.port.to_string();
-        // Digits, dots and a colon are what a header value may have.
-        let value = |text: &str| HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""));
-        Self {
-            port: value(&port),
-            host: value(&format!("127.0.0.1:{port}")),
-            answered: AtomicBool::new(false),
-            route,
-        }
-    }
-
-    /// The same for nobody but the Sandbox with this UID.
-    pub(crate) fn only(&self, uid: &str) -> Self {
-        Self::new(Route {
-            uid: Some(uid.into()),
-            uid_is_binding: true,
-            ..self.route.clone()
-        })
-    }
-
-    /// Whether this is the first answer from there.
-    pub(crate) fn answers_first(&self) -> bool {
-        !self.answered.load(Ordering::Relaxed) && !self.answered.swap(true, Ordering::Relaxed)
-    }
+/// How long the client will wait: of the routing headers the only one that says nothing of where to.
+///
+/// # Errors
+/// [`RouterError::Duplicate`].
+pub(super) fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, RouterError> {
+    let ([.., timeout], [.., name]) = (given(headers), &NAMES);
+    Ok(text(timeout, name)?.and_then(seconds))
 }
 
 /// Longest routing header that is remembered, in bytes: what is longer names nothing.
