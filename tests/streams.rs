@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use futures_util::{SinkExt, StreamExt};
+use sandgate_tests::websocket::{self, Socket, next};
 use sandgate_tests::{Mesh, RecordingApp, Step, TOKEN, ok, read_until, status};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,11 +13,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::accept_async;
+use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame};
-use tokio_tungstenite::tungstenite::{Message, http::Request};
-use tokio_tungstenite::{WebSocketStream, accept_async, client_async};
 
 /// No step of an exchange takes longer, or the test fails.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -39,22 +39,8 @@ async fn echo(stream: TcpStream) {
     }
 }
 
-async fn connect(mesh: &Mesh) -> WebSocketStream<TcpStream> {
-    let mut request: Request<()> = format!("ws://{}/socket", mesh.router).into_client_request().unwrap();
-    let headers = request.headers_mut();
-    headers.insert("authorization", format!("Bearer {TOKEN}").parse().unwrap());
-    headers.insert("x-sandbox-id", "alpha".parse().unwrap());
-    headers.insert("x-sandbox-port", mesh.ports.app.into());
-    // A browser's, which the app would compare with a Host that it never sees.
-    headers.insert("origin", "https://notebook.example".parse().unwrap());
-    let stream = TcpStream::connect(mesh.router).await.unwrap();
-    let (socket, response) = timeout(PATIENCE, client_async(request, stream)).await.unwrap().unwrap();
-    assert_eq!(response.status(), 101);
-    socket
-}
-
-async fn next(socket: &mut WebSocketStream<TcpStream>) -> Message {
-    timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap()
+async fn connect(mesh: &Mesh) -> Socket {
+    websocket::connect(mesh.router, mesh.ports.app).await
 }
 
 #[tokio::test]

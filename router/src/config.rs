@@ -114,6 +114,7 @@ pub struct Config {
     pub keepalive: usize,
     pub trusted_proxies: Vec<IpNet>,
     pub tunnels: TunnelLimits,
+    pub upgrades_per_client: Option<NonZeroUsize>,
     pub max_connections: usize,
     pub max_connections_per_peer: Option<NonZeroUsize>,
     pub memory_budget: Option<u64>,
@@ -235,7 +236,9 @@ fn check(flags: Flags, needs_identity: bool, problems: &mut Vec<String>) -> Opti
         tunnels: TunnelLimits {
             idle: flags.websocket_idle_timeout,
             lifetime: flags.websocket_max_lifetime,
+            message: flags.websocket_max_message_bytes,
         },
+        upgrades_per_client: NonZeroUsize::new(flags.websocket_max_connections_per_client),
         max_connections: flags.max_connections,
         max_connections_per_peer: flags.max_connections_per_peer,
         memory_budget: flags.memory_budget_bytes,

@@ -8,6 +8,7 @@ use sandgate_mesh::body::{BodyError, detail};
 use sandgate_mesh::framing::Violation;
 use sandgate_mesh::sandbox::SandboxName;
 use std::borrow::Cow;
+use std::num::NonZeroUsize;
 
 /// Why there is no answer from the sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +51,8 @@ pub enum RouterError {
     Upload(BodyError),
     /// Bytes followed an upgrade request before it was answered.
     EarlyBytes,
+    /// The client has as many upgraded connections as it may have.
+    TooManyUpgrades(NonZeroUsize),
 }
 
 /// What a scoped token is bound to, and the request isn't for.
@@ -128,6 +131,10 @@ impl RouterError {
             Self::BadRoute(text) => bad_request((*text).into()),
             Self::Duplicate(name) => bad_request(format!("Duplicate {name} header.").into()),
             Self::EarlyBytes => bad_request("Bytes followed the upgrade request before its answer.".into()),
+            Self::TooManyUpgrades(limit) => {
+                let text = format!("Too many concurrent WebSocket connections (limit: {limit}).");
+                Words::new(StatusCode::TOO_MANY_REQUESTS, text).with(RETRY_AFTER, "1")
+            }
             Self::NoIdentity => unavailable("The router has no valid identity.".into()),
             Self::Ungated(name) => forbidden(format!("Sandbox {name} runs without its gate; recreate it.").into()),
             Self::ForeignPod(name) => forbidden(format!("Pod IP does not belong to sandbox {name}.").into()),

@@ -22,6 +22,7 @@ mod rewrite;
 mod routing;
 mod scope;
 mod server;
+mod upgrades;
 
 pub use error::{Bound, RouterError};
 pub use routing::{HostDomain, PathPrefix, Place, Route};

@@ -12,12 +12,16 @@ use sandgate_mesh::control::server::{ControlMetrics, Pushes};
 use sandgate_mesh::metrics;
 use sandgate_mesh::polled::Reload;
 use sandgate_mesh::sandbox::Namespace;
+use sandgate_mesh::tunnel::TunnelEnd;
 use std::sync::{Mutex, PoisonError};
 
 /// Namespaces that get a label value of their own.
 const MAX_NAMESPACES: usize = 256;
 /// The label value of everything else.
 const OTHER: &str = "other";
+
+/// The end of a tunnel of which one side never switched.
+const NOT_OPENED: &str = "not-opened";
 
 /// Why a request has no answer from its sandbox, as dashboards that come from elsewhere name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +81,8 @@ pub(crate) struct Metrics {
     pub(crate) inflight: IntGauge,
     pub(crate) retries: IntCounter,
     pub(crate) refused: RefusedConnections,
+    pub(crate) open_tunnels: IntGauge,
+    ended_tunnels: IntCounterVec,
     cert_reloads: IntCounterVec,
     requests: IntCounterVec,
     durations: HistogramVec,
@@ -111,7 +117,21 @@ impl Metrics {
             &["reason"],
         )?;
         let refused = |reason| refused.with_label_values(&[reason]);
+        let ended_tunnels = counters(
+            "sandbox_router_tunnels_ended_total",
+            "Upgraded connections that ended, by reason.",
+            &["reason"],
+        )?;
+        for reason in TunnelEnd::ALL.map(TunnelEnd::as_str).into_iter().chain([NOT_OPENED]) {
+            ended_tunnels.with_label_values(&[reason]);
+        }
         Ok(Self {
+            open_tunnels: metrics::gauge(
+                &registry,
+                "sandbox_router_open_tunnels",
+                "Upgraded connections that are open.",
+            )?,
+            ended_tunnels,
             inflight: metrics::gauge(&registry, "sandbox_router_inflight_requests", "Requests under way.")?,
             retries: counter("sandbox_router_upstream_retries_total", "Further connection attempts.")?,
             refused: RefusedConnections {
@@ -282,6 +302,12 @@ impl Metrics {
             shed: outcome("shed"),
             duration: self.review_durations.with_label_values(&[review]),
         }
+    }
+
+    /// Counts a tunnel that has ended; without an end, one that never was.
+    pub(crate) fn tunnel_ended(&self, end: Option<TunnelEnd>) {
+        let reason = end.map_or(NOT_OPENED, TunnelEnd::as_str);
+        self.ended_tunnels.with_label_values(&[reason]).inc();
     }
 
     /// Counts a caller that was refused. Admitted requests are counted as requests.

@@ -10,6 +10,7 @@ use crate::metrics::{Metrics, Reason};
 use crate::resolve::{Resolver, Target};
 use crate::routing::{Destination, LastDestination, Way};
 use crate::scope::narrow;
+use crate::upgrades::{UpgradeCount, UpgradeSlot, behind_proxies};
 use http::header::{EXPECT, HOST, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
@@ -25,8 +26,8 @@ use sandgate_mesh::contract::{
 use sandgate_mesh::drain::Draining;
 use sandgate_mesh::framing::{Limits, PassThrough, refusal};
 use sandgate_mesh::headers::{
-    Upgrade, cross_hop, ensure_request_id, names_too_much, requested_upgrade, sanitise_request, strip_forwarded,
-    strip_ours,
+    Upgrade, cross_hop, detached, ensure_request_id, names_too_much, requested_upgrade, sanitise_request,
+    strip_forwarded, strip_ours,
 };
 use sandgate_mesh::listener::ConnectionSlot;
 use sandgate_mesh::memory::MemoryBudget;
@@ -34,7 +35,7 @@ use sandgate_mesh::outcome::Outcome;
 use sandgate_mesh::pool::Lease;
 use sandgate_mesh::sandbox::SandboxKey;
 use sandgate_mesh::telemetry::{LineLog, chain};
-use sandgate_mesh::tunnel::{self, TunnelLimits};
+use sandgate_mesh::tunnel::{Ended, Protocol, TunnelLimits, join_upgraded};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +53,24 @@ pub(crate) struct Worker {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) access: Option<LineLog>,
     pub(crate) memory: MemoryBudget,
+    /// Shared by all workers.
+    pub(crate) upgrades: Option<Arc<UpgradeCount>>,
+}
+
+impl Worker {
+    /// A place for one more upgraded connection of whoever is at the other end of `client`; `None` where they aren't
+    /// counted.
+    fn enter(&self, client: &Client, headers: &HeaderMap) -> Result<Option<UpgradeSlot>, RouterError> {
+        let Some(upgrades) = &self.upgrades else {
+            return Ok(None);
+        };
+        let ip = if client.trusted_proxy {
+            behind_proxies(client.ip, headers, |hop| self.config.trusts(hop))
+        } else {
+            client.ip
+        };
+        upgrades.enter(ip).map(Some)
+    }
 }
 
 /// The client connection that a request came over.
@@ -127,7 +146,8 @@ pub(crate) async fn handle(
             response.map(|body| Answer::relay(body, silence, watch, End { lease, record }))
         }
         Ok(Passed::Switched(response, tunnel)) => {
-            tokio::spawn(tunnel.run(Arc::clone(client), worker.config.tunnels, record));
+            let metrics = Arc::clone(&worker.metrics);
+            tokio::spawn(tunnel.run(Arc::clone(client), worker.config.tunnels, metrics, record));
             response.map(|()| Answer::empty())
         }
         Err(error) => answer_error(&error, record),
@@ -198,7 +218,9 @@ enum Passed {
 struct Tunnel {
     downstream: OnUpgrade,
     upstream: OnUpgrade,
-    /// Kept until the tunnel ends: the connection's driver needs its sender.
+    protocol: Protocol,
+    /// The client's place among its upgraded connections, until the tunnel ends.
+    slot: Option<UpgradeSlot>,
     lease: Lease<Arc<Target>>,
     sandbox: SandboxKey,
     request_id: Option<HeaderValue>,
@@ -206,24 +228,31 @@ struct Tunnel {
 
 impl Tunnel {
     /// Joins the two until one of them ends. The request lasts as long, and so does the client's place.
-    async fn run(self, client: Arc<Client>, limits: TunnelLimits, mut record: Record) {
+    async fn run(self, client: Arc<Client>, limits: TunnelLimits, metrics: Arc<Metrics>, mut record: Record) {
         let Self {
             downstream,
             upstream,
+            protocol,
+            slot,
             lease,
             sandbox,
             request_id,
         } = self;
         let request_id = id_text(request_id.as_ref());
-        match tunnel::join_upgraded(downstream, upstream, limits, client.draining.clone()).await {
-            Ok((end, up, down)) => {
+        metrics.open_tunnels.inc();
+        let draining = client.draining.clone();
+        let ended = join_upgraded(downstream, upstream, lease, protocol, limits, draining).await;
+        metrics.open_tunnels.dec();
+        metrics.tunnel_ended(ended.as_ref().ok().map(|ended| ended.end));
+        match ended {
+            Ok(Ended { end, up, down }) => {
                 record.bytes_in(up);
                 record.bytes_out(down);
                 tracing::info!(%sandbox, request_id, end = end.as_str(), up, down, "the tunnel ended");
             }
             Err(error) => tracing::info!(%sandbox, request_id, error = chain(&error), "the tunnel did not open"),
         }
-        drop(lease);
+        drop(slot);
     }
 }
 
@@ -243,6 +272,12 @@ async fn pass(
         wanted.min(worker.config.proxy_timeout)
     });
 
+    let upgrade = requested_upgrade(&request);
+    let slot = match &upgrade {
+        Some(_) => worker.enter(client, request.headers())?,
+        None => None,
+    };
+
     // The identity that must answer is part of the target: decided before anything is dialed.
     let request_id = request.headers().get(X_REQUEST_ID).cloned();
     let errand = Errand {
@@ -253,7 +288,6 @@ async fn pass(
     let target = resolved.map_err(|error| worker.forwarder.unresolved(&error, errand))?;
     record.upstream(target.endpoint);
 
-    let upgrade = requested_upgrade(&request);
     let through_gate = target.expected.is_some();
     let assertion = through_gate.then(|| caller.assertion.clone());
     sanitise(client, assertion, &to, rest, &mut request, upgrade.as_ref())?;
@@ -288,7 +322,7 @@ async fn pass(
         let switches = upgrade
             .as_ref()
             .is_some_and(|upgrade| upgrade.is_answered_by(response.headers()));
-        let Some(downstream) = downstream.filter(|_| switches) else {
+        let Some((downstream, upgrade)) = downstream.zip(upgrade).filter(|_| switches) else {
             let sandbox = &route.sandbox;
             let reason = Reason::Other;
             tracing::info!(
@@ -304,11 +338,13 @@ async fn pass(
         let tunnel = Tunnel {
             downstream,
             upstream: hyper::upgrade::on(&mut response),
+            protocol: upgrade.protocol(),
+            slot,
             lease,
             sandbox: route.sandbox.clone(),
-            request_id,
+            request_id: request_id.as_ref().map(detached),
         };
-        cross_hop(response.headers_mut(), upgrade.as_ref());
+        cross_hop(response.headers_mut(), Some(&upgrade));
         return Ok(Passed::Switched(response.map(|_| ()), tunnel));
     }
     cross_hop(response.headers_mut(), None);

@@ -11,6 +11,7 @@ use crate::metrics::Metrics;
 use crate::pods::{self, PodCache};
 use crate::request::{self, Client, Worker};
 use crate::resolve::Resolver;
+use crate::upgrades::UpgradeCount;
 use anyhow::Context;
 use prometheus::IntCounter;
 use sandgate_mesh::admin::{Admin, Readiness};
@@ -206,6 +207,7 @@ impl Router {
 
         let access = self.config.access_log.then(LineLog::stderr).transpose()?;
         let framing = Arc::clone(&self.config.framing);
+        let upgrades = self.config.upgrades_per_client.map(UpgradeCount::new).map(Arc::new);
         let mut workers = Vec::new();
         for number in 0..self.config.workers {
             let worker = Worker {
@@ -218,6 +220,7 @@ impl Router {
                 metrics: Arc::clone(&self.metrics),
                 access: access.clone(),
                 memory: self.memory.clone(),
+                upgrades: upgrades.clone(),
             };
             workers.push(start_worker(number, worker, draining.clone())?);
         }

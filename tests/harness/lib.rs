@@ -18,6 +18,7 @@ pub mod kubelet;
 pub mod load;
 pub mod processes;
 pub mod strangers;
+pub mod websocket;
 mod wire;
 
 pub use app::{RecordingApp, Request, Step, closed_port, ok};
@@ -194,6 +195,17 @@ impl Mesh {
     /// A router of this mesh with `more` flags, which serves when it is run. It leads to this mesh's gate, unless `more`
     /// leads the sandbox elsewhere.
     pub fn bind_router(&self, sandbox: &str, uid: &str, more: &[&str]) -> Router {
+        self.bind_router_with(sandbox, uid, more, |_| {})
+    }
+
+    /// The same router, set as `change` leaves its configuration: not everything has a flag.
+    pub fn bind_router_with(
+        &self,
+        sandbox: &str,
+        uid: &str,
+        more: &[&str],
+        change: impl FnOnce(&mut Config),
+    ) -> Router {
         let mut flags = vec![
             "--http-bind-address=127.0.0.1:0".into(),
             "--metrics-bind-address=127.0.0.1:0".into(),
@@ -207,7 +219,8 @@ impl Mesh {
             flags.push(format!("{endpoint}127.0.0.1:{},uid={uid}", self.ports.mesh));
         }
         flags.extend(more.iter().copied().map(String::from));
-        let config = Config::from_args(flags.iter().map(Into::into).collect()).unwrap();
+        let mut config = Config::from_args(flags.iter().map(Into::into).collect()).unwrap();
+        change(&mut config);
         Router::bind(config, Some(self.router_credentials.subscribe())).unwrap()
     }
 

@@ -5,6 +5,7 @@ use crate::contract::{
     OWN_HEADER_PREFIX, ROUTING_HEADER_PREFIX, TRACEPARENT, X_REQUEST_ID, X_SANDBOX_ID, X_SANDBOX_NAMESPACE,
     X_SANDBOX_POD_IP, X_SANDBOX_PORT, X_SANDBOX_TIMEOUT, X_SANDBOX_UID, X_SANDGATE_CALLER, X_SANDGATE_OUTCOME,
 };
+use crate::tunnel::Protocol;
 use bytes::Bytes;
 use data_encoding::BASE64;
 use http::header::{
@@ -77,6 +78,11 @@ pub fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a 
     }
 }
 
+/// A copy in memory of its own, for whoever outlives the message: a value keeps all of the buffer that its head was read into.
+pub fn detached(value: &HeaderValue) -> HeaderValue {
+    HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone())
+}
+
 /// A switch of protocols that a request asks for, and how an app that really switches must answer.
 #[derive(Debug, Clone)]
 pub struct Upgrade {
@@ -118,6 +124,15 @@ pub fn requested_upgrade<B>(request: &Request<B>) -> Option<Upgrade> {
 }
 
 impl Upgrade {
+    /// What the two sides speak behind the switch.
+    pub fn protocol(&self) -> Protocol {
+        if self.accept.is_some() {
+            Protocol::WebSocket
+        } else {
+            Protocol::Other
+        }
+    }
+
     /// Whether the head of a 101 switches to this protocol, and not merely has that number: behind it bytes pass without
     /// being looked at.
     pub fn is_answered_by(&self, headers: &HeaderMap) -> bool {

@@ -13,7 +13,7 @@ use sandgate_mesh::outcome::Outcome;
 use sandgate_mesh::policy::Basis;
 use sandgate_mesh::sandbox::{AppPort, SandboxKey};
 use sandgate_mesh::telemetry::{LONGEST_METHOD, LONGEST_PATH, LONGEST_TEXT, chain, cut, timestamp};
-use sandgate_mesh::tunnel::TunnelEnd;
+use sandgate_mesh::tunnel::Ended;
 use serde::{Serialize, Serializer};
 use std::borrow::Cow;
 
@@ -111,14 +111,10 @@ pub(crate) fn broke_off(request_id: Option<&HeaderValue>, error: BodyError, byte
 }
 
 /// How a tunnel ended, and how many bytes went up to the app and down; or why it never was.
-pub(crate) fn tunnel_ended(
-    sandbox: &SandboxKey,
-    request_id: Option<&HeaderValue>,
-    ended: hyper::Result<(TunnelEnd, u64, u64)>,
-) {
+pub(crate) fn tunnel_ended(sandbox: &SandboxKey, request_id: Option<&HeaderValue>, ended: hyper::Result<Ended>) {
     let request_id = request_id.and_then(id_text).unwrap_or_default();
     match ended {
-        Ok((end, up, down)) => {
+        Ok(Ended { end, up, down }) => {
             tracing::info!(%sandbox, %request_id, end = end.as_str(), up, down, "the tunnel ended");
         }
         Err(error) => tracing::info!(%sandbox, %request_id, error = chain(&error), "the tunnel did not open"),

@@ -70,7 +70,7 @@ pub struct Caps {
     pub connections: ConnectionLimits,
     /// Idle connections to the app, in all.
     pub idle_upstream: usize,
-    /// How long upgraded connections may last.
+    /// How long upgraded connections may last. How long a WebSocket's messages may be is for the router to say.
     pub tunnels: TunnelLimits,
 }
 
@@ -83,7 +83,10 @@ impl Default for Caps {
                 per_peer: 256,
             },
             idle_upstream: 64,
-            tunnels: TunnelLimits::default(),
+            tunnels: TunnelLimits {
+                message: 0,
+                ..TunnelLimits::default()
+            },
         }
     }
 }

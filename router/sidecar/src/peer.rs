@@ -4,7 +4,7 @@ use crate::error::GateError;
 use http::{HeaderValue, Request};
 use sandgate_mesh::caller::Caller;
 use sandgate_mesh::contract::X_SANDGATE_CALLER;
-use sandgate_mesh::headers::only;
+use sandgate_mesh::headers::{detached, only};
 use sandgate_mesh::identity::PeerId;
 use sandgate_mesh::listener::ConnectionSlot;
 use sandgate_mesh::tls::MeshPeer;
@@ -62,7 +62,7 @@ impl Peer {
             return Some(Arc::clone(caller));
         }
         let caller = Arc::new(Caller::from_assertion(assertion.as_bytes()).ok()?);
-        *last = Some((assertion.clone(), Arc::clone(&caller)));
+        *last = Some((detached(assertion), Arc::clone(&caller)));
         Some(caller)
     }
 }

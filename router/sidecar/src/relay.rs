@@ -14,7 +14,7 @@ use sandgate_mesh::body::{Answer, BodyEnd, Ending, Upload, UploadWatch};
 use sandgate_mesh::drain::Draining;
 use sandgate_mesh::exchange::ExchangeError;
 use sandgate_mesh::framing::PassThrough;
-use sandgate_mesh::headers::{Upgrade, cross_hop, names_too_much, strip_ours};
+use sandgate_mesh::headers::{Upgrade, cross_hop, detached, names_too_much, strip_ours};
 use sandgate_mesh::pool::Lease;
 use sandgate_mesh::telemetry::chain;
 use sandgate_mesh::tunnel;
@@ -102,13 +102,15 @@ fn tunnel_through(
         return Err(GateError::EarlyBytes);
     }
     let app = hyper::upgrade::on(&mut response);
+    let protocol = upgrade.protocol();
     let limits = gate.settings.caps.tunnels.within(remaining);
     let sandbox = gate.settings.sandbox.clone();
+    let request_id = request_id.as_ref().map(detached);
     tokio::spawn(async move {
-        // Kept until the tunnel ends: the connection's driver needs its sender, and the peer's place is taken.
-        let _kept = (lease, peer);
-        let ended = tunnel::join_upgraded(client, app, limits, draining).await;
+        let ended = tunnel::join_upgraded(client, app, lease, protocol, limits, draining).await;
         audit::tunnel_ended(&sandbox, request_id.as_ref(), ended);
+        // Its place was taken until here.
+        drop(peer);
     });
     cross_hop(response.headers_mut(), Some(&upgrade));
     Ok(response.map(|_| Answer::empty()))

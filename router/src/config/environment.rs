@@ -35,6 +35,12 @@ pub(super) const VARIABLES: &[Variable] = &[
     Variable::new("MAX_KEEPALIVE_CONNECTIONS", "max-keepalive-connections", as_it_is),
     Variable::new("WEBSOCKET_IDLE_TIMEOUT_SECONDS", "websocket-idle-timeout", seconds),
     Variable::new("WEBSOCKET_MAX_LIFETIME_SECONDS", "websocket-max-lifetime", seconds),
+    Variable::new(
+        "WEBSOCKET_MAX_CONNECTIONS_PER_CLIENT",
+        "websocket-max-connections-per-client",
+        as_it_is,
+    ),
+    Variable::new("WEBSOCKET_MAX_MESSAGE_BYTES", "websocket-max-message-bytes", as_it_is),
     Variable::new("TRUSTED_PROXY_CIDRS", "trusted-proxy-cidrs", networks),
     Variable {
         // A token wins, as it does in the Python router.

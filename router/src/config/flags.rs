@@ -164,6 +164,12 @@ pub(super) struct Flags {
     /// Longest life of an upgraded connection; 0 for no limit.
     #[arg(long, default_value = "86400s", value_parser = duration::parse)]
     pub(super) websocket_max_lifetime: Duration,
+    /// Upgraded connections of one client at once; 0 for no limit.
+    #[arg(long, default_value_t = 64)]
+    pub(super) websocket_max_connections_per_client: usize,
+    /// Longest WebSocket message, in bytes on the wire; 0 for no limit.
+    #[arg(long, default_value_t = 16 * 1024 * 1024)]
+    pub(super) websocket_max_message_bytes: u64,
     /// Proxies whose X-Forwarded-* headers are kept, as comma-separated networks; empty for none.
     #[arg(long, default_value = "", value_name = "NETWORKS")]
     pub(super) trusted_proxy_cidrs: Networks,

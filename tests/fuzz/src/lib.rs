@@ -15,6 +15,7 @@ mod policy_snapshot;
 mod routing_headers;
 mod scoped_token;
 mod url_routing;
+mod websocket;
 
 pub use assertion::assertion;
 pub use framing::{framing_request, framing_response};
@@ -23,12 +24,13 @@ pub use policy_snapshot::policy_snapshot;
 pub use routing_headers::routing_headers;
 pub use scoped_token::scoped_token;
 pub use url_routing::url_routing;
+pub use websocket::websocket_frames;
 
 /// A property: whether the parser accepted the input.
 pub type Property = fn(&[u8]) -> bool;
 
 /// Every property, by the name of its target and corpus.
-pub const TARGETS: [(&str, Property); 8] = [
+pub const TARGETS: [(&str, Property); 9] = [
     ("identity", identity),
     ("routing_headers", routing_headers),
     ("url_routing", url_routing),
@@ -37,6 +39,7 @@ pub const TARGETS: [(&str, Property); 8] = [
     ("framing_request", framing_request),
     ("framing_response", framing_response),
     ("scoped_token", scoped_token),
+    ("websocket_frames", websocket_frames),
 ];
 
 /// Whether `text` is a DNS-1123 label. Not the parsers' own check: that is what is tested.

@@ -1,0 +1,133 @@
+//! Who has how many upgraded connections, counted over all workers (CONTRACT section 5).
+
+use crate::error::RouterError;
+use http::HeaderMap;
+use sandgate_mesh::contract::X_FORWARDED_FOR;
+use sandgate_mesh::listener::{ConnectionCount, ConnectionLimits, ConnectionSlot};
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroUsize;
+
+/// A place among a client's upgraded connections, free again when dropped.
+pub(crate) type UpgradeSlot = ConnectionSlot;
+
+/// How many upgraded connections each client has. It knows only clients that have one.
+#[derive(Debug)]
+pub(crate) struct UpgradeCount {
+    limit: NonZeroUsize,
+    open: ConnectionCount,
+}
+
+impl UpgradeCount {
+    pub(crate) fn new(limit: NonZeroUsize) -> Self {
+        let limits = ConnectionLimits {
+            total: usize::MAX,
+            per_peer: limit.get(),
+        };
+        Self {
+            limit,
+            open: ConnectionCount::new(limits),
+        }
+    }
+
+    /// A place for one more of `client`.
+    ///
+    /// # Errors
+    /// [`RouterError::TooManyUpgrades`].
+    pub(crate) fn enter(&self, client: IpAddr) -> Result<UpgradeSlot, RouterError> {
+        let entered = self.open.enter(client);
+        entered.map_err(|_| RouterError::TooManyUpgrades(self.limit))
+    }
+}
+
+/// Who is behind the trusted proxy `peer`: the rightmost hop of `X-Forwarded-For` that isn't one, too. A hop that is no
+/// address was written by somebody whose word counts for nothing: then it is whoever that came through.
+pub(crate) fn behind_proxies(peer: IpAddr, headers: &HeaderMap, trusts: impl Fn(IpAddr) -> bool) -> IpAddr {
+    let mut client = peer;
+    for value in headers.get_all(X_FORWARDED_FOR).iter().rev() {
+        for hop in value.as_bytes().rsplit(|byte| *byte == b',') {
+            let Some(hop) = address(hop.trim_ascii()) else {
+                return client;
+            };
+            client = hop;
+            if !trusts(hop) {
+                return client;
+            }
+        }
+    }
+    client
+}
+
+/// An address as proxies write it: some add the port, and then put IPv6 in brackets.
+fn address(hop: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(hop).ok()?;
+    let address = text.parse::<IpAddr>().or_else(|_| {
+        let bracketed = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+        match bracketed {
+            Some(text) => text.parse(),
+            None => text.parse().map(|address: SocketAddr| address.ip()),
+        }
+    });
+    address.ok().map(|address| address.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn client(chain: &[&str]) -> String {
+        let mut headers = HeaderMap::new();
+        for value in chain {
+            headers.append(X_FORWARDED_FOR, value.parse().unwrap());
+        }
+        let trusts = |hop: IpAddr| hop.to_string().starts_with("10.");
+        behind_proxies(ip("10.0.0.1"), &headers, trusts).to_string()
+    }
+
+    #[test]
+    fn the_client_is_the_rightmost_hop_that_is_no_trusted_proxy() {
+        for (chain, expected) in [
+            (&[][..], "10.0.0.1"),
+            (&["192.0.2.7"], "192.0.2.7"),
+            (&["192.0.2.7, 198.51.100.1"], "198.51.100.1"),
+            (&["192.0.2.7,10.0.0.9 ,\t10.0.0.8"], "192.0.2.7"),
+            (&["203.0.113.5, 192.0.2.7", "10.0.0.9"], "192.0.2.7"),
+            (&["10.0.0.9, 10.0.0.8"], "10.0.0.9"),
+            (&["192.0.2.7:4711"], "192.0.2.7"),
+            (&["[2001:db8::1]:4711"], "2001:db8::1"),
+            (&["[2001:db8::1]"], "2001:db8::1"),
+            (&["::ffff:192.0.2.7"], "192.0.2.7"),
+        ] {
+            assert_eq!(client(chain), expected, "{chain:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_gets_places_of_his_own_by_a_hop_that_is_no_address() {
+        for (chain, expected) in [
+            (&["unknown"][..], "10.0.0.1"),
+            (&[""], "10.0.0.1"),
+            (&["192.0.2.7, _hidden, 10.0.0.9"], "10.0.0.9"),
+            (&["192.0.2.7, 10.0.0.9:99999"], "10.0.0.1"),
+            (&["made-up, 198.51.100.1"], "198.51.100.1"),
+            (&["\u{fc}, 10.0.0.9"], "10.0.0.9"),
+        ] {
+            assert_eq!(client(chain), expected, "{chain:?}");
+        }
+    }
+
+    #[test]
+    fn each_client_has_its_own_places_and_gets_them_back() {
+        let count = UpgradeCount::new(NonZeroUsize::new(2).unwrap());
+        let (one, another) = (ip("192.0.2.1"), ip("192.0.2.2"));
+        let first = count.enter(one).unwrap();
+        let _second = count.enter(one).unwrap();
+        assert!(count.enter(one).is_err());
+        assert!(count.enter(another).is_ok());
+        drop(first);
+        assert!(count.enter(one).is_ok());
+    }
+}
