@@ -102,15 +102,15 @@ async fn a_flag_wins_over_the_file_the_file_over_the_variable_and_that_over_the_
         let config = format!("--config={}", path.display());
         let flag = format!("--{key}={by_flag}");
         let variables = [(variable, text)];
-        let cases: [(&[&str], &[(&str, &str)], &str, String); 5] = [
-            (&[], &[], default, "default".into()),
-            (&[], &variables, by_variable, format!("variable {variable}")),
-            (&[&config], &variables, by_file, "file".into()),
-            (&[&config, &flag], &variables, by_flag, "flag".into()),
-            (&[&flag], &variables, by_flag, "flag".into()),
+        let cases = [
+            (vec![], &[][..], default, "default".to_owned()),
+            (vec![], &variables, by_variable, format!("variable {variable}")),
+            (vec![&*config], &variables, by_file, "file".into()),
+            (vec![&config, &flag], &variables, by_flag, "flag".into()),
+            (vec![&flag], &variables, by_flag, "flag".into()),
         ];
         for (args, variables, expected, origin) in cases {
-            let args = [&["--mesh=off", "--authz-mode=allow-all"], args].concat();
+            let args = [vec!["--mesh=off", "--authz-mode=allow-all"], args].concat();
             let text = printed(&args, variables).await;
             let line = text.lines().find(|line| line.starts_with(&format!("{key}: "))).unwrap();
             assert_eq!(

@@ -119,7 +119,7 @@ async fn what_an_untrusted_client_says_of_those_before_it_is_overwritten() {
 #[tokio::test]
 async fn what_a_trusted_proxy_says_of_those_before_it_is_kept_and_its_own_address_added() {
     let mesh = Mesh::open(RecordingApp::polite().await).await;
-    for trusted in ["127.0.0.0/8", "10.0.0.0/8, 127.0.0.1", "nonsense,127.0.0.1/32,"] {
+    for trusted in ["127.0.0.0/8", "10.0.0.0/8, 127.0.0.1", "fd00::/8,127.0.0.1/32,"] {
         let routers = mesh.run_both(&[&format!("--trusted-proxy-cidrs={trusted}")]);
         let head = seen(&mesh, routers, FORWARDED).await;
         let chain = ["203.0.113.9, 198.51.100.7, 127.0.0.1"];

@@ -76,7 +76,7 @@ fn variables(folder: &str) -> HashSet<String> {
 #[tokio::test]
 async fn the_help_names_every_variable_that_is_read() {
     for (path, folder, expected) in [
-        (PROGRAMS.router, "router/src", 9),
+        (PROGRAMS.router, "router/src", 8),
         (PROGRAMS.sidecar, "router/sidecar/src", 0),
         (PROGRAMS.local, "deploy/local/src", 1),
     ] {

@@ -216,7 +216,7 @@ async fn whoever_knows_the_public_key_or_has_another_key_mints_nothing() {
     let pem = world.key.public_pem();
     let base64: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
     let der = data_encoding::BASE64.decode(base64.as_bytes()).unwrap();
-    let known = [base64.as_bytes(), &der, &der[12..], base64[16..].as_bytes()];
+    let known = [base64.as_bytes(), &der, &der[12..], &base64.as_bytes()[16..]];
     // White space at an end would be cut off, and a key of chance may have it.
     for secret in known.into_iter().filter_map(|known| Secrets::parse(known).ok()) {
         let v1 = secret.mint(&claims("default/alpha")).unwrap();

@@ -205,11 +205,14 @@ async fn whose_a_token_is_is_asked_again_when_it_is_believed_no_longer() {
     let mesh = everybody().await;
     let revoked = Arc::new(AtomicBool::new(false));
     let is_revoked = Arc::clone(&revoked);
-    let api_server = ApiServer::answering(move |_| match is_revoked.load(Ordering::Relaxed) {
-        true => nobody(),
-        false => user(ACCOUNT, &ACCOUNT_GROUPS),
-    })
-    .await;
+    let api_server = ApiServer::answering(move |_| {
+        if is_revoked.load(Ordering::Relaxed) {
+            nobody()
+        } else {
+            user(ACCOUNT, &ACCOUNT_GROUPS)
+        }
+    });
+    let api_server = api_server.await;
     let router = run(&mesh, &api_server, &["--authz-tokenreview-ttl=1s"]);
     assert_eq!(status(&send(router, with(&mesh, "token")).await), 200);
     revoked.store(true, Ordering::Relaxed);

@@ -59,11 +59,11 @@ async fn raw(fields: &'static str, says: Vec<u8>) -> (RecordingApp, UnboundedRec
         let (report, says) = (report.clone(), says.clone());
         async move {
             read_until(&mut stream, b"\r\n\r\n").await;
-            let head = format!(
+            let answer = format!(
                 "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
                  Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n{fields}\r\n"
             );
-            stream.write_all(head.as_bytes()).await.unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
             let mut heard = Vec::new();
             if !says.is_empty() {
                 stream.read_buf(&mut heard).await.unwrap();
@@ -144,9 +144,8 @@ async fn a_websocket_in_use_is_closed_when_it_has_lasted_too_long_and_both_ends_
     let router = run(&mesh, &[], |config| config.tunnels.lifetime = SOON);
     let mut socket = websocket::connect(router.http, mesh.ports.app).await;
     let close = loop {
-        if socket.send(Message::text("busy")).await.is_err() {
-            panic!("ended without a close");
-        }
+        // Its close may be here before this is sent.
+        let _ = socket.send(Message::text("busy")).await;
         match next(&mut socket).await {
             Message::Close(close) => break close.unwrap(),
             message => assert_eq!(message, Message::text("busy")),
@@ -321,9 +320,10 @@ async fn extensions_are_agreed_on_end_to_end_and_their_bits_pass_as_they_are() {
         .concat();
     let (app, mut heard) = raw(extension, from_app.clone()).await;
     let mesh = Mesh::open(app).await;
-    let (mut client, head) = connect_raw(mesh.router, mesh.ports.app, extension).await;
+    let (mut client, answer) = connect_raw(mesh.router, mesh.ports.app, extension).await;
     assert!(
-        head.to_ascii_lowercase()
+        answer
+            .to_ascii_lowercase()
             .contains("\r\nsec-websocket-extensions: permessage-deflate\r\n")
     );
     client.write_all(&from_client).await.unwrap();

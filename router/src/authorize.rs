@@ -42,18 +42,18 @@ impl AccessReviews {
         let [namespace, id] = [namespace.as_str(), name.as_str()].map(str::as_bytes);
         let key = Key::of(&[caller.assertion.as_bytes(), b"\n", namespace, b"\n", id]);
         match self.reviews.find(&key) {
-            Some(outcome) => Verdict::Known(may(outcome, name)),
+            Some(outcome) => Verdict::Known(may(&outcome, name)),
             None => Verdict::Asked(Box::pin(self.ask(key, &caller.caller, sandbox))),
         }
     }
 
     async fn ask(&self, key: Key, caller: &Caller, sandbox: &SandboxKey) -> Result<(), RouterError> {
         let question = review(self.api.clone(), question(caller, sandbox));
-        may(self.reviews.ask(key, question).await, &sandbox.name)
+        may(&self.reviews.ask(key, question).await, &sandbox.name)
     }
 }
 
-fn may(outcome: Outcome<()>, sandbox: &SandboxName) -> Result<(), RouterError> {
+fn may(outcome: &Outcome<()>, sandbox: &SandboxName) -> Result<(), RouterError> {
     match outcome {
         Ok(Answer::Yes(())) => Ok(()),
         Ok(Answer::No) => Err(RouterError::NoAccess(sandbox.clone())),

@@ -41,7 +41,7 @@ pub fn main(allocated: Allocated) -> ExitCode {
 }
 
 fn serve(args: Vec<OsString>, allocated: Allocated) -> ExitCode {
-    let config = match Config::of_command(command().after_help(tasks()), args) {
+    let config = match Config::of_command(&command().after_help(tasks()), args) {
         Ok(config) => config,
         Err(error) => return error.report(),
     };
@@ -53,13 +53,16 @@ fn serve(args: Vec<OsString>, allocated: Allocated) -> ExitCode {
 
 /// The tasks, for the help.
 fn tasks() -> String {
-    let lines = TASKS.iter().map(|(command, _)| {
+    let line = |(command, _): &Task| {
         let command = command();
         let about = command.get_about().map(ToString::to_string).unwrap_or_default();
         format!("\n  {:<12} {about}", command.get_name())
-    });
-    let lines: String = lines.collect();
-    format!("Commands, instead of flags:{lines}\n\nEach has a --help of its own.")
+    };
+    let lines: Vec<_> = TASKS.iter().map(line).collect();
+    format!(
+        "Commands, instead of flags:{}\n\nEach has a --help of its own.",
+        lines.concat()
+    )
 }
 
 /// Writes to standard output.

@@ -35,12 +35,11 @@ use sandgate_mesh::listener::ConnectionLimits;
 use sandgate_mesh::telemetry::check_level;
 use sandgate_mesh::tls::MtlsMode;
 use sandgate_mesh::tunnel::TunnelLimits;
-use spelling::OptionalFile;
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -144,7 +143,7 @@ impl Config {
     /// # Errors
     /// See [`ConfigError`].
     pub fn from_args(args: Vec<OsString>) -> Result<Self, ConfigError> {
-        Self::read(command(), args, false)
+        Self::read(&command(), args, false)
     }
 
     /// As [`from_args`](Self::from_args), for a program that nobody else gives its mesh identity.
@@ -152,11 +151,11 @@ impl Config {
     /// # Errors
     /// See [`ConfigError`].
     pub fn of_program(args: Vec<OsString>) -> Result<Self, ConfigError> {
-        Self::of_command(command(), args)
+        Self::of_command(&command(), args)
     }
 
     /// As [`of_program`](Self::of_program), with a help of its own: `command` has the flags of [`command()`].
-    pub(crate) fn of_command(command: Command, args: Vec<OsString>) -> Result<Self, ConfigError> {
+    pub(crate) fn of_command(command: &Command, args: Vec<OsString>) -> Result<Self, ConfigError> {
         Self::read(command, args, true)
     }
 
@@ -175,16 +174,16 @@ impl Config {
         self.trusted_proxies.iter().any(|network| network.contains(&ip))
     }
 
-    fn read(command: Command, args: Vec<OsString>, needs_identity: bool) -> Result<Self, ConfigError> {
+    fn read(command: &Command, args: Vec<OsString>, needs_identity: bool) -> Result<Self, ConfigError> {
         let args = args.into_iter().map(spelling::two_dashes).collect();
         let mut line = CommandLine::new(PROGRAM, command.clone(), args);
-        let reading = sources::read(&command, &mut line)?;
+        let reading = sources::read(command, &mut line)?;
         let flags = Flags::from_arg_matches(&reading.matches).map_err(ConfigError::Usage)?;
         let config = check(flags, needs_identity, &mut line.problems);
-        line.end(config.map(|config| Self {
-            warnings: [reading.warnings, config.warnings].concat(),
-            settings: reading.settings,
-            ..config
+        line.end(config.map(|mut config| {
+            config.warnings.splice(..0, reading.warnings);
+            config.settings = reading.settings;
+            config
         }))
     }
 }
@@ -217,7 +216,7 @@ fn check(flags: Flags, needs_identity: bool, problems: &mut Vec<String>) -> Opti
         trust_domain: flags.trust_domain,
         sandboxes: flags.sandbox_endpoint,
         cache,
-        kubeconfig: path(flags.kubeconfig.as_ref()),
+        kubeconfig: flags.kubeconfig,
         authentication: authentication?,
         cluster_domain: flags.cluster_domain,
         proxy_timeout: flags.proxy_timeout,
@@ -251,11 +250,6 @@ fn check(flags: Flags, needs_identity: bool, problems: &mut Vec<String>) -> Opti
         warnings,
         settings: Settings::default(),
     })
-}
-
-/// The path that a flag names, if it names any.
-fn path(file: Option<&OptionalFile>) -> Option<PathBuf> {
-    file?.path().map(Path::to_path_buf)
 }
 
 fn authentication(flags: &Flags, problems: &mut Vec<String>) -> Option<Authentication> {
@@ -292,14 +286,12 @@ fn https(flags: &Flags, problems: &mut Vec<String>) -> Option<Https> {
         MtlsFlag::Optional => MtlsMode::Optional,
         MtlsFlag::Required => MtlsMode::Required,
     };
-    let [chain, key, client_ca] =
-        [&flags.tls_cert_file, &flags.tls_key_file, &flags.tls_client_ca_file].map(|file| path(file.as_ref()));
     let Some(address) = flags.https_bind_address.0 else {
         let useless = [
             ("--mtls-mode", flags.mtls_mode != MtlsFlag::Off),
-            ("--tls-cert-file", chain.is_some()),
-            ("--tls-key-file", key.is_some()),
-            ("--tls-client-ca-file", client_ca.is_some()),
+            ("--tls-cert-file", flags.tls_cert_file.is_some()),
+            ("--tls-key-file", flags.tls_key_file.is_some()),
+            ("--tls-client-ca-file", flags.tls_client_ca_file.is_some()),
         ];
         let useless = useless.into_iter().filter(|(_, given)| *given);
         problems.extend(useless.map(|(flag, _)| format!("{flag} needs the HTTPS listener: set --https-bind-address")));
@@ -308,10 +300,10 @@ fn https(flags: &Flags, problems: &mut Vec<String>) -> Option<Https> {
         }
         return None;
     };
-    if flags.mtls_mode != MtlsFlag::Off && client_ca.is_none() {
+    if flags.mtls_mode != MtlsFlag::Off && flags.tls_client_ca_file.is_none() {
         problems.push("--mtls-mode needs --tls-client-ca-file".into());
     }
-    let (Some(chain), Some(key)) = (chain, key) else {
+    let (Some(chain), Some(key)) = (flags.tls_cert_file.clone(), flags.tls_key_file.clone()) else {
         problems.push("--https-bind-address needs --tls-cert-file and --tls-key-file".into());
         return None;
     };
@@ -319,7 +311,7 @@ fn https(flags: &Flags, problems: &mut Vec<String>) -> Option<Https> {
         address,
         chain,
         key,
-        client_ca,
+        client_ca: flags.tls_client_ca_file.clone(),
         mtls,
     })
 }
@@ -333,7 +325,7 @@ fn cache(flags: &Flags, problems: &mut Vec<String>) -> Option<Source> {
         ];
         let useless = useless.into_iter().filter(|(_, given)| *given);
         problems.extend(useless.map(|(flag, _)| format!("{flag} needs the pod cache: set --cache-enabled")));
-        if path(flags.kubeconfig.as_ref()).is_some() && !flags.callers.need_api_server(flags.authz_mode) {
+        if flags.kubeconfig.is_some() && !flags.callers.need_api_server(flags.authz_mode) {
             problems.push(KUBECONFIG_FOR_NOTHING.into());
         }
         return None;

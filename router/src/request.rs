@@ -10,7 +10,7 @@ use crate::metrics::{Metrics, Reason};
 use crate::resolve::{Resolver, Target};
 use crate::routing::{Destination, LastDestination, Way};
 use crate::scope::narrow;
-use crate::upgrades::{UpgradeCount, UpgradeSlot, behind_proxies};
+use crate::upgrades::{UpgradeCount, UpgradeSlot};
 use http::header::{EXPECT, HOST, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
@@ -53,24 +53,8 @@ pub(crate) struct Worker {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) access: Option<LineLog>,
     pub(crate) memory: MemoryBudget,
-    /// Shared by all workers.
+    /// Of all workers; `None` where there is no limit.
     pub(crate) upgrades: Option<Arc<UpgradeCount>>,
-}
-
-impl Worker {
-    /// A place for one more upgraded connection of whoever is at the other end of `client`; `None` where they aren't
-    /// counted.
-    fn enter(&self, client: &Client, headers: &HeaderMap) -> Result<Option<UpgradeSlot>, RouterError> {
-        let Some(upgrades) = &self.upgrades else {
-            return Ok(None);
-        };
-        let ip = if client.trusted_proxy {
-            behind_proxies(client.ip, headers, |hop| self.config.trusts(hop))
-        } else {
-            client.ip
-        };
-        upgrades.enter(ip).map(Some)
-    }
 }
 
 /// The client connection that a request came over.
@@ -273,8 +257,8 @@ async fn pass(
     });
 
     let upgrade = requested_upgrade(&request);
-    let slot = match &upgrade {
-        Some(_) => worker.enter(client, request.headers())?,
+    let slot = match worker.upgrades.as_ref().filter(|_| upgrade.is_some()) {
+        Some(upgrades) => Some(upgrades.enter(client.ip, request.headers())?),
         None => None,
     };
 

@@ -338,14 +338,14 @@ mod tests {
         resolver.mesh = Mesh::Off;
         let pods = resolver.pods.as_ref().unwrap();
         pods.hear_of("alpha", "10.0.0.7");
-        let resolved = async |uid: &str| {
+        let found = async |uid: &str| {
             let mut route = route();
             (route.uid, route.uid_is_binding) = (Some(uid.into()), true);
             resolver.resolve(&route, WAIT).await
         };
-        let own = resolved("alpha-sandbox").await.unwrap();
+        let own = found("alpha-sandbox").await.unwrap();
         assert_eq!(own.endpoint, ([10, 0, 0, 7], AppPort::DEFAULT.get()).into());
-        let successor = resolved("another").await.unwrap_err();
+        let successor = found("another").await.unwrap_err();
         assert!(matches!(successor, Unresolved::Replaced), "{successor:?}");
         let answer = successor.answer(&route().sandbox.name);
         assert_eq!(answer, RouterError::OutOfScope(Bound::Sandbox));
@@ -356,8 +356,8 @@ mod tests {
         let route = route();
         let hinted = |believes_clients: bool, mesh: Mesh| {
             let resolver = Resolver {
-                believes_clients,
                 mesh,
+                believes_clients,
                 ..resolver(false)
             };
             let route = route.clone();

@@ -49,7 +49,9 @@ impl Key {
     /// The key of a question: the SHA-256 of its parts, one after the other.
     pub(crate) fn of(parts: &[&[u8]]) -> Self {
         let mut context = Context::new(&SHA256);
-        parts.iter().for_each(|part| context.update(part));
+        for part in parts {
+            context.update(part);
+        }
         let mut key = [0; 32];
         key.copy_from_slice(context.finish().as_ref());
         Self(key)

@@ -115,16 +115,16 @@ mod tests {
         bound.port = Some("9090".parse().unwrap());
         bound.method = Some(Method::POST);
         bound.path = Some("/exec/a%2Fb".parse().unwrap());
-        let (post, port) = (("POST", "/exec/a%2Fb"), ("x-sandbox-port", "9090"));
-        assert!(narrowed(&bound, post, &[port]).is_ok());
+        let (line, port) = (("POST", "/exec/a%2Fb"), ("x-sandbox-port", "9090"));
+        assert!(narrowed(&bound, line, &[port]).is_ok());
         assert!(narrowed(&bound, ("POST", "/exec/a%2Fb?any=query"), &[port]).is_ok());
         let elsewhere = ("x-sandbox-id", "beta");
-        for (line, more, expected) in [
-            (post, &[elsewhere, port][..], Bound::Sandbox),
-            (post, &[("x-sandbox-namespace", "default"), port], Bound::Sandbox),
-            (post, &[("x-sandbox-namespace", ""), port], Bound::Sandbox),
-            (post, &[("x-sandbox-port", "9091")], Bound::Port),
-            (post, &[], Bound::Port),
+        for (other, more, expected) in [
+            (line, &[elsewhere, port][..], Bound::Sandbox),
+            (line, &[("x-sandbox-namespace", "default"), port], Bound::Sandbox),
+            (line, &[("x-sandbox-namespace", ""), port], Bound::Sandbox),
+            (line, &[("x-sandbox-port", "9091")], Bound::Port),
+            (line, &[], Bound::Port),
             (("GET", "/exec/a%2Fb"), &[port], Bound::Method),
             (("post", "/exec/a%2Fb"), &[port], Bound::Method),
             (("POST", "/exec/a/b"), &[port], Bound::Path),
@@ -138,8 +138,8 @@ mod tests {
             (("POST", "/"), &[port], Bound::Path),
             (("GET", "/other"), &[elsewhere], Bound::Sandbox),
         ] {
-            let refused = narrowed(&bound, line, more).map(|_| ());
-            assert_eq!(refused, Err(RouterError::OutOfScope(expected)), "{line:?} {more:?}");
+            let refused = narrowed(&bound, other, more).map(|_| ());
+            assert_eq!(refused, Err(RouterError::OutOfScope(expected)), "{other:?} {more:?}");
         }
     }
 

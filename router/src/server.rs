@@ -183,9 +183,10 @@ impl Router {
         }
         let authenticator = Authenticator::new(&self.config.authentication, &api_server, &self.metrics).await?;
         let authenticator = Arc::new(authenticator);
-        let access_reviews = match self.config.access_review {
-            true => Some(Arc::new(AccessReviews::new(&api_server, &self.metrics).await?)),
-            false => None,
+        let access_reviews = if self.config.access_review {
+            Some(Arc::new(AccessReviews::new(&api_server, &self.metrics).await?))
+        } else {
+            None
         };
         let (drain, draining) = drain::channel();
         // Probes and scrapers are answered until the very end.
@@ -207,7 +208,7 @@ impl Router {
 
         let access = self.config.access_log.then(LineLog::stderr).transpose()?;
         let framing = Arc::clone(&self.config.framing);
-        let upgrades = self.config.upgrades_per_client.map(UpgradeCount::new).map(Arc::new);
+        let upgrades = UpgradeCount::new(&self.config).map(Arc::new);
         let mut workers = Vec::new();
         for number in 0..self.config.workers {
             let worker = Worker {

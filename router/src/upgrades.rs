@@ -1,11 +1,13 @@
 //! Who has how many upgraded connections, counted over all workers (CONTRACT section 5).
 
+use crate::config::Config;
 use crate::error::RouterError;
 use http::HeaderMap;
 use sandgate_mesh::contract::X_FORWARDED_FOR;
 use sandgate_mesh::listener::{ConnectionCount, ConnectionLimits, ConnectionSlot};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 /// A place among a client's upgraded connections, free again when dropped.
 pub(crate) type UpgradeSlot = ConnectionSlot;
@@ -13,27 +15,37 @@ pub(crate) type UpgradeSlot = ConnectionSlot;
 /// How many upgraded connections each client has. It knows only clients that have one.
 #[derive(Debug)]
 pub(crate) struct UpgradeCount {
+    config: Arc<Config>,
     limit: NonZeroUsize,
     open: ConnectionCount,
 }
 
 impl UpgradeCount {
-    pub(crate) fn new(limit: NonZeroUsize) -> Self {
+    /// A count with nothing open; `None` where there is no limit.
+    pub(crate) fn new(config: &Arc<Config>) -> Option<Self> {
+        let limit = config.upgrades_per_client?;
         let limits = ConnectionLimits {
             total: usize::MAX,
             per_peer: limit.get(),
         };
-        Self {
+        Some(Self {
+            config: Arc::clone(config),
             limit,
             open: ConnectionCount::new(limits),
-        }
+        })
     }
 
-    /// A place for one more of `client`.
+    /// A place for one more of whoever sends these `headers` from `peer`.
     ///
     /// # Errors
     /// [`RouterError::TooManyUpgrades`].
-    pub(crate) fn enter(&self, client: IpAddr) -> Result<UpgradeSlot, RouterError> {
+    pub(crate) fn enter(&self, peer: IpAddr, headers: &HeaderMap) -> Result<UpgradeSlot, RouterError> {
+        let trusts = |ip| self.config.trusts(ip);
+        let client = if trusts(peer) {
+            behind_proxies(peer, headers, trusts)
+        } else {
+            peer
+        };
         let entered = self.open.enter(client);
         entered.map_err(|_| RouterError::TooManyUpgrades(self.limit))
     }
@@ -41,7 +53,7 @@ impl UpgradeCount {
 
 /// Who is behind the trusted proxy `peer`: the rightmost hop of `X-Forwarded-For` that isn't one, too. A hop that is no
 /// address was written by somebody whose word counts for nothing: then it is whoever that came through.
-pub(crate) fn behind_proxies(peer: IpAddr, headers: &HeaderMap, trusts: impl Fn(IpAddr) -> bool) -> IpAddr {
+fn behind_proxies(peer: IpAddr, headers: &HeaderMap, trusts: impl Fn(IpAddr) -> bool) -> IpAddr {
     let mut client = peer;
     for value in headers.get_all(X_FORWARDED_FOR).iter().rev() {
         for hop in value.as_bytes().rsplit(|byte| *byte == b',') {
@@ -121,13 +133,19 @@ mod tests {
 
     #[test]
     fn each_client_has_its_own_places_and_gets_them_back() {
-        let count = UpgradeCount::new(NonZeroUsize::new(2).unwrap());
-        let (one, another) = (ip("192.0.2.1"), ip("192.0.2.2"));
-        let first = count.enter(one).unwrap();
-        let _second = count.enter(one).unwrap();
-        assert!(count.enter(one).is_err());
-        assert!(count.enter(another).is_ok());
+        let flags = ["--authz-mode=allow-all", "--trusted-proxy-cidrs=10.0.0.0/8"];
+        let mut config = Config::from_args(flags.map(Into::into).into()).unwrap();
+        config.upgrades_per_client = NonZeroUsize::new(2);
+        let count = UpgradeCount::new(&Arc::new(config)).unwrap();
+        let mut headers = HeaderMap::new();
+        headers.insert(X_FORWARDED_FOR, "192.0.2.1".parse().unwrap());
+        // One client, once behind a proxy and once not.
+        let (proxy, one, another) = (ip("10.0.0.1"), ip("192.0.2.1"), ip("192.0.2.2"));
+        let first = count.enter(proxy, &headers).unwrap();
+        let _second = count.enter(one, &HeaderMap::new()).unwrap();
+        assert!(count.enter(proxy, &headers).is_err() && count.enter(one, &headers).is_err());
+        assert!(count.enter(another, &headers).is_ok());
         drop(first);
-        assert!(count.enter(one).is_ok());
+        assert!(count.enter(one, &HeaderMap::new()).is_ok());
     }
 }

@@ -73,18 +73,12 @@ pub async fn read(stream: &mut TcpStream, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// A frame with an empty or a small payload as a server sends it.
-///
-/// # Panics
-/// The payload has more than 65,535 bytes.
+/// A frame of at most 65,535 payload bytes as a server sends it.
 pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     header(first, None, payload)
 }
 
-/// A frame as a client sends it, with this key.
-///
-/// # Panics
-/// The payload has more than 65,535 bytes.
+/// The same as a client sends it, with this key.
 pub fn masked(first: u8, key: [u8; 4], payload: &[u8]) -> Vec<u8> {
     let payload: Vec<u8> = payload
         .iter()
@@ -95,14 +89,14 @@ pub fn masked(first: u8, key: [u8; 4], payload: &[u8]) -> Vec<u8> {
 }
 
 fn header(first: u8, key: Option<[u8; 4]>, payload: &[u8]) -> Vec<u8> {
+    const MEDIUM: u8 = 126;
     let mask = if key.is_some() { 0x80 } else { 0 };
     let mut frame = vec![first];
-    match u8::try_from(payload.len()) {
-        Ok(short @ ..=125) => frame.push(mask | short),
-        _ => {
-            frame.push(mask | 126);
-            frame.extend(u16::try_from(payload.len()).unwrap().to_be_bytes());
-        }
+    if let Ok(short @ ..MEDIUM) = u8::try_from(payload.len()) {
+        frame.push(mask | short);
+    } else {
+        frame.push(mask | MEDIUM);
+        frame.extend(u16::try_from(payload.len()).unwrap().to_be_bytes());
     }
     frame.extend(key.into_iter().flatten());
     frame.extend(payload);

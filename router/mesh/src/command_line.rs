@@ -4,9 +4,11 @@ use crate::process::BAD_CONFIGURATION;
 use clap::builder::{OsStr, Resettable};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgMatches, Command};
+use std::any::TypeId;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::Write;
+use std::ops::Deref;
 use std::process::ExitCode;
 
 /// Why a program can't start.
@@ -80,9 +82,32 @@ pub fn read<T>(
     line.end(value)
 }
 
-/// Whether the value of `arg` is for nobody else: no text may hold it. It is what clap keeps out of its help.
+/// A flag's value that neither a log nor an error may show. Its environment variable must be kept out of the help as well.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl Deref for Secret {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a secret")
+    }
+}
+
+/// Whether a flag's value is a [`Secret`].
 pub fn is_secret(arg: &Arg) -> bool {
-    arg.is_hide_env_values_set()
+    arg.get_value_parser().type_id() == TypeId::of::<Secret>()
 }
 
 /// What is wrong with some flags by themselves, whatever the environment says. Empty if nothing is.
@@ -193,8 +218,7 @@ impl CommandLine {
             return None;
         };
         let flag = name(usage);
-        let is_it = |arg: &&Arg| arg.get_long() == flag.strip_prefix("--");
-        let arg = self.command.get_arguments().find(is_it)?;
+        let arg = find(&self.command, flag.strip_prefix("--")?)?;
         let mut problem = if is_secret(arg) {
             format!("invalid value for '{usage}'; it isn't shown here, as it is a secret")
         } else {
@@ -207,9 +231,10 @@ impl CommandLine {
         } else if let Some(at) = self.args.windows(2).position(pair) {
             self.args.drain(at..at + 2);
         } else {
-            let variable = arg.get_env()?.to_string_lossy().into_owned();
+            let own = self.command.get_arguments().find(|own| *own == arg)?;
+            let variable = own.get_env()?.to_string_lossy();
             problem = format!("{problem} (variable {variable})");
-            let id = arg.get_id().clone();
+            let id = own.get_id().clone();
             self.command = self
                 .command
                 .clone()
@@ -219,6 +244,12 @@ impl CommandLine {
         self.refused.push(flag.to_owned());
         Some(())
     }
+}
+
+/// A flag of a command or of those below it, by its long name.
+fn find<'a>(command: &'a Command, flag: &str) -> Option<&'a Arg> {
+    let own = command.get_arguments().find(|arg| arg.get_long() == Some(flag));
+    own.or_else(|| command.get_subcommands().find_map(|command| find(command, flag)))
 }
 
 /// What clap says, in one line and without advice.
@@ -241,3 +272,7 @@ fn missing_flags(error: &clap::Error) -> Vec<String> {
         _ => Vec::new(),
     }
 }
+
+#[cfg(test)]
+#[path = "command_line_tests.rs"]
+mod tests;

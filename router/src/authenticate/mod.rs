@@ -51,7 +51,7 @@ enum Credential {
     /// Nothing, or a client certificate.
     Any,
     StaticToken(StaticToken),
-    TokenReview(TokenReviews),
+    TokenReview(Box<TokenReviews>),
     ScopedToken(Box<ScopedTokens>),
 }
 
@@ -70,7 +70,7 @@ impl Authenticator {
             Authentication::StaticToken(token) => Credential::StaticToken(StaticToken::new(token)?),
             Authentication::TokenReview(settings) => {
                 let client = api_server.client().await?;
-                Credential::TokenReview(TokenReviews::new(settings, client, metrics))
+                Credential::TokenReview(Box::new(TokenReviews::new(settings, client, metrics)))
             }
             Authentication::ScopedToken(files) => Credential::ScopedToken(Box::new(ScopedTokens::new(files, metrics)?)),
         };

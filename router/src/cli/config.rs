@@ -60,15 +60,16 @@ pub(super) fn run(args: Vec<OsString>) -> ExitCode {
 fn judge(printed: bool, flags: Vec<OsString>) -> ExitCode {
     let name = if printed { PRINT } else { VALIDATE };
     let command = config::command().bin_name(format!("{PROGRAM} config {name}"));
-    match Config::of_command(explained(command, printed), flags) {
+    match Config::of_command(&explained(command, printed), flags) {
         Ok(config) if printed => print(&config.settings.yaml()),
         Ok(config) => {
-            let warnings: String = config
+            let mut lines: Vec<_> = config
                 .warnings
                 .iter()
-                .map(|warning| format!("warning: {warning}\n"))
+                .map(|text| format!("warning: {text}\n"))
                 .collect();
-            print(&format!("{warnings}The configuration is valid.\n"))
+            lines.push("The configuration is valid.\n".into());
+            print(&lines.concat())
         }
         Err(error) => error.report(),
     }

@@ -18,6 +18,7 @@ const NOBODY_PROVES_HIMSELF: &str = "--authz-subject-access-review with --mesh=o
 /// The flags.
 #[derive(Debug, Args)]
 #[expect(clippy::doc_markdown, reason = "clap prints these comments as they stand")]
+#[expect(clippy::struct_field_names, reason = "each is the flag of that name")]
 pub(super) struct CallerFlags {
     /// With --authz-mode=tokenreview: how long it is believed whose a token is, and so how long a token works that was revoked
     /// [default: 30s].

@@ -4,7 +4,7 @@
 use super::spelling::network;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command};
-use sandgate_mesh::command_line::refusals;
+use sandgate_mesh::command_line::{Secret, refusals};
 use sandgate_mesh::duration;
 use std::ffi::OsString;
 
@@ -87,7 +87,7 @@ fn is_given(command: &Command, matches: &ArgMatches, flag: &str) -> bool {
 }
 
 fn no_token(given: &ArgMatches) -> bool {
-    let token = given.get_one::<String>("auth_token");
+    let token = given.get_one::<Secret>("auth_token");
     token.is_none_or(|token| token.trim().is_empty())
 }
 

@@ -7,8 +7,9 @@ use super::mesh_identity::MeshIdentityFlags;
 use super::routing::RoutingFlags;
 use super::scoped_token::ScopedTokenFlags;
 use super::sources::FILE_VARIABLE;
-use super::spelling::{Networks, OptionalAddress, OptionalFile, booleans, not_empty};
+use super::spelling::{Networks, OptionalAddress, booleans, files, not_empty};
 use clap::{ArgAction, Command, CommandFactory, Parser, ValueEnum};
+use sandgate_mesh::command_line::Secret;
 use sandgate_mesh::contract::DEFAULT_TRUST_DOMAIN;
 use sandgate_mesh::duration;
 use sandgate_mesh::framing::LimitFlags;
@@ -17,6 +18,7 @@ use sandgate_mesh::listener::parse_address;
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Whether requests go through the sandbox's gate.
@@ -64,11 +66,10 @@ pub(super) enum MtlsFlag {
 /// `--authz-mode=scoped-token`, or `--authz-mode=allow-all` (or `ALLOW_UNAUTHENTICATED_ROUTER=true`).
 #[derive(Debug, Parser)]
 #[command(name = "sandbox-router", version, no_binary_name = true, args_override_self = true)]
-#[expect(clippy::doc_markdown, reason = "clap prints these comments as they stand")]
 pub(super) struct Flags {
     /// YAML file with a flag's name for each key. A flag overrides its key, and a key overrides a variable; empty for none.
     #[arg(long, env = FILE_VARIABLE, value_name = "FILE")]
-    config: Option<OptionalFile>,
+    config: Option<PathBuf>,
     /// Address of the HTTP listener; empty for none, where there is an HTTPS listener.
     #[arg(long, default_value = ":8080")]
     pub(super) http_bind_address: OptionalAddress,
@@ -83,13 +84,13 @@ pub(super) struct Flags {
     pub(super) health_probe_bind_address: SocketAddr,
     /// PEM file with the HTTPS listener's certificate chain; polled.
     #[arg(long, value_name = "FILE")]
-    pub(super) tls_cert_file: Option<OptionalFile>,
+    pub(super) tls_cert_file: Option<PathBuf>,
     /// PEM file with its private key.
     #[arg(long, value_name = "FILE")]
-    pub(super) tls_key_file: Option<OptionalFile>,
+    pub(super) tls_key_file: Option<PathBuf>,
     /// PEM file with the roots that client certificates are verified under; polled.
     #[arg(long, value_name = "FILE")]
-    pub(super) tls_client_ca_file: Option<OptionalFile>,
+    pub(super) tls_client_ca_file: Option<PathBuf>,
     /// Whether the HTTPS listener asks for client certificates.
     #[arg(long, value_enum, default_value_t = MtlsFlag::Off)]
     pub(super) mtls_mode: MtlsFlag,
@@ -113,7 +114,7 @@ pub(super) struct Flags {
     pub(super) cache_namespace: String,
     /// Kubeconfig file for whatever the API server is asked, outside a cluster; in a pod it isn't needed.
     #[arg(long, value_name = "FILE")]
-    pub(super) kubeconfig: Option<OptionalFile>,
+    pub(super) kubeconfig: Option<PathBuf>,
     /// Who may call, where that isn't said by --auth-token.
     #[arg(long, value_enum)]
     pub(super) authz_mode: Option<AuthzMode>,
@@ -121,7 +122,7 @@ pub(super) struct Flags {
     pub(super) scoped_token: ScopedTokenFlags,
     /// Bearer token that callers must present. The variable keeps it out of process lists.
     #[arg(long, env = "ROUTER_AUTH_TOKEN", hide_env_values = true)]
-    pub(super) auth_token: Option<String>,
+    pub(super) auth_token: Option<Secret>,
     #[command(flatten)]
     pub(super) callers: CallerFlags,
     /// Domain of the cluster's DNS names.
@@ -195,12 +196,11 @@ pub(super) struct Flags {
 
 /// The router's flags, each with the old variables that stand for it.
 pub(crate) fn command() -> Command {
-    booleans(Flags::command()).mut_args(|arg| {
+    files(booleans(Flags::command())).mut_args(|arg| {
         let stands_for = |variable: &&Variable| arg.get_long() == Some(variable.flag);
-        let mut help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-        for variable in VARIABLES.iter().filter(stands_for) {
-            help += &format!(" [env: {}]", variable.name);
-        }
-        arg.help(help)
+        let variables = VARIABLES.iter().filter(stands_for);
+        let mut help = vec![arg.get_help().map(ToString::to_string).unwrap_or_default()];
+        help.extend(variables.map(|variable| format!(" [env: {}]", variable.name)));
+        arg.help(help.concat())
     })
 }

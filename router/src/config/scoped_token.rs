@@ -1,7 +1,5 @@
 //! The keys of scoped tokens, as flags. Hides when they are of use.
 
-use super::path;
-use super::spelling::OptionalFile;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -14,14 +12,14 @@ pub(super) struct ScopedTokenFlags {
     /// File with the secret of scoped tokens v1, at least 32 bytes, or with several, one a line: all verify. Polled. Whoever
     /// has it can make tokens for every sandbox.
     #[arg(long, help_heading = "Scoped tokens")]
-    authz_scoped_token_secret_file: Option<OptionalFile>,
+    authz_scoped_token_secret_file: Option<PathBuf>,
     /// File with the Ed25519 public keys of scoped tokens v2: PEM, a JWK set, or the Go router's set of keys. Polled.
     #[arg(
         long,
         visible_alias = "authz-scoped-token-verification-keys-file",
         help_heading = "Scoped tokens"
     )]
-    authz_scoped_token_public_keys_file: Option<OptionalFile>,
+    authz_scoped_token_public_keys_file: Option<PathBuf>,
 }
 
 /// Where the keys of scoped tokens are: of one version or of both.
@@ -37,8 +35,8 @@ impl ScopedTokenFlags {
     /// The files for `--authz-mode=scoped-token`, and what is wrong with them.
     pub(super) fn files(&self, problems: &mut Vec<String>) -> Option<ScopedTokenFiles> {
         let files = ScopedTokenFiles {
-            secrets: path(self.authz_scoped_token_secret_file.as_ref()),
-            public_keys: path(self.authz_scoped_token_public_keys_file.as_ref()),
+            secrets: self.authz_scoped_token_secret_file.clone(),
+            public_keys: self.authz_scoped_token_public_keys_file.clone(),
         };
         let ScopedTokenFiles { secrets, public_keys } = &files;
         if secrets.is_none() && public_keys.is_none() {
@@ -59,11 +57,8 @@ impl ScopedTokenFlags {
     /// What is wrong with them where tokens are of no use.
     pub(super) fn useless(&self) -> impl Iterator<Item = String> {
         let given = [
-            (SECRET, path(self.authz_scoped_token_secret_file.as_ref()).is_some()),
-            (
-                PUBLIC_KEYS,
-                path(self.authz_scoped_token_public_keys_file.as_ref()).is_some(),
-            ),
+            (SECRET, self.authz_scoped_token_secret_file.is_some()),
+            (PUBLIC_KEYS, self.authz_scoped_token_public_keys_file.is_some()),
         ];
         let given = given.into_iter().filter(|(_, given)| *given);
         given.map(|(flag, _)| format!("{flag} is for scoped tokens: set --authz-mode=scoped-token"))

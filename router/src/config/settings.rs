@@ -85,14 +85,11 @@ impl Settings {
 
     /// The same as a configuration file, with the origins as comments.
     pub fn yaml(&self) -> String {
-        let mut text = String::from("# The effective configuration, which can be given as --config.\n");
-        if let Some(file) = &self.file {
-            text += &format!("# File: {}\n", quoted(&file.to_string_lossy()));
-        }
-        for setting in &self.settings {
-            text += &setting.yaml();
-        }
-        text
+        let mut lines = vec!["# The effective configuration, which can be given as --config.\n".to_owned()];
+        let file = self.file.as_ref();
+        lines.extend(file.map(|file| format!("# File: {}\n", quoted(&file.to_string_lossy()))));
+        lines.extend(self.settings.iter().map(Setting::yaml));
+        lines.concat()
     }
 
     /// Secrets that are only [`REDACTED`].
@@ -152,8 +149,8 @@ impl Setting {
             (Form::Plain, [value]) => format!("{key}: {value} # {origin}\n"),
             (Form::Quoted, [value]) => format!("{key}: {} # {origin}\n", quoted(value)),
             (_, values) => {
-                let values: String = values.iter().map(|value| format!("  - {}\n", quoted(value))).collect();
-                format!("{key}: # {origin}\n{values}")
+                let values: Vec<_> = values.iter().map(|value| format!("  - {}\n", quoted(value))).collect();
+                format!("{key}: # {origin}\n{}", values.concat())
             }
         }
     }

@@ -4,7 +4,7 @@
 use super::environment::VARIABLES;
 use super::file::{self, Entry};
 use super::settings::{Origin, REDACTED, Settings, is_setting};
-use super::spelling::{OptionalFile, is_repeatable};
+use super::spelling::{is_repeatable, without_empty};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 use sandgate_mesh::command_line::{CommandLine, ConfigError, is_secret, refusals};
@@ -40,7 +40,7 @@ pub(super) fn read(command: &Command, line: &mut CommandLine) -> Result<Reading,
     let matches = line.matches()?;
     let args = sources.variables(command, &matches);
     line.put_in_front(args);
-    let matches = line.matches()?;
+    let matches = without_empty(command, line.matches()?);
     line.problems
         .extend(Settings::redacted(command, &matches).into_iter().map(only_redacted));
     Ok(Reading {
@@ -52,12 +52,9 @@ pub(super) fn read(command: &Command, line: &mut CommandLine) -> Result<Reading,
 
 /// An empty name is none, and no reason to look for the variable.
 fn config_file(flags: &ArgMatches) -> Option<PathBuf> {
-    match flags.get_one::<OptionalFile>("config") {
-        Some(flag) => flag.path().map(Path::to_path_buf),
-        None => std::env::var_os(FILE_VARIABLE)
-            .filter(|name| !name.is_empty())
-            .map(PathBuf::from),
-    }
+    let flag = flags.get_one::<PathBuf>("config").cloned();
+    let name = flag.or_else(|| std::env::var_os(FILE_VARIABLE).map(PathBuf::from));
+    name.filter(|name| !name.as_os_str().is_empty())
 }
 
 fn only_redacted(arg: &Arg) -> String {
@@ -108,7 +105,8 @@ impl Sources {
             });
             match checked {
                 Ok((arg, values)) if !given(arg) && !is_elsewhere(arg, &values) => {
-                    self.origins.insert(entry.key, Origin::File);
+                    self.origins
+                        .extend(arg.get_long().map(|flag| (flag.to_owned(), Origin::File)));
                     flags.extend(values);
                 }
                 Ok(_) => {}
@@ -136,8 +134,9 @@ impl Sources {
 fn check<'a>(command: &'a Command, entry: &Entry) -> Result<(&'a Arg, Vec<OsString>), Vec<String>> {
     let key = &entry.key;
     let find = |key: &str| {
-        let mut args = command.get_arguments().filter(|arg| is_setting(arg));
-        args.find(|arg| arg.get_long() == Some(key))
+        let named =
+            |arg: &&Arg| arg.get_long() == Some(key) || arg.get_all_aliases().is_some_and(|all| all.contains(&key));
+        command.get_arguments().filter(|arg| is_setting(arg)).find(named)
     };
     let Some(arg) = find(key) else {
         let meant = key.to_lowercase().replace('_', "-");

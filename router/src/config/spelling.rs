@@ -1,12 +1,13 @@
 //! Values as Go's flags and the existing routers spell them.
 
-use clap::builder::ValueParser;
-use clap::{Arg, ArgAction, Command};
+use clap::builder::{OsStringValueParser, TypedValueParser, ValueParser};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 use ipnet::IpNet;
 use sandgate_mesh::listener::parse_address;
+use std::any::TypeId;
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 /// Go accepts `-flag` for `--flag`.
@@ -46,25 +47,37 @@ fn boolean(text: &str) -> Result<bool, String> {
     }
 }
 
+/// Lets the name of every file be empty, as Go's flags have it. [`without_empty`] makes that no file.
+pub(super) fn files(command: Command) -> Command {
+    command.mut_args(|arg| {
+        if is_file(&arg) {
+            arg.value_parser(OsStringValueParser::new().map(PathBuf::from))
+        } else {
+            arg
+        }
+    })
+}
+
+/// The same without the files whose names are empty.
+pub(super) fn without_empty(command: &Command, mut matches: ArgMatches) -> ArgMatches {
+    for arg in command.get_arguments().filter(|arg| is_file(arg)) {
+        let id = arg.get_id().as_str();
+        let is_empty = |file: &PathBuf| file.as_os_str().is_empty();
+        if matches.try_get_one(id).ok().flatten().is_some_and(is_empty) {
+            // Known as it is, it can be taken out.
+            let _ = matches.try_clear_id(id);
+        }
+    }
+    matches
+}
+
+fn is_file(arg: &Arg) -> bool {
+    arg.get_value_parser().type_id() == TypeId::of::<PathBuf>()
+}
+
 /// Whether a flag may be given several times, each time for one more value.
 pub(super) fn is_repeatable(arg: &Arg) -> bool {
     matches!(arg.get_action(), ArgAction::Append)
-}
-
-/// A file, or none for an empty text.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct OptionalFile(Option<PathBuf>);
-
-impl OptionalFile {
-    pub(super) fn path(&self) -> Option<&Path> {
-        self.0.as_deref()
-    }
-}
-
-impl From<OsString> for OptionalFile {
-    fn from(text: OsString) -> Self {
-        Self(Some(text).filter(|text| !text.is_empty()).map(PathBuf::from))
-    }
 }
 
 /// Where to listen, or nowhere for an empty text.

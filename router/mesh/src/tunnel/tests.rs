@@ -40,11 +40,11 @@ fn frame(first: u8, masked: bool, payload: &[u8]) -> Vec<u8> {
     match payload.len() {
         short @ 0..=125 => frame.push(mask | u8::try_from(short).unwrap()),
         medium @ 126..=0xffff => {
-            frame.push(mask | 126);
+            frame.push(mask | 0x7e);
             frame.extend(u16::try_from(medium).unwrap().to_be_bytes());
         }
         long => {
-            frame.push(mask | 127);
+            frame.push(mask | 0x7f);
             frame.extend((long as u64).to_be_bytes());
         }
     }
@@ -182,7 +182,7 @@ async fn both_sides_of_a_websocket_are_told_why_it_ends_and_their_answers_are_aw
 #[tokio::test(start_paused = true)]
 async fn peers_that_do_not_answer_a_close_hold_a_drain_up_for_seconds_only() {
     let half = &frame(0x82, true, b"half")[..8];
-    let flood = frame(0x82, false, &[0; 1 << 20]);
+    let flood = frame(0x82, false, &vec![0; 1 << 20]);
     for (said_up, said_down) in [(&b""[..], &b""[..]), (half, b""), (b"", &flood), (half, &flood)] {
         let joined = websocket(UNLIMITED);
         let (mut client, mut app) = (split(joined.client), split(joined.app));
@@ -240,9 +240,9 @@ async fn a_flood_puts_off_neither_the_other_sides_bytes_nor_the_end() {
     for is_up in [true, false] {
         for lifetime in [Duration::ZERO, Duration::from_millis(50)] {
             let limits = TunnelLimits { lifetime, ..UNLIMITED };
-            let ((mut says, heard), (takes, mut hears)) = (duplex(64), duplex(64));
+            let ((mut says, said), (takes, mut hears)) = (duplex(64), duplex(64));
             // One side always has more to say, and the other always takes it.
-            let (flood, other) = (join_io(repeat(0), takes), join_io(heard, sink()));
+            let (flood, other) = (join_io(repeat(0), takes), join_io(said, sink()));
             let (_drain, draining) = drain::channel();
             let tunnel = tokio::spawn(async move {
                 if is_up {
@@ -253,8 +253,8 @@ async fn a_flood_puts_off_neither_the_other_sides_bytes_nor_the_end() {
             });
             if lifetime.is_zero() {
                 says.write_all(b"in between").await.unwrap();
-                let heard = timeout(patience, read(&mut hears, 10)).await;
-                assert_eq!(heard.expect("the flood won"), b"in between");
+                let passed = timeout(patience, read(&mut hears, 10)).await;
+                assert_eq!(passed.expect("the flood won"), b"in between");
                 tunnel.abort();
             } else {
                 let ended = timeout(patience, tunnel).await.expect("the flood won").unwrap();
@@ -282,7 +282,7 @@ async fn nothing_of_a_message_over_the_limit_passes_and_both_sides_are_told() {
     let fits = frame(0x82, true, &[7; 100]);
     for too_big in [
         frame(0x82, true, &[7; 101]),
-        frame(0x82, true, &[7; 70_000])[..14].to_vec(),
+        frame(0x82, true, &vec![7; 70_000])[..14].to_vec(),
         [0x82, 0xff, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0].to_vec(),
     ] {
         for cut in 1..14 {

@@ -5,8 +5,8 @@ fn header(first: u8, masked: bool, payload: u64) -> Vec<u8> {
     let mask = if masked { 0x80 } else { 0 };
     let mut header = match (u8::try_from(payload), u16::try_from(payload)) {
         (Ok(short @ ..=125), _) => vec![first, mask | short],
-        (_, Ok(medium)) => [&[first, mask | 126][..], &medium.to_be_bytes()].concat(),
-        _ => [&[first, mask | 127][..], &payload.to_be_bytes()].concat(),
+        (_, Ok(medium)) => [&[first, mask | 0x7e][..], &medium.to_be_bytes()].concat(),
+        _ => [&[first, mask | 0x7f][..], &payload.to_be_bytes()].concat(),
     };
     if masked {
         header.extend([1, 2, 3, 4]);
