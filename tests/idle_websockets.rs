@@ -104,7 +104,9 @@ async fn assert_cheap(router: SocketAddr, app: TcpListener, count: usize, most: 
     let (app, first, mut websockets, held, message) = tokio::task::spawn_blocking(opening).await.unwrap();
     assert_within(count * most, held, &format!("{count} that never said anything")).await;
     let talking = move || {
-        websockets.iter_mut().for_each(|ends| talk(ends, &message));
+        for ends in &mut websockets {
+            talk(ends, &message);
+        }
         websockets
     };
     let websockets = tokio::task::spawn_blocking(talking).await.unwrap();

@@ -186,7 +186,7 @@ impl Forwarder {
         let route = errand.route;
         let (mut resolved_again, mut hearsay) = (false, resolver.is_hearsay(route, &target));
         loop {
-            match self.connect_with_retries(&target, hearsay, deadline).await {
+            match self.connect_with_retries(route, &target, hearsay, deadline).await {
                 Ok(lease) => return Ok(lease),
                 // The client knows a pod that is gone; meanwhile there may be another.
                 Err(error) if hearsay && error.says_gone() => {
@@ -231,6 +231,7 @@ impl Forwarder {
     /// Of an address that is `hearsay` it is asked once whether anybody is there.
     async fn connect_with_retries(
         &self,
+        route: &Route,
         target: &Arc<Target>,
         hearsay: bool,
         deadline: Instant,
@@ -251,7 +252,7 @@ impl Forwarder {
                 return Err(error);
             }
             left -= 1;
-            self.metrics.retries.inc();
+            self.metrics.retried(&route.sandbox.namespace);
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(self.max_delay);
         }

@@ -79,7 +79,6 @@ struct Known {
 pub(crate) struct Metrics {
     pub(crate) registry: Registry,
     pub(crate) inflight: IntGauge,
-    pub(crate) retries: IntCounter,
     pub(crate) refused: RefusedConnections,
     pub(crate) open_tunnels: IntGauge,
     ended_tunnels: IntCounterVec,
@@ -87,6 +86,7 @@ pub(crate) struct Metrics {
     requests: IntCounterVec,
     durations: HistogramVec,
     errors: IntCounterVec,
+    retries: IntCounterVec,
     unresolved: IntCounterVec,
     decisions: IntCounterVec,
     reviews: IntCounterVec,
@@ -99,7 +99,6 @@ impl Metrics {
         let registry = Registry::new();
         let labels = ["method", "code", "sandbox_namespace"];
         let counters = |name, help, labels: &[&str]| metrics::counters(&registry, name, help, labels);
-        let counter = |name, help| metrics::counter(&registry, name, help);
         let durations = HistogramOpts::new(
             "sandbox_router_request_duration_seconds",
             "Duration of requests in seconds.",
@@ -133,7 +132,11 @@ impl Metrics {
             )?,
             ended_tunnels,
             inflight: metrics::gauge(&registry, "sandbox_router_inflight_requests", "Requests under way.")?,
-            retries: counter("sandbox_router_upstream_retries_total", "Further connection attempts.")?,
+            retries: counters(
+                "sandbox_router_upstream_retries_total",
+                "Further connection attempts.",
+                &["sandbox_namespace"],
+            )?,
             refused: RefusedConnections {
                 connections: refused("connections"),
                 connections_of_peer: refused("connections-per-peer"),
@@ -231,6 +234,11 @@ impl Metrics {
         self.errors
             .with_label_values(&[self.label(Some(namespace)), reason.as_str()])
             .inc();
+    }
+
+    /// Counts a further attempt to connect.
+    pub(crate) fn retried(&self, namespace: &Namespace) {
+        self.retries.with_label_values(&[self.label(Some(namespace))]).inc();
     }
 
     /// Counts a request whose sandbox was not found.

@@ -179,7 +179,7 @@ impl Router {
         );
         let api_server = ApiServer::new(self.config.kubeconfig.clone());
         if let (Some(source), Some(pods)) = (&self.config.cache, self.pods.clone()) {
-            pods::follow(api_server.client().await?, source, pods);
+            pods::follow(api_server.client().await?, source, self.config.mesh != Mesh::Off, pods);
         }
         let authenticator = Authenticator::new(&self.config.authentication, &api_server, &self.metrics).await?;
         let authenticator = Arc::new(authenticator);

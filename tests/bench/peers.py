@@ -10,8 +10,6 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENVOY_VERSION = "1.40"
-GO_ROUTER_MODULE = "sigs.k8s.io/agent-sandbox"
-GO_ROUTER_VERSION = "v0.5.6"
 OURS = ("sandbox-router", "sandbox-sidecar")
 # Without these nothing can be measured.
 REQUIRED = ("nginx", "wrk", "openssl", "curl", "taskset", "setpriv")
@@ -54,7 +52,7 @@ def provide_programs(needed, cache, binaries, profile="release"):
     providers = {
         "haproxy": lambda: installed("haproxy"),
         "envoy": lambda: envoy(cache),
-        "go-router": lambda: go_router(cache),
+        "go-router": go_router,
     }
     for name, provider in providers.items():
         if name in needed:
@@ -107,33 +105,20 @@ def envoy(cache):
     return binary
 
 
-def go_router(cache):
-    """`go install package@version` can't resolve this module, so a module that requires it builds it."""
-    binary = cache / f"go-router-{GO_ROUTER_VERSION}"
-    if binary.exists():
-        return binary
-    if shutil.which("go") is None:
-        raise Missing("Go is not installed")
-    announce(f"building the Go router {GO_ROUTER_VERSION} (minutes, once)")
-    module = cache / "go-router-module"
-    shutil.rmtree(module, ignore_errors=True)
-    module.mkdir()
-    (module / "go.mod").write_text(
-        f"module bench.invalid/go-router\n\ngo 1.24\n\nrequire {GO_ROUTER_MODULE} {GO_ROUTER_VERSION}\n"
-    )
-    partial = module / "go-router"
-    package = f"{GO_ROUTER_MODULE}/sandbox-router/cmd"
-    build = ["go", "build", "-mod=mod", "-trimpath", "-ldflags", "-s -w", "-o", partial, package]
-    run(build, "go build", cwd=module, env={**os.environ, "CGO_ENABLED": "0"})
-    partial.rename(binary)
-    shutil.rmtree(module)
-    return binary
+def go_router():
+    """As the conformance tests build it, pinned by its module's checksums."""
+    announce("looking for the Go router (the first time it is built: minutes)")
+    script = REPOSITORY / "tests/conformance/go-router"
+    binary, _files = run([script], "tests/conformance/go-router").splitlines()
+    return Path(binary)
 
 
 def versions(programs):
     """What exactly was measured, for the report."""
     arguments = {"haproxy": ["-v"], "nginx": ["-v"], "envoy": ["--version"], "wrk": ["-v"]}
-    found = {"go-router": GO_ROUTER_VERSION} if "go-router" in programs.paths else {}
+    found = {}
+    if "go-router" in programs.paths:
+        found["go-router"] = programs.paths["go-router"].parent.name.rpartition("-")[2]
     for name, flags in arguments.items():
         if name not in programs.paths:
             continue

@@ -33,5 +33,6 @@ etcd=$cache/etcd-$etcd_version
 agent_sandbox=$cache/agent-sandbox-$agent_sandbox_version
 # Beside the module's files, which are there or not as a whole.
 agent_sandbox_controller=$cache/agent-sandbox-controller-$agent_sandbox_version
+agent_sandbox_router=$cache/agent-sandbox-router-$agent_sandbox_version
 containerd=$cache/containerd-$containerd_version
 kube_router=$cache/kube-router-$kube_router_version

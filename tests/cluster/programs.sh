@@ -1,4 +1,4 @@
-# Shared by run: the programs of a cluster, built from Go modules into the cache. Sourced after lib.sh.
+# Shared by run and by tests/conformance/go-router: programs built from Go modules into the cache. Sourced after lib.sh.
 # shellcheck shell=bash disable=SC2154
 
 need_go() { # need_go MODULE WHAT_FOR
@@ -6,9 +6,12 @@ need_go() { # need_go MODULE WHAT_FOR
     wanted=$(sed -n 's/^go //p' "$here/modules/$1/go.mod")
     found=$(cd "$here/modules/$1" && go env GOVERSION 2>/dev/null) || true
     if [ "$(printf '%s\n' "go$wanted" "${found:-go0}" | sort -V | tail -1)" != "${found:-go0}" ]; then
+        local instead=
+        if [ "$1" = kubernetes ] || [ "$1" = etcd ]; then
+            instead=", or set KUBEBUILDER_ASSETS to a folder with kube-apiserver and etcd"
+        fi
         die "Go ${wanted%.0} or later is needed to build $2, and ${found:-no go} is in PATH. Install it from" \
-            "https://go.dev/dl (distributions' packages are often older), or set KUBEBUILDER_ASSETS to a folder with" \
-            "kube-apiserver and etcd."
+            "https://go.dev/dl (distributions' packages are often older)$instead."
     fi
 }
 
@@ -58,6 +61,11 @@ unpack_agent_sandbox() {
     cp -r -- "$module" "$agent_sandbox.new"
     chmod -R u+w -- "$agent_sandbox.new"
     mv -- "$agent_sandbox.new" "$agent_sandbox"
+}
+
+# The Go router, to hold ours beside it.
+build_agent_sandbox_router() {
+    build agent-sandbox "$agent_sandbox_router/sandbox-router" sigs.k8s.io/agent-sandbox/sandbox-router/cmd -ldflags "-s -w"
 }
 
 # What a node is made of besides the API server and etcd.

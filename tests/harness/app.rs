@@ -63,7 +63,10 @@ pub struct RecordingApp {
 impl RecordingApp {
     /// Starts an app whose script is asked whenever bytes came, with all of that connection since its last answer.
     pub async fn start(script: impl Fn(&[u8]) -> Step + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::listening(TcpListener::bind("127.0.0.1:0").await.unwrap(), script)
+    }
+
+    fn listening(listener: TcpListener, script: impl Fn(&[u8]) -> Step + Send + Sync + 'static) -> Self {
         let port = listener.local_addr().unwrap().port();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (record, script): (_, Arc<Script>) = (Arc::clone(&seen), Arc::new(script));
@@ -100,11 +103,15 @@ impl RecordingApp {
 
     /// An app that does `step` for each complete request.
     pub async fn answering(step: Step) -> Self {
-        Self::start(move |bytes| match requests(bytes).first() {
+        Self::answering_at(TcpListener::bind("127.0.0.1:0").await.unwrap(), step)
+    }
+
+    /// The same with a listener that is there already.
+    pub fn answering_at(listener: TcpListener, step: Step) -> Self {
+        Self::listening(listener, move |bytes| match requests(bytes).first() {
             Some(request) if request.complete => step.clone(),
             _ => Step::Wait,
         })
-        .await
     }
 
     /// An app that answers each complete request with 200.

@@ -68,7 +68,7 @@ pub struct Process {
 }
 
 /// What a process left behind.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Left {
     /// Its exit code; `None` if a signal ended it.
     pub code: Option<i32>,

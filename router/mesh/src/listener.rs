@@ -66,18 +66,18 @@ pub fn fit_open_files(wanted: usize, source: &str) -> usize {
     fitting.min(wanted)
 }
 
-/// Parses `:8080`, `127.0.0.1:8080` or `[::1]:8080`. Without a host, every address of the machine is meant.
+/// Parses `:8080`, `127.0.0.1:8080`, `[::1]:8080` or `localhost:8080`. Without a host, every address of the machine is meant.
+/// No other name is looked up.
 ///
 /// # Errors
 /// A sentence that says what was expected.
 pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
     let wrong = || format!("{text:?} is not an address; write it like :8080, 127.0.0.1:8080 or [::1]:8080");
-    match text.strip_prefix(':') {
-        Some(port) => Ok(SocketAddr::new(
-            Ipv6Addr::UNSPECIFIED.into(),
-            port.parse().map_err(|_| wrong())?,
-        )),
-        None => text.parse().map_err(|_| wrong()),
+    let at = |ip: IpAddr, port: &str| Ok(SocketAddr::new(ip, port.parse().map_err(|_| wrong())?));
+    match text.split_once(':') {
+        Some(("", port)) => at(Ipv6Addr::UNSPECIFIED.into(), port),
+        Some(("localhost", port)) => at(Ipv4Addr::LOCALHOST.into(), port),
+        _ => text.parse().map_err(|_| wrong()),
     }
 }
 
@@ -251,7 +251,20 @@ mod tests {
     fn addresses_are_read_as_go_reads_them() {
         assert_eq!(parse_address(":8080"), Ok("[::]:8080".parse().unwrap()));
         assert_eq!(parse_address("127.0.0.1:1"), Ok("127.0.0.1:1".parse().unwrap()));
-        for bad in ["", "8080", ":", ":x", ":65536", "localhost:1", "1.2.3.4"] {
+        assert_eq!(parse_address("localhost:1"), Ok("127.0.0.1:1".parse().unwrap()));
+        assert_eq!(parse_address("[::1]:1"), Ok("[::1]:1".parse().unwrap()));
+        for bad in [
+            "",
+            "8080",
+            ":",
+            ":x",
+            ":65536",
+            "localhost",
+            "localhost:",
+            "example.org:1",
+            "::1:1",
+            "1.2.3.4",
+        ] {
             assert!(parse_address(bad).is_err(), "{bad:?}");
         }
     }

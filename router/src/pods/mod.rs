@@ -13,7 +13,7 @@ pub use watch::Source;
 pub(crate) use watch::follow;
 
 use crate::routing::Route;
-use prometheus::{IntCounter, IntGauge, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
 use sandgate_mesh::identity::TrustDomain;
 use sandgate_mesh::metrics;
 use sandgate_mesh::sandbox::SandboxKey;
@@ -25,7 +25,7 @@ use table::Table;
 #[derive(Debug)]
 struct CacheMetrics {
     pods: IntGauge,
-    invalidations: IntCounter,
+    invalidations: IntCounterVec,
     failures: IntCounter,
 }
 
@@ -52,10 +52,11 @@ impl PodCache {
     ) -> prometheus::Result<Self> {
         let metrics = CacheMetrics {
             pods: metrics::gauge(registry, "sandbox_router_cache_pods", "Sandbox pods in the cache.")?,
-            invalidations: metrics::counter(
+            invalidations: metrics::counters(
                 registry,
                 "sandbox_router_cache_invalidations_total",
                 "Pods that got no requests for a moment because nothing answered there, or somebody else.",
+                &["sandbox_namespace"],
             )?,
             failures: metrics::counter(
                 registry,
@@ -102,7 +103,9 @@ impl PodCache {
         let mut evicted = false;
         self.change(|table| evicted = table.evict(sandbox, ip));
         if evicted {
-            self.0.metrics.invalidations.inc();
+            // No caller can choose it: a pod is there.
+            let namespace = sandbox.namespace.as_str();
+            self.0.metrics.invalidations.with_label_values(&[namespace]).inc();
             tracing::info!(%sandbox, %ip, "the pod gets no requests for a moment");
         }
     }
@@ -134,8 +137,9 @@ mod tests {
         let counted = || {
             let families = registry.gather();
             let name = "sandbox_router_cache_invalidations_total";
-            let family = families.iter().find(|family| family.name() == name).unwrap();
-            family.get_metric()[0].get_counter().get_value()
+            let family = families.iter().find(|family| family.name() == name);
+            let counters = family.into_iter().flat_map(prometheus::proto::MetricFamily::get_metric);
+            counters.map(|metric| metric.get_counter().get_value()).sum::<f64>()
         };
         let key = |name: &str| SandboxKey {
             namespace: "team-a".parse().unwrap(),

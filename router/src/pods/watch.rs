@@ -20,15 +20,20 @@ pub struct Source {
     pub namespace: Option<Namespace>,
 }
 
-/// Starts to follow pods and namespaces, for as long as the process lives. That no API server answers is no error: what it
-/// says counts when it does.
-pub(crate) fn follow(client: Client, source: &Source, cache: PodCache) {
+/// Starts to follow pods, for as long as the process lives, and with `gates` namespaces: where there are none, it makes no
+/// difference which namespaces have opted in, and upstream's `ClusterRole` doesn't allow to look at them. That no API server
+/// answers is no error: what it says counts when it does.
+pub(crate) fn follow(client: Client, source: &Source, gates: bool, cache: PodCache) {
     let pods: Api<PodObject> = match &source.namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace.as_str()),
         None => Api::all(client.clone()),
     };
     let pods = watch(pods, watcher::Config::default().labels(SANDBOX_HASH_LABEL));
     tokio::spawn(follow_pods(pods, cache.clone()));
+    if !gates {
+        cache.change(|table| table.replace_opted_in(HashSet::default()));
+        return;
+    }
     let mut opted_in = watcher::Config::default().labels(&format!("{INJECT_LABEL}={ENABLED}"));
     if let Some(namespace) = &source.namespace {
         opted_in = opted_in.fields(&format!("metadata.name={namespace}"));

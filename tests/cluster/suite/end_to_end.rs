@@ -95,14 +95,17 @@ async fn a_request_reaches_a_sandbox_through_its_gate(cluster: Cluster) {
     drop(alpha);
     team.run_pod(&alpha_pod, &beta.address.to_string(), true).await;
     let asked = async || router.ask(team.name(), "alpha", app.port(), "").await.0;
-    let invalidations = "sandbox_router_cache_invalidations_total";
-    let before = router.metric(invalidations).await;
+    let invalidations = format!(
+        "sandbox_router_cache_invalidations_total{{sandbox_namespace=\"{}\"}}",
+        team.name()
+    );
+    let before = router.metric(&invalidations).await;
     for _ in 0..5 {
         assert_eq!(asked().await, 502);
     }
     until("the router has noticed that somebody else is there", async || {
         assert_eq!(asked().await, 502);
-        let counted = router.metric(invalidations).await;
+        let counted = router.metric(&invalidations).await;
         (counted > before).then_some(()).ok_or(counted)
     })
     .await;
