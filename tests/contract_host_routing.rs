@@ -256,6 +256,56 @@ async fn a_websocket_opens_on_the_apps_host() {
 }
 
 #[tokio::test]
+async fn a_page_of_another_origin_opens_no_websocket() {
+    let (mesh, routers) = polite().await;
+    let own = host(&mesh);
+    let upgrade = |origin: &str| {
+        let key = "dGhlIHNhbXBsZSBub25jZQ==";
+        format!(
+            "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n{origin}"
+        )
+    };
+    let path = format!("/p/default/alpha/{}/socket", mesh.ports.app);
+    for router in routers {
+        for (target, host) in [("/socket", own.as_str()), (&path, "router.example")] {
+            for origin in [
+                "Origin: https://80-evil--default.sandboxes.example\r\n".to_owned(),
+                "Origin: https://sandboxes.example\r\n".into(),
+                "Origin: null\r\n".into(),
+                "Origin: \r\n".into(),
+                format!("Origin: https://{host}.evil.example\r\n"),
+                format!("Origin: https://{host}:8443\r\n"),
+                format!("Origin: ftp://{host}\r\n"),
+                format!("Origin: https://{host}\r\nOrigin: https://{host}\r\n"),
+            ] {
+                let response = send(router, get(target, host, &upgrade(&origin))).await;
+                assert_detail(
+                    &response,
+                    403,
+                    "Upgrade requests from another origin are refused.",
+                    &origin,
+                );
+                mesh.app.assert_untouched(&origin);
+            }
+            // The app is asked for its own pages, and by clients that are no browsers. It needn't switch.
+            for origin in [
+                String::new(),
+                format!("Origin: https://{host}\r\n"),
+                format!("Origin: http://{}\r\n", host.to_ascii_uppercase()),
+            ] {
+                let response = send(router, get(target, host, &upgrade(&origin))).await;
+                assert_eq!(status(&response), 200, "{origin}{response}");
+                let head = mesh.app.take_only_request().head;
+                assert!(
+                    head.contains("pgrade: websocket") && field(&head, "origin").is_empty(),
+                    "{head}"
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn log_lines_and_metrics_name_the_sandbox_that_the_host_names() {
     let app = RecordingApp::polite().await;
     let mut mesh = ProcessMesh::start(PROGRAMS, app.port(), &[DOMAIN]).await;

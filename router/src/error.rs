@@ -29,6 +29,8 @@ pub enum RouterError {
     NoAccess(SandboxName),
     /// The token is good, but not for this request.
     OutOfScope(Bound),
+    /// A page of another origin wants to switch protocols.
+    ForeignOrigin,
     /// A routing header is missing or malformed.
     BadRoute(&'static str),
     /// A routing header occurs twice.
@@ -128,6 +130,7 @@ impl RouterError {
             Self::Unreviewed => unavailable("Callers can't be verified at the moment; try again.".into()),
             Self::NoAccess(name) => forbidden(format!("Refused by the access review of {name}.").into()),
             Self::OutOfScope(bound) => forbidden(bound.detail().into()),
+            Self::ForeignOrigin => forbidden("Upgrade requests from another origin are refused.".into()),
             Self::BadRoute(text) => bad_request((*text).into()),
             Self::Duplicate(name) => bad_request(format!("Duplicate {name} header.").into()),
             Self::EarlyBytes => bad_request("Bytes followed the upgrade request before its answer.".into()),

@@ -11,7 +11,7 @@ use crate::resolve::{Resolver, Target};
 use crate::routing::{Destination, LastDestination, Way};
 use crate::scope::narrow;
 use crate::upgrades::{UpgradeCount, UpgradeSlot};
-use http::header::{EXPECT, HOST, HeaderValue};
+use http::header::{EXPECT, HOST, HeaderValue, ORIGIN};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
@@ -26,7 +26,7 @@ use sandgate_mesh::contract::{
 use sandgate_mesh::drain::Draining;
 use sandgate_mesh::framing::{Limits, PassThrough, refusal};
 use sandgate_mesh::headers::{
-    Upgrade, cross_hop, detached, ensure_request_id, names_too_much, requested_upgrade, sanitise_request,
+    Upgrade, cross_hop, detached, ensure_request_id, names_too_much, only, requested_upgrade, sanitise_request,
     strip_forwarded, strip_ours,
 };
 use sandgate_mesh::listener::ConnectionSlot;
@@ -262,6 +262,14 @@ async fn pass(
         None => None,
     };
 
+    // No same-origin policy keeps a page from the WebSockets of others (RFC 6455 section 10.2): where a URL is all that it
+    // takes to reach an app, the origin has to be looked at, and the app doesn't get to see it.
+    let origin = match (&mount, &upgrade) {
+        (Some(_), Some(_)) => only(request.headers(), &ORIGIN).map_err(|_| RouterError::ForeignOrigin)?,
+        _ => None,
+    };
+    let origin = origin.cloned();
+
     // The identity that must answer is part of the target: decided before anything is dialed.
     let request_id = request.headers().get(X_REQUEST_ID).cloned();
     let errand = Errand {
@@ -277,6 +285,9 @@ async fn pass(
     sanitise(client, assertion, &to, rest, &mut request, upgrade.as_ref())?;
     if let Some(mount) = &mut mount {
         mount.told(request.headers());
+        if origin.is_some_and(|origin| !mount.is_own(&origin)) {
+            return Err(RouterError::ForeignOrigin);
+        }
     }
     let downstream = upgrade.is_some().then(|| hyper::upgrade::on(&mut *request));
     let (head, body) = request.into_parts();

@@ -127,22 +127,22 @@ impl Mount {
 
     /// A `Set-Cookie` (RFC 6265 section 5.2), or `None` where it may stay as it is. `Domain` goes: it would give the cookie
     /// to other sandboxes, or to the router. What a browser wouldn't take for a path goes, too: then the path is that of the
-    /// request, which is the app's.
+    /// request, which is the app's. Of several paths the last counts, and no other is passed: an app could repeat them until
+    /// nobody has room for its head.
     fn cookie(&self, text: &[u8]) -> Option<Vec<u8>> {
+        let usable = |part: &&[u8]| matches!(attribute(part), (name, [b'/', ..]) if name.eq_ignore_ascii_case(b"path"));
+        let paths = text.split(|b| *b == b';').skip(1).filter(usable).count();
         let mut parts = text.split(|b| *b == b';');
         let mut cookie = parts.next().unwrap_or_default().to_vec();
-        let mut changed = false;
+        let (mut changed, mut seen) = (false, 0);
         for part in parts {
-            let mut attribute = part.splitn(2, |b| *b == b'=').map(<[u8]>::trim_ascii);
-            let (name, value) = (
-                attribute.next().unwrap_or_default(),
-                attribute.next().unwrap_or_default(),
-            );
+            let (name, value) = attribute(part);
             if name.eq_ignore_ascii_case(b"domain") {
                 changed = true;
             } else if name.eq_ignore_ascii_case(b"path") && self.shares_origin() {
                 changed = true;
-                if value.starts_with(b"/") {
+                seen += usize::from(value.starts_with(b"/"));
+                if value.starts_with(b"/") && seen == paths {
                     cookie.extend_from_slice(b"; Path=");
                     cookie.extend_from_slice(&self.path(value));
                 }
@@ -153,6 +153,31 @@ impl Mount {
         }
         changed.then_some(cookie)
     }
+
+    /// Whether `origin` (RFC 6454 section 7) is that of a page of the host that the client asked for.
+    pub(crate) fn is_own(&self, origin: &HeaderValue) -> bool {
+        let origin = origin.as_bytes();
+        let authority = [&b"https://"[..], b"http://"]
+            .into_iter()
+            .find_map(|scheme| origin.strip_prefix(scheme));
+        let host = self.host.as_ref().map(|host| without_default_port(host.as_bytes()));
+        authority.zip(host).is_some_and(|(authority, host)| {
+            !host.is_empty() && without_default_port(authority).eq_ignore_ascii_case(host)
+        })
+    }
+}
+
+fn without_default_port(authority: &[u8]) -> &[u8] {
+    let without = authority
+        .strip_suffix(b":443")
+        .or_else(|| authority.strip_suffix(b":80"));
+    without.unwrap_or(authority)
+}
+
+/// Name and value of a cookie's attribute.
+fn attribute(part: &[u8]) -> (&[u8], &[u8]) {
+    let mut halves = part.splitn(2, |b| *b == b'=').map(<[u8]>::trim_ascii);
+    (halves.next().unwrap_or_default(), halves.next().unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -73,7 +73,11 @@ impl PathPrefix {
                 namespace: namespace.parse().map_err(|_| bad("Invalid namespace format."))?,
                 name: id.parse().map_err(|_| bad("Invalid sandbox ID format."))?,
             },
-            port: port.parse().map_err(|_| bad("Invalid port format."))?,
+            // Digits of no use would be repeated in each path that an answer has.
+            port: Some(port)
+                .filter(|port| port.len() <= 5)
+                .and_then(|port| port.parse().ok())
+                .ok_or(bad("Invalid port format."))?,
         };
         Ok(Some((place, path.get(..length).unwrap_or(path))))
     }
@@ -187,6 +191,7 @@ mod tests {
             ("/p/a/b/0/", port),
             ("/p/a/b/+80/", port),
             ("/p/a/b/65536/", port),
+            ("/p/a/b/000080/", port),
             ("/p/a/b/http/", port),
             ("/p/a/b/../", port),
         ] {
