@@ -3,22 +3,13 @@
 // Tests fail by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use sandgate_tests::processes::open_files_at_hand;
 use sandgate_tests::{Mesh, RecordingApp, exchange, status};
 use tokio::net::TcpStream;
 
 /// Lets this process open as many files as it may, and says how many connections to itself that is enough for.
 fn connections_at_hand() -> usize {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
-    setrlimit(Resource::Nofile, raised).unwrap();
-    let files = limit
-        .maximum
-        .map_or(usize::MAX, |files| usize::try_from(files).unwrap());
-    (files.saturating_sub(500) / 2).min(10_000)
+    (open_files_at_hand().saturating_sub(500) / 2).min(10_000)
 }
 
 /// This process's resident memory in kB.

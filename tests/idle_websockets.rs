@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use cap::Cap;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sandgate_mesh::policy::model::DefaultPolicy;
+use sandgate_tests::processes::open_files_at_hand;
 use sandgate_tests::websocket::{handshake, masked};
 use sandgate_tests::{Mesh, PATIENCE, POD_UID, RecordingApp, default_policy};
 use std::alloc::System;
@@ -24,16 +24,7 @@ const ROUTER: usize = 6 * 1024;
 const ROUTER_AND_GATE: usize = 32 * 1024;
 
 fn websockets_at_hand() -> usize {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
-    setrlimit(Resource::Nofile, raised).unwrap();
-    let files = limit
-        .maximum
-        .map_or(usize::MAX, |files| usize::try_from(files).unwrap());
-    (files.saturating_sub(500) / 6).min(WANTED)
+    (open_files_at_hand().saturating_sub(500) / 6).min(WANTED)
 }
 
 /// Reads a head that nothing follows. Bare sockets of the standard library: what Tokio's have besides would be measured, too.

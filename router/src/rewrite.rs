@@ -130,19 +130,19 @@ impl Mount {
     /// request, which is the app's. Of several paths the last counts, and no other is passed: an app could repeat them until
     /// nobody has room for its head.
     fn cookie(&self, text: &[u8]) -> Option<Vec<u8>> {
-        let usable = |part: &&[u8]| matches!(attribute(part), (name, [b'/', ..]) if name.eq_ignore_ascii_case(b"path"));
-        let paths = text.split(|b| *b == b';').skip(1).filter(usable).count();
-        let mut parts = text.split(|b| *b == b';');
-        let mut cookie = parts.next().unwrap_or_default().to_vec();
-        let (mut changed, mut seen) = (false, 0);
-        for part in parts {
+        let usable = |part| matches!(attribute(part), (name, [b'/', ..]) if name.eq_ignore_ascii_case(b"path"));
+        let parts = || text.split(|b| *b == b';').enumerate();
+        let attributes = || parts().skip(1);
+        let last = attributes().filter(|(_, part)| usable(part)).last().map(|(at, _)| at);
+        let mut cookie = parts().next().map_or(&[][..], |(_, first)| first).to_vec();
+        let mut changed = false;
+        for (at, part) in attributes() {
             let (name, value) = attribute(part);
             if name.eq_ignore_ascii_case(b"domain") {
                 changed = true;
             } else if name.eq_ignore_ascii_case(b"path") && self.shares_origin() {
                 changed = true;
-                seen += usize::from(value.starts_with(b"/"));
-                if value.starts_with(b"/") && seen == paths {
+                if Some(at) == last {
                     cookie.extend_from_slice(b"; Path=");
                     cookie.extend_from_slice(&self.path(value));
                 }

@@ -20,7 +20,7 @@ mod upstream;
 
 use case::Case;
 use routers::Router;
-use run::{failures, watch};
+use run::{assert_none_wrong, failures, watch};
 use std::collections::{BTreeMap, HashSet};
 
 /// Holds our router against the cases of a section.
@@ -37,13 +37,7 @@ async fn assert_kept(section: u8) {
             failures(&case.expect, seen).map(|failed| format!("{}: {failed}\n    {seen}", case.name))
         })
         .collect();
-    assert!(
-        wrong.is_empty(),
-        "{} of {} cases:\n{}",
-        wrong.len(),
-        cases.len(),
-        wrong.join("\n")
-    );
+    assert_none_wrong(&wrong, cases.len());
 }
 
 #[tokio::test]

@@ -76,3 +76,13 @@ fn files() -> Folder {
     folder.rename_over("ca.crt", authority.root_pem());
     folder
 }
+
+/// Fails with what is wrong with some of so many cases, if anything.
+pub(crate) fn assert_none_wrong(wrong: &[String], cases: usize) {
+    assert!(
+        wrong.is_empty(),
+        "{} of {cases} cases:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+}

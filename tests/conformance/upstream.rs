@@ -6,7 +6,7 @@ use crate::cases;
 use crate::decisions::ALL;
 use crate::observe::Seen;
 use crate::routers::Router;
-use crate::run::{failures, watch};
+use crate::run::{assert_none_wrong, failures, watch};
 
 /// What `tests/conformance/run` says in a variable.
 pub(crate) fn told(variable: &str) -> String {
@@ -36,13 +36,7 @@ async fn upstreams_router_differs_only_where_the_contract_says() {
             ))
         })
         .collect();
-    assert!(
-        wrong.is_empty(),
-        "{} of {} cases:\n{}",
-        wrong.len(),
-        cases.len(),
-        wrong.join("\n")
-    );
+    assert_none_wrong(&wrong, cases.len());
 }
 
 /// What is wrong with a case, if anything.

@@ -2,7 +2,7 @@
 
 use crate::folder::{Folder, Replacing, put};
 use crate::{PATIENCE, POD_UID, ROUTER, TOKEN, default_policy, exchange, sandbox, status};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use sandgate_local::authority::{Authority, Issued, LeafSpec, Usage};
 use sandgate_mesh::identity::WorkloadIdentity;
 use sandgate_mesh::policy::model;
@@ -429,4 +429,17 @@ pub async fn until_metric(address: SocketAddr, name: &str, expected: &str) {
     };
     let counted = tokio::time::timeout(PATIENCE, asking).await;
     counted.unwrap_or_else(|_| panic!("{name} never was {expected}"));
+}
+
+/// Lets this process open as many files as it may, and says how many those are.
+pub fn open_files_at_hand() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    setrlimit(Resource::Nofile, raised).unwrap();
+    limit
+        .maximum
+        .map_or(usize::MAX, |files| usize::try_from(files).unwrap())
 }
