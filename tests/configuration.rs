@@ -336,7 +336,7 @@ async fn a_router_serves_as_its_file_says_and_logs_its_configuration_once_withou
     let app = RecordingApp::polite().await;
     let (_folder, path) = file(
         "http-bind-address: 127.0.0.1:0\nmetrics-bind-address: 127.0.0.1:0\nhealth-probe-bind-address: 127.0.0.1:0\n\
-         mesh: off\nallow-loopback-pod-ip: true\nworkers: 1\nlog-level: trace\n",
+         mesh: off\nallow-loopback-pod-ip: true\nworkers: 1\nlog-level: trace\ndrain-delay: 0s\n",
     );
     let mut command = command(PROGRAMS.router, [format!("--config={}", path.display())]);
     command.env("ROUTER_AUTH_TOKEN", SECRET);

@@ -168,6 +168,23 @@ async fn a_draining_router_finishes_requests_and_streams_and_begins_nothing_new(
 }
 
 #[tokio::test]
+async fn a_router_that_is_no_longer_ready_serves_new_connections_for_a_while() {
+    let mesh = Mesh::open(RecordingApp::polite().await).await;
+    let draining = router(&mesh, &["--drain-delay=1h", "--shutdown-timeout=2h"]);
+    let mut kept = ask(draining.http, &mesh, "").await;
+    read_until(&mut kept, b"hello").await;
+    draining.start.send(()).unwrap();
+    until_unready(draining.health).await;
+    let mut begun = ask(draining.http, &mesh, "").await;
+    assert_eq!(status(&read_until(&mut begun, b"hello").await), 200);
+    let again = mesh.head("GET / HTTP/1.1", "").replace("Connection: close\r\n", "");
+    kept.write_all(again.as_bytes()).await.unwrap();
+    assert_eq!(status(&read_until(&mut kept, b"hello").await), 200, "a kept connection");
+    assert!(!draining.ended.is_finished());
+    draining.ended.abort();
+}
+
+#[tokio::test]
 async fn an_answer_that_had_not_begun_comes_whole_and_the_connection_closes_behind_it() {
     let (app, paced) = paced().await;
     let mesh = Mesh::open(app).await;

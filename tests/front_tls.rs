@@ -7,6 +7,7 @@
 use sandgate_local::authority::{Authority, LeafSpec, Usage};
 use sandgate_mesh::policy::model::{Snapshot, Source};
 use sandgate_tests::front::{Front, NAME, client, config, everybody, server};
+use sandgate_tests::processes::until_metric;
 use sandgate_tests::{Mesh, Ports, TOKEN, field, read_until, rule, send, status, tls_1_2_hello};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -65,7 +66,10 @@ async fn a_replaced_certificate_is_shown_to_new_clients_and_costs_those_that_are
     let mut old = front.connect(&front.authority, None).await.unwrap();
     assert_served(&mut old, &front.mesh).await;
     let successor = Authority::new("successor").unwrap();
-    let issued = server(&successor);
+    let mut leaf = LeafSpec::new("front", "", Usage::Server);
+    (leaf.uris, leaf.dns) = (vec![], vec![NAME.into()]);
+    leaf.not_after = SystemTime::UNIX_EPOCH + Duration::from_secs(4_000_000_000);
+    let issued = successor.issue(&leaf).unwrap();
     assert!(front.connect(&successor, None).await.is_err());
     // One file after the other: between them the two don't fit together, and the old ones serve on.
     front.folder.rename_over("tls.key", &issued.key_pem);
@@ -73,6 +77,12 @@ async fn a_replaced_certificate_is_shown_to_new_clients_and_costs_those_that_are
     front.connect(&front.authority, None).await.unwrap();
     front.folder.rename_over("tls.crt", &issued.chain_pem);
     front.reloads("success", 1).await;
+    until_metric(
+        front.metrics,
+        "sandbox_router_https_certificate_not_after_seconds",
+        "4000000000",
+    )
+    .await;
     let mut new = front.connect(&successor, None).await.unwrap();
     assert!(front.connect(&front.authority, None).await.is_err());
     assert_served(&mut new, &front.mesh).await;

@@ -222,6 +222,21 @@ async fn a_program_that_is_told_to_end_exits_with_0_when_its_budget_is_spent() {
     assert_eq!(rest(client).await, "");
 }
 
+#[tokio::test]
+async fn a_router_that_is_told_twice_to_end_does_so_at_once() {
+    let (app, asked, _answer) = patient_app().await;
+    let mut mesh = ProcessMesh::start(PROGRAMS, app.port(), &["--drain-delay=1h", "--shutdown-timeout=2h"]).await;
+    let client = under_way(&mesh, &asked).await;
+    mesh.router.signal(Signal::TERM);
+    mesh.router.logs("draining", 1).await;
+    mesh.router.signal(Signal::TERM);
+    let left = mesh.router.ended().await;
+    assert_eq!(left.code, Some(1), "{}", left.stderr);
+    let said = "a second signal came before all requests were done";
+    assert!(left.stderr.contains(said), "{}", left.stderr);
+    assert_eq!(rest(client).await, "");
+}
+
 /// Sends a request on a connection of its own.
 async fn ask(mesh: &ProcessMesh, line: &str) -> String {
     let request = mesh.head(line, "Connection: close\r\n");

@@ -106,6 +106,12 @@ fn a_minted_token_is_explained_and_verified() {
     ] {
         assert!(text.contains(line), "{line}: {text}");
     }
+    // A router with that file only refuses it.
+    let (code, text) = inspected(&folder, "v2", &[&secret]);
+    assert!(
+        code == Some(1) && text.contains("verified:   no: there is no key for tokens of its version"),
+        "{text}"
+    );
     let id = public.lines().next().unwrap().strip_prefix("key ID: ").unwrap();
     assert!(text.contains(&format!("key ID:     {id}")), "{text}");
     folder.rename_over("plain", minted(&private, &["--key-id=another"]));

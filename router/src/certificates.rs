@@ -6,7 +6,7 @@ use crate::metrics::Metrics;
 use anyhow::Context;
 use sandgate_mesh::credentials::{Credentials, FrontCredentials, poll_router, roots_from_pem};
 use sandgate_mesh::polled::{PollError, Poller};
-use sandgate_mesh::telemetry::utc;
+use sandgate_mesh::telemetry::{seconds_since_1970, utc};
 use sandgate_mesh::tls;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -48,6 +48,7 @@ pub(crate) fn front_tls(https: &Https, metrics: &Metrics) -> anyhow::Result<Fron
     let mut paths = vec![https.chain.clone(), https.key.clone()];
     paths.extend(https.client_ca.clone());
     let mtls = https.mtls;
+    let not_after = metrics.https_certificate_not_after()?;
     let parse = move |files: Vec<Vec<u8>>| -> anyhow::Result<Arc<ServerConfig>> {
         let mut files = files.iter();
         let (chain, key) = (files.next().context("no certificate")?, files.next().context("no key")?);
@@ -58,7 +59,9 @@ pub(crate) fn front_tls(https: &Https, metrics: &Metrics) -> anyhow::Result<Fron
             let (not_before, not_after) = (utc(validity.not_before), utc(validity.not_after));
             tracing::warn!(what = "HTTPS certificate", %unfit, %not_before, %not_after, "clients will refuse it");
         }
-        Ok(tls::front_server_config(&credentials, roots.as_ref(), mtls)?)
+        let config = tls::front_server_config(&credentials, roots.as_ref(), mtls)?;
+        not_after.set(i64::try_from(seconds_since_1970(validity.not_after)).unwrap_or(i64::MAX));
+        Ok(config)
     };
     let (poller, config) = Poller::new("HTTPS certificate", paths, move |files| {
         parse(files).map_err(|error| format!("{error:#}"))

@@ -7,6 +7,7 @@ mod version;
 
 use crate::Router;
 use crate::config::{Config, ConfigError, PROGRAM, command};
+use anyhow::bail;
 use clap::Command;
 use sandgate_mesh::listener::fit_open_files;
 use sandgate_mesh::memory::{self, Allocated};
@@ -15,6 +16,7 @@ use sandgate_mesh::telemetry::{LogFormat, init};
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
+use tokio::sync::oneshot;
 
 /// How a command describes itself, and what it does with the arguments after its name.
 type Task = (fn() -> Command, fn(Vec<OsString>) -> ExitCode);
@@ -74,6 +76,21 @@ fn print(text: &str) -> ExitCode {
     }
 }
 
+/// Serves until a signal, then drains; a second signal ends at once.
+async fn run_until_told(router: Router, mut signals: EndSignals) -> anyhow::Result<()> {
+    let (stop, stopped) = oneshot::channel::<()>();
+    let interrupted = async {
+        signals.next().await;
+        let _ = stop.send(());
+        signals.next().await;
+    };
+    tokio::select! {
+        // An error is the sender's end, and ends the work as well.
+        result = router.run(async { drop(stopped.await) }) => result,
+        () = interrupted => bail!("a second signal came before all requests were done"),
+    }
+}
+
 fn run(mut config: Config, allocated: Allocated) -> anyhow::Result<()> {
     config.max_connections = fit_open_files(config.max_connections, "--max-connections");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -83,8 +100,7 @@ fn run(mut config: Config, allocated: Allocated) -> anyhow::Result<()> {
         if let Some(budget) = budget {
             tokio::spawn(router.memory().watch(budget, allocated));
         }
-        let mut signals = EndSignals::listen()?;
-        router.run(async move { signals.next().await }).await
+        run_until_told(router, EndSignals::listen()?).await
     });
     runtime.shutdown_background();
     result

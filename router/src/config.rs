@@ -12,6 +12,7 @@ mod settings;
 mod sources;
 mod spelling;
 mod static_sandbox;
+mod zap;
 
 pub use crate::pods::Source;
 pub use crate::routing::UrlRouting;
@@ -25,6 +26,7 @@ pub use scoped_token::ScopedTokenFiles;
 pub use settings::Settings;
 pub use static_sandbox::StaticSandbox;
 
+use clap::parser::ValueSource;
 use clap::{Command, FromArgMatches};
 use flags::{AuthzMode, Flags, MtlsFlag};
 use ipnet::IpNet;
@@ -102,6 +104,8 @@ pub struct Config {
     pub proxy_timeout: Duration,
     pub response_header_timeout: Option<Duration>,
     pub shutdown_timeout: Duration,
+    /// Part of `shutdown_timeout`.
+    pub drain_delay: Duration,
     pub max_request_body: Option<u64>,
     pub framing: Arc<Limits>,
     pub allow_loopback_pod_ip: bool,
@@ -178,7 +182,12 @@ impl Config {
         let args = args.into_iter().map(spelling::two_dashes).collect();
         let mut line = CommandLine::new(PROGRAM, command.clone(), args);
         let reading = sources::read(command, &mut line)?;
-        let flags = Flags::from_arg_matches(&reading.matches).map_err(ConfigError::Usage)?;
+        let mut flags = Flags::from_arg_matches(&reading.matches).map_err(ConfigError::Usage)?;
+        if reading.matches.value_source("log_level") == Some(ValueSource::DefaultValue)
+            && let Some(level) = flags.zap.level()
+        {
+            level.clone_into(&mut flags.log_level);
+        }
         let config = check(flags, needs_identity, &mut line.problems);
         line.end(config.map(|mut config| {
             config.warnings.splice(..0, reading.warnings);
@@ -206,6 +215,7 @@ fn check(flags: Flags, needs_identity: bool, problems: &mut Vec<String>) -> Opti
     if let Some(Authentication::TokenReview(settings)) = &authentication {
         warnings.extend(settings.warning().map(String::from));
     }
+    warnings.extend(flags.zap.warnings());
     Some(Config {
         http: flags.http_bind_address.0,
         https,
@@ -223,6 +233,7 @@ fn check(flags: Flags, needs_identity: bool, problems: &mut Vec<String>) -> Opti
         access_review: flags.callers.authz_subject_access_review,
         response_header_timeout: Some(flags.response_header_timeout).filter(|timeout| !timeout.is_zero()),
         shutdown_timeout: flags.shutdown_timeout,
+        drain_delay: flags.drain_delay.min(flags.shutdown_timeout / 2),
         max_request_body: Some(flags.max_request_body_bytes).filter(|limit| *limit > 0),
         framing: Arc::new(framing),
         allow_loopback_pod_ip: flags.allow_loopback_pod_ip,

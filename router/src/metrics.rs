@@ -298,6 +298,15 @@ impl Metrics {
         )
     }
 
+    /// The end of the HTTPS listener's certificate. Only a router that has one has this metric.
+    pub(crate) fn https_certificate_not_after(&self) -> prometheus::Result<IntGauge> {
+        metrics::gauge(
+            &self.registry,
+            "sandbox_router_https_certificate_not_after_seconds",
+            "End of the HTTPS listener's certificate, in seconds since 1970.",
+        )
+    }
+
     /// What is counted of one kind of reviews. Only a router that asks for them shows it.
     pub(crate) fn reviews(&self, review: &'static str) -> ReviewMetrics {
         let outcome = |outcome| self.reviews.with_label_values(&[review, outcome]);

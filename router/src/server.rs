@@ -164,7 +164,8 @@ impl Router {
         self.metrics_listener.local_addr().unwrap_or(self.config.metrics)
     }
 
-    /// Serves until `shutdown` completes, and then lets requests finish within the shutdown budget.
+    /// Serves until `shutdown` completes. From then on it isn't ready; new connections are served for the drain delay, and
+    /// requests may finish within the shutdown budget.
     ///
     /// # Errors
     /// A worker thread couldn't be started.
@@ -189,10 +190,12 @@ impl Router {
             None
         };
         let (drain, draining) = drain::channel();
+        // Readiness flips first: connections come for as long as it isn't known everywhere.
+        let (leaving, _) = drain::channel();
         // Probes and scrapers are answered until the very end.
         let (admin_drain, admin_draining) = drain::channel();
         let health = Admin {
-            readiness: Some(self.readiness(drain.state())),
+            readiness: Some(self.readiness(leaving.state())),
             ..Admin::default()
         };
         tokio::spawn(health.serve(self.health, admin_draining.clone()));
@@ -248,8 +251,13 @@ impl Router {
         }
 
         shutdown.await;
-        tracing::info!("draining");
-        if !drain.finish(self.config.shutdown_timeout).await {
+        tracing::info!(delay = ?self.config.drain_delay, "draining");
+        leaving.start();
+        tokio::time::sleep(self.config.drain_delay).await;
+        if !drain
+            .finish(self.config.shutdown_timeout - self.config.drain_delay)
+            .await
+        {
             tracing::warn!("requests were still under way when the shutdown budget ended");
         }
         drop(admin_drain);

@@ -1,5 +1,7 @@
 """Where the instructions of a request go: each chosen row under Callgrind (Valgrind), counted only while requests run.
 
+Of our router it also prints what counting costs: metrics can't be switched off, so no other row shows it.
+
 User instructions do not wobble with the machine as CPU time does, so they tell whether a change costs anything, and which
 functions they are in. What the kernel does for a request isn't in them.
 """
@@ -19,6 +21,9 @@ from processes import MeasurementError
 SECONDS = 10
 SHOWN = 15
 PROGRAMS = ("valgrind", "callgrind_control", "callgrind_annotate")
+# What counts requests. Its functions are inlined into others in part, but their source lines are known.
+COUNTING_FILES = re.compile(r"/prometheus-[^/]*/|(^|/)router/src/(metrics|access)\.rs$")
+COUNTING_FUNCTIONS = re.compile(r"sandbox_router::(metrics|access)::|<?prometheus::")
 INHERITED_BY_CALLGRIND = ("--tool=callgrind", "--instr-atstart=no", "--collect-atstart=yes", "--quiet")
 
 
@@ -69,6 +74,9 @@ def print_process(lab, candidate, name, requests):
     counts = lab.directory / f"callgrind.{name}"
     total = instructions(counts)
     print(f"\n{candidate.title}, {name}: {total / requests:,.0f} user instructions a request ({requests} requests)")
+    if name == "router":
+        counting = instructions_of(counts, COUNTING_FILES, COUNTING_FUNCTIONS)
+        print(f"  {counting / requests:>8,.0f}  {100 * counting / total:>4.1f} %  of these for metrics")
     annotated = run(["callgrind_annotate", "--inclusive=no", "--show=Ir", counts], "callgrind_annotate")
     for count, function in heaviest(annotated)[:SHOWN]:
         print(f"  {count / requests:>8,.0f}  {100 * count / total:>4.1f} %  {function}")
@@ -83,6 +91,36 @@ def instructions(counts):
     if not match or int(match[1]) == 0:
         raise MeasurementError("nothing was counted")
     return int(match[1])
+
+
+def instructions_of(counts, files, functions):
+    """The instructions of source lines in `files`, wherever they are inlined, and of whole `functions`.
+
+    The format is Callgrind's: names are written once, `(1) name`, and are `(1)` from then on; the line after `calls=` has
+    the callee's instructions.
+    """
+    names = {}
+
+    def name_of(text, kind):
+        key, _, name = text.partition(" ")
+        return names.setdefault((kind, key), name)
+
+    found, by_file, by_function, is_callee = 0, False, False, False
+    for line in counts.read_text(errors="replace").splitlines():
+        kind, separator, text = line.partition("=")
+        if separator and kind in ("fl", "fi", "fe"):
+            by_file = files.search(name_of(text, "file")) is not None
+        elif separator and kind == "fn":
+            by_function = functions.search(name_of(text, "function")) is not None
+        elif separator and kind in ("cfi", "cfl", "cfn"):
+            name_of(text, "function" if kind == "cfn" else "file")
+        elif separator and kind == "calls":
+            is_callee = True
+        elif line[:1].isdigit() or line[:1] in ("+", "-", "*"):
+            if (by_file or by_function) and not is_callee:
+                found += int(line.split()[1])
+            is_callee = False
+    return found
 
 
 def heaviest(annotated):

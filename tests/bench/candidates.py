@@ -108,9 +108,17 @@ def start_go_router(lab):
 
 
 def start_router(lab):
+    return start_plain_router(lab, "--access-log=false")
+
+
+def start_router_with_access_log(lab):
+    return start_plain_router(lab, "--access-log=true")
+
+
+def start_plain_router(lab, *flags):
     port = lab.ports.next()
-    endpoint = ["--mesh=off", "--sandbox-endpoint", "bench/alpha=127.0.0.1"]
-    return Running(port, [spawn_router(lab, port, endpoint)])
+    flags = [*flags, "--mesh=off", "--sandbox-endpoint", "bench/alpha=127.0.0.1"]
+    return Running(port, [spawn_router(lab, port, flags)])
 
 
 def start_mesh(lab):
@@ -118,7 +126,8 @@ def start_mesh(lab):
     port, mesh_port = lab.ports.next(), lab.ports.next()
     sidecar = lab.spawn_proxy("sidecar", sidecar_argv(lab, mesh_port, lab.ports.next()), mesh_port)
     tls = lab.certificates
-    endpoint = [
+    flags = [
+        "--access-log=false",
         "--mesh=required",
         "--mesh-cert-file", tls.router.certificate,
         "--mesh-key-file", tls.router.key,
@@ -126,10 +135,10 @@ def start_mesh(lab):
         "--trust-domain", TRUST_DOMAIN,
         "--sandbox-endpoint", f"bench/alpha=127.0.0.1:{mesh_port},uid={POD_UID}",
     ]  # fmt: skip
-    return Running(port, [spawn_router(lab, port, endpoint), sidecar])
+    return Running(port, [spawn_router(lab, port, flags), sidecar])
 
 
-def spawn_router(lab, port, endpoint):
+def spawn_router(lab, port, flags):
     argv = [
         lab.programs.paths["sandbox-router"],
         "--http-bind-address", f"127.0.0.1:{port}",
@@ -138,9 +147,8 @@ def spawn_router(lab, port, endpoint):
         "--authz-mode=allow-all",
         # All clients have one address here.
         "--max-connections-per-peer=65536",
-        "--access-log=false",
         "--workers=1",
-        *endpoint,
+        *flags,
     ]  # fmt: skip
     return lab.spawn_proxy("router", argv, port)
 
@@ -189,6 +197,9 @@ def ten_rules(lab):
 CANDIDATES = (
     Candidate("direct", "direct", 0, (), start_direct),
     Candidate("router", "our router", 1, ("sandbox-router",), start_router),
+    Candidate(
+        "router-access-log", "our router, access log on", 1, ("sandbox-router",), start_router_with_access_log
+    ),
     Candidate("haproxy", "HAProxy", 1, ("haproxy",), start_haproxy),
     Candidate("envoy", "Envoy", 1, ("envoy",), start_envoy),
     Candidate("go-router", "Go router", 1, ("go-router",), start_go_router),

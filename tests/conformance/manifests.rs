@@ -13,18 +13,9 @@ use std::path::{Path, PathBuf};
 const OURS: &str = env!("CARGO_BIN_EXE_sandbox-router-under-test");
 
 const NOT_YET: &str = "not built yet";
-const LOG_LEVEL: &str = "of the Go router's logger; `--log-level` is ours";
 
 /// The Go router's flags that ours doesn't have, and why.
-pub(crate) const UNKNOWN_FLAGS: [(&str, &str); 7] = [
-    ("enable-otel-metrics", NOT_YET),
-    ("enable-tracing", NOT_YET),
-    ("zap-devel", LOG_LEVEL),
-    ("zap-encoder", LOG_LEVEL),
-    ("zap-log-level", LOG_LEVEL),
-    ("zap-stacktrace-level", LOG_LEVEL),
-    ("zap-time-encoding", LOG_LEVEL),
-];
+pub(crate) const UNKNOWN_FLAGS: [(&str, &str); 2] = [("enable-otel-metrics", NOT_YET), ("enable-tracing", NOT_YET)];
 /// The variables of both routers that ours doesn't read, and why.
 pub(crate) const UNKNOWN_VARIABLES: [(&str, &str); 3] = [
     ("OTEL_EXPORTER_OTLP_ENDPOINT", NOT_YET),

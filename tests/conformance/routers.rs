@@ -38,7 +38,7 @@ const BASE: [&str; 7] = [
     "--upstream-retry-max-delay=10ms",
 ];
 /// What only ours gets: it forwards plainly, as theirs does.
-const BASE_OF_OURS: [&str; 2] = ["--mesh=off", "--workers=1"];
+const BASE_OF_OURS: [&str; 3] = ["--mesh=off", "--workers=1", "--drain-delay=0s"];
 
 impl Settings {
     /// Nothing says who may call.

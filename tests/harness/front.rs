@@ -31,7 +31,8 @@ pub struct Front {
     pub https: SocketAddr,
     /// Where it listens for HTTP.
     pub http: SocketAddr,
-    metrics: SocketAddr,
+    /// Where its metrics are.
+    pub metrics: SocketAddr,
 }
 
 /// A certificate for the router's listener.

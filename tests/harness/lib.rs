@@ -212,6 +212,7 @@ impl Mesh {
             "--health-probe-bind-address=127.0.0.1:0".into(),
             "--workers=1".into(),
             "--access-log=false".into(),
+            "--drain-delay=0s".into(),
             format!("--auth-token={TOKEN}"),
         ];
         let endpoint = format!("--sandbox-endpoint={sandbox}=");

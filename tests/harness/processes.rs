@@ -358,6 +358,7 @@ pub fn router_flags(folder: &Folder, gate: SocketAddr) -> Vec<String> {
         "--metrics-bind-address=127.0.0.1:0".into(),
         "--health-probe-bind-address=127.0.0.1:0".into(),
         "--workers=1".into(),
+        "--drain-delay=0s".into(),
         format!("--sandbox-endpoint=default/alpha={gate},uid={POD_UID}"),
         format!("--mesh-cert-file={}", file("router/tls.crt")),
         format!("--mesh-key-file={}", file("router/tls.key")),

@@ -156,6 +156,8 @@ fn router_config(options: &Options, token: Option<&str>) -> Result<Config, Failu
         format!("--mesh={}", options.mesh),
         format!("--trust-domain={DEFAULT_TRUST_DOMAIN}"),
         "--access-log=false".into(),
+        // Nobody watches its readiness.
+        "--drain-delay=0s".into(),
         match token {
             Some(token) => format!("--auth-token={token}"),
             None => "--authz-mode=allow-all".into(),

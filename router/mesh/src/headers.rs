@@ -95,10 +95,13 @@ pub struct Upgrade {
 const WEBSOCKET_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 /// The switch that a request asks for, where this project would forward it: HTTP/1.1, exactly one `Upgrade` that
-/// `Connection` names, a single protocol, and not `h2c` (RFC 9113 section 3.1 retired it); for a WebSocket, one key.
+/// `Connection` names, a single protocol, and not `h2c` (RFC 9113 section 3.1 retired it); for a WebSocket, one key. Without
+/// a body: the connection switches when that has ended (RFC 9110 section 7.8), and until then no limit of a tunnel counts.
 pub fn requested_upgrade<B>(request: &Request<B>) -> Option<Upgrade> {
     let headers = request.headers();
-    if request.version() != Version::HTTP_11 || !names(headers, "upgrade") {
+    let has_body =
+        headers.contains_key(TRANSFER_ENCODING) || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0");
+    if request.version() != Version::HTTP_11 || has_body || !names(headers, "upgrade") {
         return None;
     }
     let protocol = only(headers, &UPGRADE).ok().flatten()?;

@@ -89,6 +89,19 @@ fn only_a_single_named_upgrade_of_http_1_1_counts() {
     assert!(!asks(Version::HTTP_11, &[named, ("upgrade", "H2C")]));
     assert!(!asks(Version::HTTP_11, &[named, ("upgrade", "websocket, h2c")]));
     assert!(!asks(Version::HTTP_11, &[named, websocket, websocket, key]));
+    // A body that doesn't end would keep the switch, and every limit of a tunnel, waiting.
+    assert!(asks(
+        Version::HTTP_11,
+        &[named, websocket, key, ("content-length", "0")]
+    ));
+    assert!(!asks(
+        Version::HTTP_11,
+        &[named, websocket, key, ("content-length", "1")]
+    ));
+    assert!(!asks(
+        Version::HTTP_11,
+        &[named, websocket, key, ("transfer-encoding", "chunked")]
+    ));
 }
 
 #[test]

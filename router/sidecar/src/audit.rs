@@ -13,7 +13,7 @@ use sandgate_mesh::outcome::Outcome;
 use sandgate_mesh::policy::Basis;
 use sandgate_mesh::sandbox::{AppPort, SandboxKey};
 use sandgate_mesh::telemetry::{LONGEST_METHOD, LONGEST_PATH, LONGEST_TEXT, chain, cut, timestamp};
-use sandgate_mesh::tunnel::Ended;
+use sandgate_mesh::tunnel::{Ended, NotSwitched};
 use serde::{Serialize, Serializer};
 use std::borrow::Cow;
 
@@ -111,7 +111,7 @@ pub(crate) fn broke_off(request_id: Option<&HeaderValue>, error: BodyError, byte
 }
 
 /// How a tunnel ended, and how many bytes went up to the app and down; or why it never was.
-pub(crate) fn tunnel_ended(sandbox: &SandboxKey, request_id: Option<&HeaderValue>, ended: hyper::Result<Ended>) {
+pub(crate) fn tunnel_ended(sandbox: &SandboxKey, request_id: Option<&HeaderValue>, ended: Result<Ended, NotSwitched>) {
     let request_id = request_id.and_then(id_text).unwrap_or_default();
     match ended {
         Ok(Ended { end, up, down }) => {

@@ -70,7 +70,7 @@ pub struct Caps {
     pub connections: ConnectionLimits,
     /// Idle connections to the app, in all.
     pub idle_upstream: usize,
-    /// How long upgraded connections may last. How long a WebSocket's messages may be is for the router to say.
+    /// Of upgraded connections of workloads that call for themselves. What comes through a router has the router's limits.
     pub tunnels: TunnelLimits,
 }
 

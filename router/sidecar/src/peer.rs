@@ -44,6 +44,11 @@ impl Peer {
         self.until.duration_since(SystemTime::now()).ok()
     }
 
+    /// Whether it speaks for others.
+    pub(crate) fn is_router(&self) -> bool {
+        self.direct.is_none()
+    }
+
     /// Who calls: whom a router asserts, or the peer itself. An assertion by anybody but a router is an attack.
     pub(crate) fn caller<B>(&self, request: &Request<B>) -> Result<Arc<Caller>, GateError> {
         let assertion = only(request.headers(), &X_SANDGATE_CALLER).map_err(|_| GateError::RepeatedAssertion)?;

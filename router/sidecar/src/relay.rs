@@ -17,7 +17,7 @@ use sandgate_mesh::framing::PassThrough;
 use sandgate_mesh::headers::{Upgrade, cross_hop, detached, names_too_much, strip_ours};
 use sandgate_mesh::pool::Lease;
 use sandgate_mesh::telemetry::chain;
-use sandgate_mesh::tunnel;
+use sandgate_mesh::tunnel::{self, TunnelLimits};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,7 +103,12 @@ fn tunnel_through(
     }
     let app = hyper::upgrade::on(&mut response);
     let protocol = upgrade.protocol();
-    let limits = gate.settings.caps.tunnels.within(remaining);
+    let limits = if peer.is_router() {
+        TunnelLimits::UNLIMITED
+    } else {
+        gate.settings.caps.tunnels
+    };
+    let limits = limits.within(remaining);
     let sandbox = gate.settings.sandbox.clone();
     let request_id = request_id.as_ref().map(detached);
     tokio::spawn(async move {

@@ -8,6 +8,7 @@ use super::routing::RoutingFlags;
 use super::scoped_token::ScopedTokenFlags;
 use super::sources::FILE_VARIABLE;
 use super::spelling::{Networks, OptionalAddress, booleans, files, not_empty};
+use super::zap::ZapFlags;
 use clap::{ArgAction, Command, CommandFactory, Parser, ValueEnum};
 use sandgate_mesh::command_line::Secret;
 use sandgate_mesh::contract::DEFAULT_TRUST_DOMAIN;
@@ -134,9 +135,13 @@ pub(super) struct Flags {
     /// Wait for a response head, if shorter than --proxy-timeout; 0 for that one.
     #[arg(long, default_value = "0s", value_parser = duration::parse)]
     pub(super) response_header_timeout: Duration,
-    /// How long requests may take to finish after SIGTERM.
+    /// How long requests may take to finish after SIGTERM; a second signal ends at once.
     #[arg(long, default_value = "30s", value_parser = duration::parse)]
     pub(super) shutdown_timeout: Duration,
+    /// How long of --shutdown-timeout, at most half of it, new connections are still served: until it is known everywhere that
+    /// /readyz says `draining`.
+    #[arg(long, default_value = "5s", value_parser = duration::parse)]
+    pub(super) drain_delay: Duration,
     /// Longest request body in bytes; 0 for no limit.
     #[arg(long, default_value_t = 0)]
     pub(super) max_request_body_bytes: u64,
@@ -192,6 +197,8 @@ pub(super) struct Flags {
     /// Log level or filter, for example `info` or `debug`.
     #[arg(long, default_value = "info")]
     pub(super) log_level: String,
+    #[command(flatten)]
+    pub(super) zap: ZapFlags,
 }
 
 /// The router's flags, each with the old variables that stand for it.

@@ -27,6 +27,8 @@ const REST_OF_FRAME: Duration = Duration::from_secs(1);
 const CLOSES: Duration = Duration::from_secs(3);
 /// How long it then waits until both streams are shut down.
 const SHUTDOWN: Duration = Duration::from_secs(1);
+/// Two connections that have agreed to switch protocols must have done so within this.
+const SWITCH: Duration = Duration::from_secs(10);
 
 /// How long a tunnel may last, and what may pass. Zero means without limit.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +52,13 @@ impl Default for TunnelLimits {
 }
 
 impl TunnelLimits {
+    /// None at all.
+    pub const UNLIMITED: Self = Self {
+        idle: Duration::ZERO,
+        lifetime: Duration::ZERO,
+        message: 0,
+    };
+
     /// The same limits, with a lifetime of at most `remaining`.
     #[must_use]
     pub fn within(self, remaining: Duration) -> Self {
@@ -270,11 +279,22 @@ where
     Ended { end, up, down }
 }
 
+/// Why two connections did not become a tunnel.
+#[derive(Debug, thiserror::Error)]
+pub enum NotSwitched {
+    /// One of them ended or broke.
+    #[error(transparent)]
+    Broken(#[from] hyper::Error),
+    /// One of them went on with something else.
+    #[error("a connection did not switch protocols within {SWITCH:?}")]
+    TimedOut,
+}
+
 /// [`join`]s two HTTP connections once both have switched protocols. Until then the upstream one needs its `lease`, which
 /// is larger than everything that a tunnel needs.
 ///
 /// # Errors
-/// One of them doesn't switch.
+/// One of them doesn't switch, or not soon.
 pub async fn join_upgraded<L>(
     downstream: OnUpgrade,
     upstream: OnUpgrade,
@@ -282,8 +302,10 @@ pub async fn join_upgraded<L>(
     protocol: Protocol,
     limits: TunnelLimits,
     draining: Draining,
-) -> hyper::Result<Ended> {
-    let (downstream, upstream) = tokio::try_join!(downstream, upstream)?;
+) -> Result<Ended, NotSwitched> {
+    // What is left to do is to write the two heads.
+    let switched = async { tokio::try_join!(downstream, upstream) };
+    let (downstream, upstream) = timeout(SWITCH, switched).await.map_err(|_| NotSwitched::TimedOut)??;
     drop(lease);
     let (downstream, upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
     Ok(join(downstream, upstream, protocol, limits, draining).await)
