@@ -1,9 +1,11 @@
 //! The end of a request: its access line and its metrics, written once, whenever its answer is over.
 
 use crate::metrics::{Metrics, method_label};
+use crate::otlp::{self, OpenSpan, Tracer};
+use crate::resolve::Target;
 use crate::routing::Destination;
 use http::header::USER_AGENT;
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use sandgate_mesh::body::{BodyEnd, BodyError, Ending, UploadWatch};
 use sandgate_mesh::contract::{TRACEPARENT, X_REQUEST_ID};
 use sandgate_mesh::pool::Lease;
@@ -41,6 +43,9 @@ pub(crate) struct Record {
     bytes_in: u64,
     bytes_out: u64,
     line: Option<Box<Line>>,
+    /// If the request is traced.
+    span: Option<Box<OpenSpan>>,
+    broken: bool,
 }
 
 #[derive(Serialize)]
@@ -69,25 +74,19 @@ impl Record {
     pub(crate) fn begin<B>(
         metrics: &Arc<Metrics>,
         log: Option<&LineLog>,
-        request: &http::Request<B>,
+        request: &Request<B>,
         client_ip: IpAddr,
     ) -> Self {
         metrics.inflight.inc();
-        let text = |headers: &HeaderMap, name| {
-            headers
-                .get(name)
-                .and_then(|value| value.to_str().ok())
-                .map(|text| cut(text, LONGEST_TEXT).into_owned())
-        };
         let line = log.map(|log| {
             Box::new(Line {
                 log: log.clone(),
                 method: method_text(request.method()),
                 path: cut(request.uri().path(), LONGEST_PATH).into_owned(),
                 client_ip,
-                user_agent: text(request.headers(), USER_AGENT),
-                traceparent: text(request.headers(), TRACEPARENT),
-                request_id: text(request.headers(), X_REQUEST_ID).unwrap_or_default(),
+                user_agent: text(request.headers(), &USER_AGENT),
+                traceparent: text(request.headers(), &TRACEPARENT),
+                request_id: text(request.headers(), &X_REQUEST_ID).unwrap_or_default(),
                 caller: None,
                 upstream: None,
             })
@@ -103,12 +102,50 @@ impl Record {
             bytes_in: 0,
             bytes_out: 0,
             line,
+            span: None,
+            broken: false,
+        }
+    }
+
+    /// Traces the request, if `tracer` chooses it; see [`Tracer::begin`].
+    pub(crate) fn trace<B>(
+        &mut self,
+        tracer: &Arc<Tracer>,
+        request: &mut Request<B>,
+        client: IpAddr,
+        scheme: &HeaderValue,
+    ) {
+        self.span = tracer.begin(request, client, scheme);
+        if let Some(line) = &mut self.line {
+            line.traceparent = text(request.headers(), &TRACEPARENT);
+        }
+    }
+
+    /// Whether it is traced.
+    pub(crate) fn is_traced(&self) -> bool {
+        self.span.is_some()
+    }
+
+    /// What log lines about the request are written in, so that they name its span. Nothing if it has none.
+    pub(crate) fn log_span(&self) -> tracing::Span {
+        let Some(span) = &self.span else {
+            return tracing::Span::none();
+        };
+        let context = span.context();
+        // Whatever level is logged: a line that is written names it.
+        tracing::error_span!("request", trace_id = %context.trace, span_id = %context.span)
+    }
+
+    /// Hears what the gate that `target` leads to tells beside its answer.
+    pub(crate) fn told<B>(&mut self, target: &Arc<Target>, answer: &Response<B>) {
+        if let Some(span) = &mut self.span {
+            span.told(target, answer, self.started.elapsed());
         }
     }
 
     /// Begins the record of a request whose head can't be read in one way, and so not said.
     pub(crate) fn unreadable(metrics: &Arc<Metrics>, log: Option<&LineLog>, client_ip: IpAddr) -> Self {
-        let mut request = http::Request::new(());
+        let mut request = Request::new(());
         *request.method_mut() = Method::from_bytes(b"-").unwrap_or_default();
         let mut record = Self::begin(metrics, log, &request, client_ip);
         if let Some(line) = &mut record.line {
@@ -147,7 +184,9 @@ impl Record {
     }
 
     /// Says that the answer broke off: its status doesn't. Of the request's ID the record knows as much as its line.
-    fn broke_off(&self, error: BodyError, bytes: u64) {
+    fn broke_off(&mut self, error: BodyError, bytes: u64) {
+        self.broken = true;
+        let _entered = self.log_span().entered();
         let Some(to) = &self.to else { return };
         let request_id = self.line.as_ref().map(|line| line.request_id.as_str());
         tracing::info!(sandbox = %to.route.sandbox, request_id, %error, bytes, "the answer broke off");
@@ -160,6 +199,12 @@ impl Record {
     pub(crate) fn bytes_out(&mut self, bytes: u64) {
         self.bytes_out = bytes;
     }
+}
+
+/// A header as a line has it.
+fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    let value = headers.get(name).and_then(|value| value.to_str().ok());
+    value.map(|text| cut(text, LONGEST_TEXT).into_owned())
 }
 
 /// A method as a line has it: the common ones cost nothing.
@@ -181,6 +226,17 @@ impl Drop for Record {
             sandbox.map(|key| &key.namespace),
             elapsed.as_secs_f64(),
         );
+        let bytes_in = self.bytes_in + self.upload.as_ref().map_or(0, |upload| upload.bytes());
+        if let Some(span) = self.span.take() {
+            span.end(otlp::End {
+                took: elapsed,
+                status: self.status,
+                to: self.to.clone(),
+                bytes_in,
+                bytes_out: self.bytes_out,
+                broken: self.broken,
+            });
+        }
         let Some(line) = &self.line else { return };
         let mut trace = line.traceparent.as_deref().unwrap_or_default().split('-').skip(1);
         line.log.write(&AccessLine {
@@ -193,7 +249,7 @@ impl Drop for Record {
             client_ip: line.client_ip,
             sandbox_id: sandbox.map(|key| key.name.as_str()),
             sandbox_namespace: sandbox.map(|key| key.namespace.as_str()),
-            bytes_in: self.bytes_in + self.upload.as_ref().map_or(0, |upload| upload.bytes()),
+            bytes_in,
             bytes_out: self.bytes_out,
             user_agent: line.user_agent.as_deref(),
             request_id: &line.request_id,
@@ -208,7 +264,7 @@ impl Drop for Record {
 /// What happens when an answer's body is over: the connection goes back, the record is written.
 #[derive(Debug)]
 pub(crate) struct End {
-    pub(crate) lease: Lease<Arc<crate::resolve::Target>>,
+    pub(crate) lease: Lease<Arc<Target>>,
     pub(crate) record: Record,
 }
 

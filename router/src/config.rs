@@ -6,6 +6,7 @@ mod environment;
 mod file;
 mod flags;
 mod mesh_identity;
+mod otlp;
 mod routing;
 mod scoped_token;
 mod settings;
@@ -14,6 +15,7 @@ mod spelling;
 mod static_sandbox;
 mod zap;
 
+pub use crate::otlp::Sampler;
 pub use crate::pods::Source;
 pub use crate::routing::UrlRouting;
 pub use callers::TokenReviewSettings;
@@ -21,6 +23,7 @@ pub use flags::Mesh;
 pub(crate) use flags::command;
 pub(crate) use mesh_identity::NO_IDENTITY;
 pub use mesh_identity::{Enrolment, MeshIdentity};
+pub use otlp::{OtlpExport, OtlpMetrics, OtlpProtocol, OtlpSettings, OtlpTraces};
 pub use sandgate_mesh::command_line::ConfigError;
 pub use scoped_token::ScopedTokenFiles;
 pub use settings::Settings;
@@ -124,6 +127,8 @@ pub struct Config {
     pub workers: usize,
     pub access_log: bool,
     pub log_level: String,
+    /// What is exported by OTLP, if anything is.
+    pub otlp: Option<OtlpSettings>,
     /// What was ignored, to be logged once there is a log.
     pub warnings: Vec<String>,
     /// The same as texts, with their origins and without secrets.
@@ -211,6 +216,7 @@ fn check(flags: Flags, needs_identity: bool, problems: &mut Vec<String>) -> Opti
         problems.push(format!("--log-level: {error}"));
     }
     let url_routing = flags.routing.url_routing(problems);
+    let otlp = flags.otlp.settings(problems);
     let mut warnings = Vec::new();
     if let Some(Authentication::TokenReview(settings)) = &authentication {
         warnings.extend(settings.warning().map(String::from));
@@ -258,6 +264,7 @@ fn check(flags: Flags, needs_identity: bool, problems: &mut Vec<String>) -> Opti
             .max(1),
         access_log: flags.access_log,
         log_level: flags.log_level,
+        otlp,
         warnings,
         settings: Settings::default(),
     })

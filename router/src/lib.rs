@@ -14,6 +14,7 @@ mod enrolment;
 mod error;
 mod forward;
 mod metrics;
+mod otlp;
 mod pods;
 mod request;
 mod resolve;

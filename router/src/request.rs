@@ -7,6 +7,7 @@ use crate::config::Config;
 use crate::error::RouterError;
 use crate::forward::{Errand, Forwarder, UNANSWERED, id_text};
 use crate::metrics::{Metrics, Reason};
+use crate::otlp::Tracer;
 use crate::resolve::{Resolver, Target};
 use crate::routing::{Destination, LastDestination, Way};
 use crate::scope::narrow;
@@ -21,7 +22,7 @@ use sandgate_mesh::admin;
 use sandgate_mesh::body::{Answer, BodyError, Upload, UploadWatch, discard};
 use sandgate_mesh::contract::{
     X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, X_SANDBOX_PORT, X_SANDGATE_CALLER,
-    X_SANDGATE_OUTCOME,
+    X_SANDGATE_OUTCOME, X_SANDGATE_TRACE,
 };
 use sandgate_mesh::drain::Draining;
 use sandgate_mesh::framing::{Limits, PassThrough, refusal};
@@ -35,10 +36,12 @@ use sandgate_mesh::outcome::Outcome;
 use sandgate_mesh::pool::Lease;
 use sandgate_mesh::sandbox::SandboxKey;
 use sandgate_mesh::telemetry::{LineLog, chain};
+use sandgate_mesh::trace_context;
 use sandgate_mesh::tunnel::{Ended, Protocol, TunnelLimits, join_upgraded};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tracing::Instrument;
 
 /// What one worker thread needs to serve requests.
 #[derive(Debug)]
@@ -55,6 +58,8 @@ pub(crate) struct Worker {
     pub(crate) memory: MemoryBudget,
     /// Of all workers; `None` where there is no limit.
     pub(crate) upgrades: Option<Arc<UpgradeCount>>,
+    /// What traces requests, if any are.
+    pub(crate) tracer: Option<Arc<Tracer>>,
 }
 
 /// The client connection that a request came over.
@@ -114,7 +119,24 @@ pub(crate) async fn handle(
     }
     ensure_request_id(request.headers_mut());
     let mut record = Record::begin(&worker.metrics, worker.access.as_ref(), &request, client.ip);
+    if let Some(tracer) = &worker.tracer {
+        record.trace(tracer, &mut request, client.ip, &client.scheme);
+    }
+    if record.is_traced() {
+        let span = record.log_span();
+        return Box::pin(answer(worker, client, request, record, switch).instrument(span)).await;
+    }
+    answer(worker, client, request, record, switch).await
+}
 
+/// Answers one request that can be read.
+async fn answer(
+    worker: &Worker,
+    client: &Arc<Client>,
+    request: Box<Request<Incoming>>,
+    mut record: Record,
+    switch: PassThrough,
+) -> Response<Answer<End>> {
     let (caller, way) = match admit(worker, client, &request, &mut record).await {
         Ok(admitted) => admitted,
         Err(error) => {
@@ -222,12 +244,13 @@ impl Tunnel {
             sandbox,
             request_id,
         } = self;
-        let request_id = id_text(request_id.as_ref());
+        let (request_id, span) = (id_text(request_id.as_ref()), record.log_span());
         metrics.open_tunnels.inc();
         let draining = client.draining.clone();
         let ended = join_upgraded(downstream, upstream, lease, protocol, limits, draining).await;
         metrics.open_tunnels.dec();
         metrics.tunnel_ended(ended.as_ref().ok().map(|ended| ended.end));
+        let _entered = span.enter();
         match ended {
             Ok(Ended { end, up, down }) => {
                 record.bytes_in(up);
@@ -283,6 +306,9 @@ async fn pass(
     let through_gate = target.expected.is_some();
     let assertion = through_gate.then(|| caller.assertion.clone());
     sanitise(client, assertion, &to, rest, &mut request, upgrade.as_ref())?;
+    if through_gate && record.is_traced() {
+        request.headers_mut().insert(X_SANDGATE_TRACE, trace_context::ask());
+    }
     if let Some(mount) = &mut mount {
         mount.told(request.headers());
         if origin.is_some_and(|origin| !mount.is_own(&origin)) {
@@ -302,6 +328,7 @@ async fn pass(
         .await?;
     // Only a gate's word counts, and only a namespace where one has proven itself is worth a label.
     if through_gate {
+        record.told(lease.key(), &response);
         if to.answers_first() {
             worker.metrics.learn(&route.sandbox.namespace);
         }

@@ -8,6 +8,7 @@ use crate::config::{Config, Mesh};
 use crate::enrolment::EnrolmentListener;
 use crate::forward::Forwarder;
 use crate::metrics::Metrics;
+use crate::otlp::Otlp;
 use crate::pods::{self, PodCache};
 use crate::request::{self, Client, Worker};
 use crate::resolve::Resolver;
@@ -69,6 +70,8 @@ pub struct Router {
     memory: MemoryBudget,
     /// Tells how the mesh identity stands.
     identity: Option<IdentityWatch>,
+    /// Exports traces and metrics, if that is wanted.
+    otlp: Option<Otlp>,
 }
 
 impl Router {
@@ -116,7 +119,13 @@ impl Router {
             tracing::warn!("{warning}");
         }
         tracing::info!(settings = %config.settings, "effective configuration");
+        let otlp = config
+            .otlp
+            .as_ref()
+            .map(|otlp| Otlp::start(otlp, &metrics))
+            .transpose()?;
         Ok(Self {
+            otlp,
             http: config.http.map(listener::bind).transpose()?,
             https,
             metrics_listener: listener::bind(config.metrics)?,
@@ -225,6 +234,7 @@ impl Router {
                 access: access.clone(),
                 memory: self.memory.clone(),
                 upgrades: upgrades.clone(),
+                tracer: self.otlp.as_ref().and_then(Otlp::tracer),
             };
             workers.push(start_worker(number, worker, draining.clone())?);
         }
@@ -259,6 +269,9 @@ impl Router {
             .await
         {
             tracing::warn!("requests were still under way when the shutdown budget ended");
+        }
+        if let Some(otlp) = self.otlp {
+            otlp.finish().await;
         }
         drop(admin_drain);
         if let Some(watcher) = watcher {

@@ -8,6 +8,7 @@
 pub mod api_server;
 mod app;
 pub mod browser;
+pub mod collector;
 pub mod control;
 pub mod enrolled;
 pub mod enrolled_router;

@@ -23,6 +23,10 @@ pub const ROUTING_HEADER_PREFIX: &str = "x-sandbox-";
 pub const X_SANDGATE_CALLER: HeaderName = HeaderName::from_static("x-sandgate-caller");
 /// Carries the sidecar's [`Outcome`](crate::outcome::Outcome) back to the router. Stripped at both edges.
 pub const X_SANDGATE_OUTCOME: HeaderName = HeaderName::from_static("x-sandgate-outcome");
+/// With it the router asks for the gate's span: see [`crate::trace_context`]. Stripped at both edges.
+pub const X_SANDGATE_TRACE: HeaderName = HeaderName::from_static("x-sandgate-trace");
+/// Carries the gate's [`GateSpan`](crate::trace_context::GateSpan) back to the router that asked. Stripped at both edges.
+pub const X_SANDGATE_SPAN: HeaderName = HeaderName::from_static("x-sandgate-span");
 /// Every header of our own starts so, and none crosses an edge in either direction.
 pub const OWN_HEADER_PREFIX: &str = "x-sandgate-";
 
@@ -36,6 +40,8 @@ pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-p
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// W3C Trace Context.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// What vendors add to W3C Trace Context.
+pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// Namespace of a request that names none.
 pub const DEFAULT_NAMESPACE: &str = "default";

@@ -2,7 +2,7 @@
 //!
 //! The router, the sidecar and the control plane share these pieces and nothing else: who somebody is
 //! ([`identity`], [`caller`]), how that is proven ([`tls`], [`credentials`], [`standing`], [`scoped_token`]), what is allowed ([`policy`]), how
-//! a gate comes to both and a router to an identity ([`control`]), how bytes are framed ([`framing`]) and moved ([`exchange`], [`tunnel`]), and how a
+//! a gate comes to both and a router to an identity ([`control`]), how bytes are framed ([`framing`]), moved ([`exchange`], [`tunnel`]) and traced ([`trace_context`]), and how a
 //! process starts, reports and ends ([`command_line`], [`admin`], [`probe`], [`drain`], [`metrics`], [`telemetry`],
 //! [`process`]).
 
@@ -35,6 +35,7 @@ pub mod serve;
 pub mod standing;
 pub mod telemetry;
 pub mod tls;
+pub mod trace_context;
 pub mod tunnel;
 
 #[cfg(test)]

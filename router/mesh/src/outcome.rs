@@ -62,6 +62,15 @@ impl Outcome {
         }
     }
 
+    /// What the sandbox's policy had decided by then, or `None` where it came to no decision.
+    pub const fn allowed(self) -> Option<bool> {
+        match self {
+            Self::Malformed | Self::NotARouter | Self::PeerExpired | Self::NotReady | Self::Overloaded => None,
+            Self::Denied => Some(false),
+            Self::Dial | Self::Timeout | Self::Broken | Self::BadAnswer | Self::Upload => Some(true),
+        }
+    }
+
     /// The value of the [`X_SANDGATE_OUTCOME`](crate::contract::X_SANDGATE_OUTCOME) header.
     pub fn to_header(self) -> HeaderValue {
         HeaderValue::from_static(self.as_str())

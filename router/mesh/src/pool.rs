@@ -184,6 +184,11 @@ impl<K: Hash + Eq> Pool<K> {
 }
 
 impl<K: Hash + Eq> Lease<K> {
+    /// Whom the connection leads to.
+    pub fn key(&self) -> &K {
+        &self.key
+    }
+
     /// Keeps the connection for the next request.
     pub fn give_back(self) {
         self.pool.put(self.key, self.era, self.until, self.upstream);

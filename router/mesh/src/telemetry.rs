@@ -57,7 +57,8 @@ pub fn init(level: &str, format: LogFormat) -> Result<(), String> {
         .with_env_filter(filter)
         .with_writer(move || EventWriter(log.clone()));
     match format {
-        LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).try_init(),
+        // A request that is traced is the span that its lines name.
+        LogFormat::Json => builder.json().flatten_event(true).with_span_list(false).try_init(),
         LogFormat::Text => builder.with_target(false).with_ansi(false).try_init(),
     }
     .map_err(|error| error.to_string())

@@ -8,7 +8,7 @@ use crate::peer::Peer;
 use http::{HeaderValue, Method, Request};
 use sandgate_mesh::body::BodyError;
 use sandgate_mesh::caller::Caller;
-use sandgate_mesh::contract::X_REQUEST_ID;
+use sandgate_mesh::contract::{TRACEPARENT, X_REQUEST_ID};
 use sandgate_mesh::outcome::Outcome;
 use sandgate_mesh::policy::Basis;
 use sandgate_mesh::sandbox::{AppPort, SandboxKey};
@@ -36,6 +36,8 @@ struct AuditLine<'a> {
     method: Option<Cow<'a, str>>,
     path: Option<Cow<'a, str>>,
     request_id: Option<Cow<'a, str>>,
+    trace_id: Option<Cow<'a, str>>,
+    span_id: Option<Cow<'a, str>>,
 }
 
 /// As `Display` has it, without a text of its own.
@@ -49,6 +51,13 @@ fn method(method: &Method) -> Cow<'_, str> {
 
 fn request_id<B>(request: &Request<B>) -> Option<Cow<'_, str>> {
     request.headers().get(X_REQUEST_ID).and_then(id_text)
+}
+
+/// Trace and span that the request was sent in, or is in here; see [`crate::span`].
+fn trace<B>(request: &Request<B>) -> [Option<Cow<'_, str>>; 2] {
+    let value = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
+    let mut parts = value.unwrap_or_default().split('-').skip(1);
+    [(); 2].map(|()| parts.next().map(|part| cut(part, LONGEST_TEXT)))
 }
 
 fn id_text(id: &HeaderValue) -> Option<Cow<'_, str>> {
@@ -70,6 +79,7 @@ pub(crate) fn decided<B>(
         Ok(Basis::Default) => (Some("default"), None),
         Err(_) => (None, None),
     };
+    let [trace_id, span_id] = trace(request);
     log.write(&AuditLine {
         time: timestamp(),
         log: "audit",
@@ -87,6 +97,8 @@ pub(crate) fn decided<B>(
         method: Some(method(facts.method)),
         path: Some(cut(facts.path, LONGEST_PATH)),
         request_id: request_id(request),
+        trace_id,
+        span_id,
     });
 }
 
@@ -125,6 +137,7 @@ pub(crate) fn tunnel_ended(sandbox: &SandboxKey, request_id: Option<&HeaderValue
 /// that is short of something. `request` is absent where not even its head could be read.
 pub(crate) fn unread<B>(gate: &Gate, peer: &Peer, request: Option<&Request<B>>, error: GateError) {
     let Some(log) = &gate.audit else { return };
+    let [trace_id, span_id] = request.map(trace).unwrap_or_default();
     log.write(&AuditLine {
         time: timestamp(),
         log: "audit",
@@ -142,5 +155,7 @@ pub(crate) fn unread<B>(gate: &Gate, peer: &Peer, request: Option<&Request<B>>, 
         method: request.map(|request| method(request.method())),
         path: request.map(|request| cut(request.uri().path(), LONGEST_PATH)),
         request_id: request.and_then(request_id),
+        trace_id,
+        span_id,
     });
 }

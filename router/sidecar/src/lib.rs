@@ -20,6 +20,7 @@ mod peer;
 pub mod probe;
 mod relay;
 mod request;
+mod span;
 mod strangers;
 
 // Tests of enrolment need certificates; the one authority that issues them outside a cluster is sandgate-local's.

@@ -7,6 +7,7 @@ use crate::authorize::{RequestFacts, authorize};
 use crate::error::{GateError, Refused};
 use crate::peer::Peer;
 use crate::relay::{self, Return, Switch};
+use crate::span::Span;
 use http::header::{HOST, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, Uri, Version};
@@ -33,17 +34,22 @@ struct Parsed {
 pub(crate) async fn handle(
     gate: &Gate,
     peer: &Arc<Peer>,
-    request: Box<Request<Incoming>>,
+    mut request: Box<Request<Incoming>>,
     switch: PassThrough,
     draining: Draining,
 ) -> Response<Answer<Return>> {
-    match pass(gate, peer, request, switch, draining).await {
+    let span = Span::begin(peer, &mut request);
+    let mut response = match pass(gate, peer, request, switch, draining).await {
         Ok(response) => response,
         Err(refused) => {
             gate.metrics.count(refused.error.outcome());
             refused.error.response(&gate.settings.sandbox.name).map(Answer::Own)
         }
+    };
+    if let Some(span) = span {
+        span.end(response.headers_mut());
     }
+    response
 }
 
 async fn pass(

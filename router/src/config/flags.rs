@@ -4,6 +4,7 @@ use super::StaticSandbox;
 use super::callers::CallerFlags;
 use super::environment::{VARIABLES, Variable};
 use super::mesh_identity::MeshIdentityFlags;
+use super::otlp::OtlpFlags;
 use super::routing::RoutingFlags;
 use super::scoped_token::ScopedTokenFlags;
 use super::sources::FILE_VARIABLE;
@@ -199,6 +200,8 @@ pub(super) struct Flags {
     pub(super) log_level: String,
     #[command(flatten)]
     pub(super) zap: ZapFlags,
+    #[command(flatten)]
+    pub(super) otlp: OtlpFlags,
 }
 
 /// The router's flags, each with the old variables that stand for it.

@@ -2,7 +2,7 @@
 
 use super::command;
 use super::environment::VARIABLES;
-use super::file::is_boolean;
+use super::file::{is_boolean, is_number};
 use super::settings::is_setting;
 use super::spelling::is_repeatable;
 use clap::Arg;
@@ -125,10 +125,10 @@ fn what_sounds_like_a_secret_is_treated_as_one() {
     for arg in command().get_arguments() {
         let flag = arg.get_long().unwrap();
         let words: Vec<_> = flag.split('-').collect();
-        let sounds = ["token", "secret", "password", "key"]
+        let sounds = ["token", "secret", "password", "key", "headers"]
             .iter()
             .any(|word| words.last() == Some(word));
-        let sounds = sounds && !is_boolean(arg);
+        let sounds = sounds && !is_boolean(arg) && !is_number(arg);
         assert_eq!(is_secret(arg), sounds, "--{flag}: its value's type says so");
         assert!(
             !is_secret(arg) || arg.is_hide_env_values_set(),

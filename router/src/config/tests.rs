@@ -60,6 +60,8 @@ const GO_FLAGS: &[(&str, &[&str])] = &[
     ("cache-enabled", &["false"]),
     ("cache-namespace", &[""]),
     ("kubeconfig", &[]),
+    ("enable-tracing", &[]),
+    ("enable-otel-metrics", &[]),
     ("access-log", &["true"]),
     ("config", &[]),
 ];

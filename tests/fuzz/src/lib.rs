@@ -14,6 +14,7 @@ mod identity;
 mod policy_snapshot;
 mod routing_headers;
 mod scoped_token;
+mod trace_context;
 mod url_routing;
 mod websocket;
 
@@ -23,6 +24,7 @@ pub use identity::identity;
 pub use policy_snapshot::policy_snapshot;
 pub use routing_headers::routing_headers;
 pub use scoped_token::scoped_token;
+pub use trace_context::trace_context;
 pub use url_routing::url_routing;
 pub use websocket::websocket_frames;
 
@@ -30,7 +32,7 @@ pub use websocket::websocket_frames;
 pub type Property = fn(&[u8]) -> bool;
 
 /// Every property, by the name of its target and corpus.
-pub const TARGETS: [(&str, Property); 9] = [
+pub const TARGETS: [(&str, Property); 10] = [
     ("identity", identity),
     ("routing_headers", routing_headers),
     ("url_routing", url_routing),
@@ -39,6 +41,7 @@ pub const TARGETS: [(&str, Property); 9] = [
     ("framing_request", framing_request),
     ("framing_response", framing_response),
     ("scoped_token", scoped_token),
+    ("trace_context", trace_context),
     ("websocket_frames", websocket_frames),
 ];
 

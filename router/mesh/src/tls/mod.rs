@@ -120,6 +120,18 @@ pub fn router_client_config(
     client_config(verifier, credentials, ALPN_MESH_HTTP1)
 }
 
+/// The router's end of a connection to a collector of traces and metrics, which is no part of the mesh and proves its name
+/// under `roots`. ALPN is for the HTTP client to set.
+///
+/// # Errors
+/// rustls refuses it.
+pub fn collector_client_config(roots: RootCertStore) -> Result<ClientConfig, TlsError> {
+    Ok(ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(VERSIONS)?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
+}
+
 /// A client's configuration, for one dial.
 fn client_config(
     verifier: Arc<dyn ServerCertVerifier>,
