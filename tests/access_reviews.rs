@@ -3,13 +3,16 @@
 // Tests fail by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+use futures_util::future::join_all;
 use sandgate_tests::api_server::{ApiServer, failure, nobody, user};
 use sandgate_tests::front::{Front, client, everybody};
 use sandgate_tests::processes::get;
-use sandgate_tests::{Mesh, POD_UID, RecordingApp, TOKEN, assert_detail, field, send, status};
+use sandgate_tests::{Mesh, PATIENCE, POD_UID, RecordingApp, TOKEN, assert_detail, field, send, status};
 use serde_json::{Value, json};
 use std::future::pending;
 use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::sync::watch;
 
 const REFUSED: &str = "Refused by the access review of alpha.";
 const UNVERIFIED: &str = "Callers can't be verified at the moment; try again.";
@@ -214,4 +217,54 @@ async fn metrics_tell_refusals_from_questions_without_an_answer() {
             "{counted}: {text}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_caller_who_asks_for_ever_new_sandboxes_leaves_half_of_the_api_server_to_others() {
+    const SHARE: usize = 32;
+    let mesh = polite().await;
+    let (told, telling) = watch::channel(false);
+    let api_server = ApiServer::start(move |review| {
+        let mut telling = telling.clone();
+        let (is_access, user_name) = (review["kind"] == "SubjectAccessReview", review["spec"]["user"].clone());
+        let token = review["spec"]["token"].as_str().unwrap_or_default().to_owned();
+        Box::pin(async move {
+            if !is_access {
+                return user(&token, &[]);
+            }
+            if user_name == "mallory" {
+                let _ = telling.wait_for(|told| *told).await;
+            }
+            (201, json!({"allowed": user_name == "alice"}))
+        })
+    });
+    let api_server = api_server.await;
+    let router = run(&mesh, &api_server);
+    let made_up = (0..200).map(|number| {
+        let request = with(&mesh, "mallory").replace("ID: alpha", &format!("ID: made-up-{number}"));
+        tokio::spawn(send(router, request))
+    });
+    let made_up: Vec<_> = made_up.collect();
+    let over = async {
+        while made_up.iter().filter(|request| !request.is_finished()).count() > SHARE {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, over).await.unwrap();
+    assert_eq!(status(&send(router, with(&mesh, "alice")).await), 200);
+    told.send_replace(true);
+    let mut refused = 0;
+    for response in join_all(made_up).await {
+        let response = response.unwrap();
+        if status(&response) == 429 {
+            let text = "Too many concurrent reviews at the API server for this caller (limit: 32).";
+            assert_detail(&response, 429, text, "over his share");
+            refused += 1;
+        } else {
+            // Or 503, where this has taken longer than the API server may.
+            assert!([403, 503].contains(&status(&response)), "{response}");
+        }
+    }
+    assert!(refused >= 200 / 2, "{refused}");
+    assert_eq!(mesh.app.requests().len(), 1);
 }

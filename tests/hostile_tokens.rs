@@ -7,10 +7,10 @@ use futures_util::future::join_all;
 use sandgate_tests::api_server::{ApiServer, failure, nobody, user};
 use sandgate_tests::folder::Folder;
 use sandgate_tests::processes::{Process, Programs, command, get};
-use sandgate_tests::{Mesh, PATIENCE, POD_UID, RecordingApp, TOKEN, assert_detail, programs, send, status};
+use sandgate_tests::{Mesh, PATIENCE, POD_UID, RecordingApp, TOKEN, assert_detail, field, programs, send, status};
 use serde_json::Value;
 use std::future::pending;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -19,8 +19,11 @@ const PROGRAMS: Programs = programs!();
 const INVALID: &str = "Invalid token.";
 const UNVERIFIED: &str = "Callers can't be verified at the moment; try again.";
 const GOOD: &str = "good-token";
+const TOO_MANY: &str = "Too many concurrent reviews at the API server for this caller (limit: 32).";
 /// Reviews that a router has under way at once at most; docs/callers.md says so.
 const PLACES: usize = 64;
+/// Of these, what one address may have.
+const SHARE: usize = 32;
 
 fn run(mesh: &Mesh, api_server: &ApiServer, more: &[&str]) -> SocketAddr {
     let kubeconfig = api_server.flag();
@@ -30,6 +33,12 @@ fn run(mesh: &Mesh, api_server: &ApiServer, more: &[&str]) -> SocketAddr {
 
 fn with(mesh: &Mesh, token: &str) -> String {
     mesh.head("GET /page HTTP/1.1", "").replace(TOKEN, token)
+}
+
+/// The same from one of many addresses behind a proxy.
+fn from(mesh: &Mesh, token: &str, number: u32) -> String {
+    let fields = format!("X-Forwarded-For: {}\r\n", Ipv4Addr::from(0xc000_0200 + number));
+    mesh.head("GET /page HTTP/1.1", &fields).replace(TOKEN, token)
 }
 
 async fn until(what: &str, condition: impl Fn() -> bool) {
@@ -64,15 +73,16 @@ async fn a_thousand_made_up_tokens_take_neither_the_good_ones_place_nor_all_of_t
     let mesh = Mesh::open(RecordingApp::polite().await).await;
     let (api_server, tell) = slow_on_others().await;
     // Room for hardly any.
-    let router = run(
-        &mesh,
-        &api_server,
-        &["--authz-tokenreview-cache-size=2", "--authz-tokenreview-ttl=1h"],
-    );
+    let flags = [
+        "--authz-tokenreview-cache-size=2",
+        "--authz-tokenreview-ttl=1h",
+        "--trusted-proxy-cidrs=127.0.0.0/8",
+    ];
+    let router = run(&mesh, &api_server, &flags);
     assert_eq!(status(&send(router, with(&mesh, GOOD)).await), 200);
     api_server.seen();
     let garbage = (0..1000).map(|number| {
-        let request = with(&mesh, &format!("garbage-{number}"));
+        let request = from(&mesh, &format!("garbage-{number}"), number);
         tokio::spawn(async move { send(router, request).await })
     });
     let garbage: Vec<_> = garbage.collect();
@@ -96,6 +106,44 @@ async fn a_thousand_made_up_tokens_take_neither_the_good_ones_place_nor_all_of_t
     let asked = api_server.seen();
     assert!(asked.iter().all(|review| review["spec"]["token"] != GOOD));
     assert_eq!(mesh.app.requests().len(), 3);
+}
+
+#[tokio::test]
+async fn whoever_makes_up_tokens_at_one_address_leaves_half_of_the_api_server_to_others() {
+    let mesh = Mesh::open(RecordingApp::polite().await).await;
+    let (api_server, tell) = slow_on_others().await;
+    let router = run(&mesh, &api_server, &["--trusted-proxy-cidrs=127.0.0.0/8"]);
+    let garbage = (0..500).map(|number| {
+        let request = from(&mesh, &format!("garbage-{number}"), 1);
+        tokio::spawn(async move { send(router, request).await })
+    });
+    let garbage: Vec<_> = garbage.collect();
+    until("his places are taken", || api_server.under_way() == SHARE).await;
+    // Somebody else, of whom nothing is known yet.
+    assert_eq!(status(&send(router, from(&mesh, GOOD, 2)).await), 200);
+    let over = async {
+        while garbage.iter().filter(|request| !request.is_finished()).count() > SHARE {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, over).await.unwrap();
+    tell.send_replace(true);
+    let mut refused = 0;
+    for response in join_all(garbage).await {
+        let response = response.unwrap();
+        match status(&response) {
+            401 => assert_detail(&response, 401, INVALID, "reviewed"),
+            // This has taken longer than the API server may.
+            503 => assert_detail(&response, 503, UNVERIFIED, "not reviewed in time"),
+            _ => {
+                assert_detail(&response, 429, TOO_MANY, "over his share");
+                assert_eq!(field(&response, "retry-after"), ["1"]);
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused >= 500 / 2, "{refused}");
+    assert_eq!(mesh.app.requests().len(), 1);
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The end of a request: its access line and its metrics, written once, whenever its answer is over.
 
+use crate::limits::Places;
 use crate::metrics::{Metrics, method_label};
 use crate::otlp::{self, OpenSpan, Tracer};
 use crate::resolve::Target;
@@ -46,6 +47,8 @@ pub(crate) struct Record {
     /// If the request is traced.
     span: Option<Box<OpenSpan>>,
     broken: bool,
+    /// Its places among those of its caller and of its sandbox, where these are limited.
+    places: Option<Box<Places>>,
 }
 
 #[derive(Serialize)]
@@ -104,6 +107,7 @@ impl Record {
             line,
             span: None,
             broken: false,
+            places: None,
         }
     }
 
@@ -163,6 +167,15 @@ impl Record {
         if let Some(line) = &mut self.line {
             line.caller = Some(caller.to_string());
         }
+    }
+
+    /// Holds these for as long as the request lasts.
+    pub(crate) fn hold(&mut self, places: Box<Places>) {
+        self.places = Some(places);
+    }
+
+    pub(crate) fn places(&mut self) -> Option<&mut Places> {
+        self.places.as_deref_mut()
     }
 
     pub(crate) fn destination(&mut self, to: &Arc<Destination>) {

@@ -4,6 +4,7 @@
 use crate::api_server::ApiServer;
 use crate::authenticate::Authenticated;
 use crate::error::RouterError;
+use crate::limits::Who;
 use crate::metrics::Metrics;
 use crate::reviews::{Answer, Key, Outcome, Reviews, Verdict};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
@@ -35,21 +36,26 @@ impl AccessReviews {
         })
     }
 
-    /// Whether this caller may connect to this sandbox.
-    pub(crate) fn check<'a>(&'a self, caller: &'a Authenticated, sandbox: &'a SandboxKey) -> Verdict<'a, ()> {
+    /// Whether this caller, whose requests are counted as those of `who`, may connect to this sandbox.
+    pub(crate) fn check<'a>(
+        &'a self,
+        caller: &'a Authenticated,
+        sandbox: &'a SandboxKey,
+        who: impl FnOnce() -> Who,
+    ) -> Verdict<'a, ()> {
         let SandboxKey { namespace, name } = sandbox;
         // An assertion has one spelling for each caller, groups included. Neither it nor these names hold a line break.
         let [namespace, id] = [namespace.as_str(), name.as_str()].map(str::as_bytes);
         let key = Key::of(&[caller.assertion.as_bytes(), b"\n", namespace, b"\n", id]);
         match self.reviews.find(&key) {
             Some(outcome) => Verdict::Known(may(&outcome, name)),
-            None => Verdict::Asked(Box::pin(self.ask(key, &caller.caller, sandbox))),
+            None => Verdict::Asked(Box::pin(self.ask(key, who(), &caller.caller, sandbox))),
         }
     }
 
-    async fn ask(&self, key: Key, caller: &Caller, sandbox: &SandboxKey) -> Result<(), RouterError> {
+    async fn ask(&self, key: Key, who: Who, caller: &Caller, sandbox: &SandboxKey) -> Result<(), RouterError> {
         let question = review(self.api.clone(), question(caller, sandbox));
-        may(&self.reviews.ask(key, question).await, &sandbox.name)
+        may(&self.reviews.ask(key, who, question).await, &sandbox.name)
     }
 }
 
@@ -57,7 +63,7 @@ fn may(outcome: &Outcome<()>, sandbox: &SandboxName) -> Result<(), RouterError> 
     match outcome {
         Ok(Answer::Yes(())) => Ok(()),
         Ok(Answer::No) => Err(RouterError::NoAccess(sandbox.clone())),
-        Err(_) => Err(RouterError::Unreviewed),
+        Err(unanswered) => Err((*unanswered).into()),
     }
 }
 

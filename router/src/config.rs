@@ -5,6 +5,7 @@ mod callers;
 mod environment;
 mod file;
 mod flags;
+mod limits;
 mod mesh_identity;
 mod otlp;
 mod routing;
@@ -16,6 +17,8 @@ mod static_sandbox;
 mod zap;
 
 pub use crate::otlp::Sampler;
+pub use crate::breaker::BreakerSettings;
+pub use crate::limits::{Rate, RequestLimits, Share};
 pub use crate::pods::Source;
 pub use crate::routing::UrlRouting;
 pub use callers::TokenReviewSettings;
@@ -117,12 +120,14 @@ pub struct Config {
     pub retries: u32,
     pub retry_initial_delay: Duration,
     pub retry_max_delay: Duration,
+    pub breaker: Option<BreakerSettings>,
     pub keepalive: usize,
     pub trusted_proxies: Vec<IpNet>,
     pub tunnels: TunnelLimits,
     pub upgrades_per_client: Option<NonZeroUsize>,
     pub max_connections: usize,
     pub max_connections_per_peer: Option<NonZeroUsize>,
+    pub request_limits: RequestLimits,
     pub memory_budget: Option<u64>,
     pub workers: usize,
     pub access_log: bool,
@@ -217,6 +222,7 @@ fn check(flags: Flags, needs_identity: bool, problems: &mut Vec<String>) -> Opti
     }
     let url_routing = flags.routing.url_routing(problems);
     let otlp = flags.otlp.settings(problems);
+    let request_limits = flags.request_limits.limits(problems);
     let mut warnings = Vec::new();
     if let Some(Authentication::TokenReview(settings)) = &authentication {
         warnings.extend(settings.warning().map(String::from));
@@ -247,6 +253,7 @@ fn check(flags: Flags, needs_identity: bool, problems: &mut Vec<String>) -> Opti
         retries: flags.upstream_max_retries,
         retry_initial_delay: flags.upstream_retry_initial_delay,
         retry_max_delay: flags.upstream_retry_max_delay,
+        breaker: flags.breaker.settings(),
         keepalive: flags.max_keepalive_connections,
         trusted_proxies: flags.trusted_proxy_cidrs.0,
         tunnels: TunnelLimits {
@@ -257,6 +264,7 @@ fn check(flags: Flags, needs_identity: bool, problems: &mut Vec<String>) -> Opti
         upgrades_per_client: NonZeroUsize::new(flags.websocket_max_connections_per_client),
         max_connections: flags.max_connections,
         max_connections_per_peer: flags.max_connections_per_peer,
+        request_limits,
         memory_budget: flags.memory_budget_bytes,
         workers: flags
             .workers

@@ -1,5 +1,6 @@
 //! Why the router answers itself -> status, text and header, as CONTRACT words them, in one match.
 
+use crate::limits::LimitReached;
 use bytes::Bytes;
 use http::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
@@ -55,6 +56,10 @@ pub enum RouterError {
     EarlyBytes,
     /// The client has as many upgraded connections as it may have.
     TooManyUpgrades(NonZeroUsize),
+    /// The caller, or the sandbox, has as much of the router as it may have.
+    LimitReached(LimitReached),
+    /// The API server is asked as much at once on behalf of the caller as it may be.
+    TooManyReviews(usize),
 }
 
 /// What a scoped token is bound to, and the request isn't for.
@@ -101,6 +106,11 @@ impl Words {
         self.header = Some((name, HeaderValue::from_static(value)));
         self
     }
+
+    fn retry_after(mut self, seconds: u64) -> Self {
+        self.header = Some((RETRY_AFTER, seconds.into()));
+        self
+    }
 }
 
 impl RouterError {
@@ -137,6 +147,13 @@ impl RouterError {
             Self::TooManyUpgrades(limit) => {
                 let text = format!("Too many concurrent WebSocket connections (limit: {limit}).");
                 Words::new(StatusCode::TOO_MANY_REQUESTS, text).with(RETRY_AFTER, "1")
+            }
+            Self::LimitReached(reached) => {
+                Words::new(reached.status(), reached.to_string()).retry_after(reached.retry_after())
+            }
+            Self::TooManyReviews(limit) => {
+                let text = format!("Too many concurrent reviews at the API server for this caller (limit: {limit}).");
+                Words::new(StatusCode::TOO_MANY_REQUESTS, text).retry_after(1)
             }
             Self::NoIdentity => unavailable("The router has no valid identity.".into()),
             Self::Ungated(name) => forbidden(format!("Sandbox {name} runs without its gate; recreate it.").into()),

@@ -1,6 +1,7 @@
 //! Sends a request to its target over a kept or a new connection. Hides retries: only connections are retried, never a
 //! request of which a byte was sent.
 
+use crate::breaker::{Breakers, Dial, Dialed, TakenForGone};
 use crate::config::Config;
 use crate::error::RouterError;
 use crate::metrics::{Metrics, Reason};
@@ -45,6 +46,8 @@ pub(crate) struct Forwarder {
     initial_delay: Duration,
     max_delay: Duration,
     head_timeout: Option<Duration>,
+    /// Of all workers; `None` where every request dials.
+    breakers: Option<Arc<Breakers>>,
 }
 
 /// How long an address is dialed of which only the client says that a pod is there. One that is there takes milliseconds, and
@@ -64,6 +67,8 @@ enum DialError {
     Handshake(HandshakeError),
     #[error("the router has no mesh identity that is valid now: {0}")]
     NoIdentity(Unfit),
+    #[error("nobody was there a moment ago, again and again")]
+    TakenForGone,
 }
 
 impl DialError {
@@ -74,7 +79,24 @@ impl DialError {
         match self {
             Self::TimedOut => true,
             Self::Connect(error) => matches!(error.kind(), HostUnreachable | NetworkUnreachable | TimedOut),
-            Self::OutOfTime | Self::Handshake(_) | Self::NoIdentity(_) => false,
+            Self::OutOfTime | Self::Handshake(_) | Self::NoIdentity(_) | Self::TakenForGone => false,
+        }
+    }
+
+    /// Whether another address may do better.
+    fn is_nobody(&self) -> bool {
+        self.says_gone() || matches!(self, Self::TakenForGone)
+    }
+
+    /// What it says of the host.
+    fn found(&self) -> Dialed {
+        use io::ErrorKind::{ConnectionRefused, ConnectionReset};
+        match self {
+            _ if self.says_gone() => Dialed::Nobody,
+            Self::Handshake(_) => Dialed::Somebody,
+            Self::Connect(error) if matches!(error.kind(), ConnectionRefused | ConnectionReset) => Dialed::Somebody,
+            // No more files or ports, no identity: that says something about the router.
+            _ => Dialed::Unknown,
         }
     }
 }
@@ -103,6 +125,7 @@ impl Forwarder {
         framing: &Arc<Limits>,
         credentials: Option<Credentials>,
         metrics: &Arc<Metrics>,
+        breakers: Option<Arc<Breakers>>,
     ) -> Self {
         let limits = PoolLimits {
             per_key: config.keepalive.div_ceil(config.workers),
@@ -120,6 +143,7 @@ impl Forwarder {
             initial_delay: config.retry_initial_delay,
             max_delay: config.retry_max_delay,
             head_timeout: config.response_header_timeout,
+            breakers,
         }
     }
 
@@ -139,6 +163,9 @@ impl Forwarder {
         }
         drop(opened_with);
         self.pool.sweep();
+        if let Some(breakers) = &self.breakers {
+            breakers.sweep();
+        }
     }
 
     /// Whom gates see in this router, for the log.
@@ -189,7 +216,7 @@ impl Forwarder {
             match self.connect_with_retries(route, &target, hearsay, deadline).await {
                 Ok(lease) => return Ok(lease),
                 // The client knows a pod that is gone; meanwhile there may be another.
-                Err(error) if hearsay && error.says_gone() => {
+                Err(error) if hearsay && error.is_nobody() => {
                     tracing::info!(target: UNANSWERED, sandbox = %route.sandbox, endpoint = %target.endpoint, error = chain(&error), "nobody is where the client says");
                     hearsay = false;
                     let again = resolver.resolve_without_hint(route, budget).await;
@@ -239,23 +266,42 @@ impl Forwarder {
         let limit = if hearsay { HEARSAY_TIMEOUT } else { CONNECT_TIMEOUT };
         let mut pause = self.initial_delay;
         let mut left = self.retries;
+        let mut failed = None;
         loop {
+            let Ok(dial) = self.may_dial(target) else {
+                return Err(failed.unwrap_or(DialError::TakenForGone));
+            };
             // However long an attempt and its handshake may take, the request's own time ends them.
-            let error = match timeout_at(deadline, self.connect(target, limit)).await {
-                Ok(Ok(lease)) => return Ok(lease),
-                Ok(Err(error)) => error,
-                Err(_) => return Err(DialError::OutOfTime),
+            let connected = timeout_at(deadline, self.connect(target, limit)).await;
+            let connected = connected.unwrap_or(Err(DialError::OutOfTime));
+            if let Some(dial) = dial {
+                dial.found(connected.as_ref().map_or_else(DialError::found, |_| Dialed::Somebody));
+            }
+            let error = match connected {
+                Ok(lease) => return Ok(lease),
+                Err(error) => error,
             };
             let is_dial = matches!(error, DialError::Connect(_) | DialError::TimedOut);
-            let again = is_dial && !(hearsay && error.says_gone());
+            let again = is_dial && !(hearsay && error.says_gone()) && !self.is_taken_for_gone(target);
             if !again || left == 0 || Instant::now() + pause >= deadline {
                 return Err(error);
             }
             left -= 1;
+            failed = Some(error);
             self.metrics.retried(&route.sandbox.namespace);
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(self.max_delay);
         }
+    }
+
+    /// Leave to dial, which is to be told what the dial found; an error where the host is taken for gone.
+    fn may_dial<'a>(&'a self, target: &'a Arc<Target>) -> Result<Option<Dial<'a>>, TakenForGone> {
+        let breakers = self.breakers.as_ref();
+        breakers.map(|breakers| breakers.dial(target)).transpose()
+    }
+
+    fn is_taken_for_gone(&self, target: &Arc<Target>) -> bool {
+        self.breakers.as_ref().is_some_and(|breakers| breakers.is_open(target))
     }
 
     async fn connect(&self, target: &Arc<Target>, limit: Duration) -> Result<Lease<Arc<Target>>, DialError> {
@@ -300,7 +346,7 @@ impl Forwarder {
         let (sandbox, request_id) = (&errand.route.sandbox, errand.id());
         let name = sandbox.name.clone();
         let (reason, answer) = match error {
-            DialError::Connect(_) => (Reason::Dial, RouterError::Unreachable(name)),
+            DialError::Connect(_) | DialError::TakenForGone => (Reason::Dial, RouterError::Unreachable(name)),
             DialError::TimedOut | DialError::OutOfTime | DialError::Handshake(HandshakeError::TimedOut) => {
                 (Reason::Timeout, RouterError::TimedOut(name))
             }
@@ -362,9 +408,30 @@ mod tests {
         assert!(connect(ErrorKind::HostUnreachable) && connect(ErrorKind::NetworkUnreachable));
         assert!(!connect(ErrorKind::ConnectionRefused) && !connect(ErrorKind::ConnectionReset));
         assert!(!DialError::NoIdentity(Unfit::Absent).says_gone());
+        // Nothing new was learned.
+        assert!(!DialError::TakenForGone.says_gone() && DialError::TakenForGone.is_nobody());
         assert!(
             !DialError::OutOfTime.says_gone(),
             "a client that won't wait tells nothing"
         );
+    }
+
+    #[test]
+    fn what_fails_at_the_router_itself_says_nothing_of_the_host() {
+        let connect = |kind: ErrorKind| DialError::Connect(kind.into()).found();
+        assert_eq!(DialError::TimedOut.found(), Dialed::Nobody);
+        assert_eq!(connect(ErrorKind::HostUnreachable), Dialed::Nobody);
+        assert_eq!(connect(ErrorKind::ConnectionRefused), Dialed::Somebody);
+        let handshake = DialError::Handshake(HandshakeError::TimedOut);
+        assert_eq!(handshake.found(), Dialed::Somebody);
+        for own in [
+            DialError::Connect(io::Error::from_raw_os_error(24)), // EMFILE
+            DialError::Connect(ErrorKind::AddrNotAvailable.into()),
+            DialError::NoIdentity(Unfit::Absent),
+            DialError::OutOfTime,
+            DialError::TakenForGone,
+        ] {
+            assert_eq!(own.found(), Dialed::Unknown, "{own}");
+        }
     }
 }

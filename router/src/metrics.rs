@@ -1,7 +1,9 @@
 //! What the router counts, under the names and labels that existing dashboards use (CONTRACT section 7). Label values
 //! that a caller can choose are bounded: what isn't known counts as `other`.
 
+use crate::breaker::BreakerMetrics;
 use crate::enrolment::EnrolmentMetrics;
+use crate::limits::Limit;
 use crate::reviews::ReviewMetrics;
 use foldhash::HashMap;
 use http::{Method, StatusCode};
@@ -91,6 +93,7 @@ pub(crate) struct Metrics {
     decisions: IntCounterVec,
     reviews: IntCounterVec,
     review_durations: HistogramVec,
+    limited: IntCounterVec,
     known: Mutex<Known>,
 }
 
@@ -124,7 +127,16 @@ impl Metrics {
         for reason in TunnelEnd::ALL.map(TunnelEnd::as_str).into_iter().chain([NOT_OPENED]) {
             ended_tunnels.with_label_values(&[reason]);
         }
+        let limited = counters(
+            "sandbox_router_limited_requests_total",
+            "Requests over a limit of their caller or their sandbox, by limit.",
+            &["limit"],
+        )?;
+        for limit in Limit::ALL {
+            limited.with_label_values(&[limit.as_str()]);
+        }
         Ok(Self {
+            limited,
             open_tunnels: metrics::gauge(
                 &registry,
                 "sandbox_router_open_tunnels",
@@ -317,8 +329,30 @@ impl Metrics {
             refused: outcome("refused"),
             failed: outcome("failed"),
             shed: outcome("shed"),
+            limited: outcome("limited"),
             duration: self.review_durations.with_label_values(&[review]),
         }
+    }
+
+    /// Counts a request over a limit.
+    pub(crate) fn limited(&self, limit: Limit) {
+        self.limited.with_label_values(&[limit.as_str()]).inc();
+    }
+
+    /// What is counted of hosts that are gone. Only a router that remembers them has these metrics.
+    pub(crate) fn breakers(&self) -> prometheus::Result<BreakerMetrics> {
+        Ok(BreakerMetrics {
+            open: metrics::gauge(
+                &self.registry,
+                "sandbox_router_open_breakers",
+                "Hosts of sandboxes that are taken for gone, and not dialed but now and then.",
+            )?,
+            refused: metrics::counter(
+                &self.registry,
+                "sandbox_router_short_circuited_dials_total",
+                "Dials that were not made, because the sandbox's host is taken for gone.",
+            )?,
+        })
     }
 
     /// Counts a tunnel that has ended; without an end, one that never was.

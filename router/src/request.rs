@@ -6,12 +6,13 @@ use crate::authorize::AccessReviews;
 use crate::config::Config;
 use crate::error::RouterError;
 use crate::forward::{Errand, Forwarder, UNANSWERED, id_text};
+use crate::limits::{Limits as RequestLimits, Who};
 use crate::metrics::{Metrics, Reason};
 use crate::otlp::Tracer;
 use crate::resolve::{Resolver, Target};
 use crate::routing::{Destination, LastDestination, Way};
 use crate::scope::narrow;
-use crate::upgrades::{UpgradeCount, UpgradeSlot};
+use crate::upgrades::{UpgradeCount, UpgradeSlot, client_address};
 use http::header::{EXPECT, HOST, HeaderValue, ORIGIN};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
@@ -60,6 +61,8 @@ pub(crate) struct Worker {
     pub(crate) upgrades: Option<Arc<UpgradeCount>>,
     /// What traces requests, if any are.
     pub(crate) tracer: Option<Arc<Tracer>>,
+    /// Of all workers; `None` where neither callers nor sandboxes are limited.
+    pub(crate) limits: Option<Arc<RequestLimits>>,
 }
 
 /// The client connection that a request came over.
@@ -140,10 +143,7 @@ async fn answer(
     let (caller, way) = match admit(worker, client, &request, &mut record).await {
         Ok(admitted) => admitted,
         Err(error) => {
-            // A bounded rest of the body first, or closing the connection could overtake the answer.
-            if !request.headers().contains_key(EXPECT) {
-                Box::pin(discard(request.into_body())).await;
-            }
+            hear_out(request).await;
             return answer_error(&error, record);
         }
     };
@@ -157,6 +157,13 @@ async fn answer(
             response.map(|()| Answer::empty())
         }
         Err(error) => answer_error(&error, record),
+    }
+}
+
+/// Reads a bounded rest of a refused request's body, or closing the connection could overtake the answer.
+async fn hear_out(request: Box<Request<Incoming>>) {
+    if !request.headers().contains_key(EXPECT) {
+        Box::pin(discard(request.into_body())).await;
     }
 }
 
@@ -186,11 +193,16 @@ async fn admit(
     if names_too_much(request.headers()) {
         return Err(RouterError::BadRoute("Connection or Trailer header is too long."));
     }
+    let address = || client_address(&worker.config, client.ip, request.headers());
     let verdict = worker
         .authenticator
-        .authenticate(request.headers(), client.certificate.as_ref());
+        .authenticate(request.headers(), client.certificate.as_ref(), address);
     let caller = verdict.get().await.inspect_err(|_| worker.metrics.denied(None))?;
     record.caller(&caller.caller);
+    let who = || Who::of(&caller.caller, address);
+    if let Some(limits) = &worker.limits {
+        record.hold(limits.enter(who())?);
+    }
     let mut way = Way::find(&worker.config, &client.last, request)?;
     record.destination(&way.to);
     if let Some(scope) = caller.scope.as_deref() {
@@ -203,7 +215,7 @@ async fn admit(
     }
     if let Some(reviews) = &worker.access_reviews {
         let sandbox = &way.to.route.sandbox;
-        let verdict = reviews.check(&caller, sandbox).get().await;
+        let verdict = reviews.check(&caller, sandbox, who).get().await;
         verdict.inspect_err(|_| worker.metrics.denied(Some(&sandbox.namespace)))?;
     }
     Ok((caller, way))
@@ -302,6 +314,12 @@ async fn pass(
     let resolved = worker.resolver.resolve(route, budget).await;
     let target = resolved.map_err(|error| worker.forwarder.unresolved(&error, errand))?;
     record.upstream(target.endpoint);
+    if let Some((limits, places)) = worker.limits.as_ref().zip(record.places())
+        && let Err(error) = limits.enter_sandbox(places, route, &target)
+    {
+        hear_out(request).await;
+        return Err(error);
+    }
 
     let through_gate = target.expected.is_some();
     let assertion = through_gate.then(|| caller.assertion.clone());

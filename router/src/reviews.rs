@@ -4,6 +4,7 @@
 //! What is refused is remembered apart from what isn't: whoever makes up tokens pushes nobody's out.
 
 use crate::error::RouterError;
+use crate::limits::Who;
 use foldhash::HashMap;
 use prometheus::{Histogram, IntCounter};
 use ring::digest::{Context, SHA256};
@@ -17,6 +18,8 @@ use tokio::time::{Instant, timeout};
 
 /// Questions of one kind that may be under way at once. A few milliseconds each, that is more than an API server will take.
 pub(crate) const PLACES: usize = 64;
+/// Of these, what one may have at most who asks: others find a place whatever he makes up.
+pub(crate) const SHARE: usize = PLACES / 2;
 /// How long the API server may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How long a refusal is believed, if not shorter than what is allowed: who was just given a right shouldn't wait for long.
@@ -65,9 +68,23 @@ pub(crate) enum Answer<T> {
     No,
 }
 
-/// The API server can't be asked, or too much is asked at once.
+/// Why nobody knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Unanswered;
+pub(crate) enum Unanswered {
+    /// The API server can't be asked, or too much is asked at once.
+    Failed,
+    /// Whoever asks has [`SHARE`] questions under way.
+    TooMany,
+}
+
+impl From<Unanswered> for RouterError {
+    fn from(unanswered: Unanswered) -> Self {
+        match unanswered {
+            Unanswered::Failed => Self::Unreviewed,
+            Unanswered::TooMany => Self::TooManyReviews(SHARE),
+        }
+    }
+}
 
 pub(crate) type Outcome<T> = Result<Answer<T>, Unanswered>;
 
@@ -84,6 +101,8 @@ pub(crate) struct ReviewMetrics {
     pub(crate) failed: IntCounter,
     /// Not asked: too many were under way.
     pub(crate) shed: IntCounter,
+    /// Not asked: too many were under way of whoever asked.
+    pub(crate) limited: IntCounter,
     /// Seconds, of those that were asked.
     pub(crate) duration: Histogram,
 }
@@ -110,6 +129,8 @@ struct Known<T> {
     allowed: Recent<T>,
     others: Recent<Outcome<T>>,
     pending: HashMap<Key, watch::Receiver<Option<Outcome<T>>>>,
+    /// How many of these each has asked.
+    asking: HashMap<Who, usize>,
     /// When the log last told that there was no answer.
     told: Option<Instant>,
 }
@@ -129,6 +150,7 @@ impl<T: Clone + Send + Sync + 'static> Reviews<T> {
             allowed: Recent::new(size),
             others: Recent::new(size),
             pending: HashMap::default(),
+            asking: HashMap::default(),
             told: None,
         };
         Self(Arc::new(Shared {
@@ -147,14 +169,15 @@ impl<T: Clone + Send + Sync + 'static> Reviews<T> {
         found.inspect(|_| self.0.metrics.cached.inc())
     }
 
-    /// The answer to `question`, of which `key` is the key. It is asked only if nobody has, and then to the end, whether
-    /// anybody still waits or not. Its error is a text for the log.
+    /// The answer to `question`, of which `key` is the key, and which `who` wants to know. It is asked only if nobody has, and
+    /// then to the end, whether anybody still waits or not. Its error is a text for the log.
     pub(crate) async fn ask(
         &self,
         key: Key,
+        who: Who,
         question: impl Future<Output = Result<Answer<T>, String>> + Send + 'static,
     ) -> Outcome<T> {
-        let mut answer = match self.0.standing(key) {
+        let mut answer = match self.0.standing(key, who) {
             Standing::Settled(outcome) => return outcome,
             Standing::Pending(answer) => answer,
             Standing::New(asking, answer) => {
@@ -164,7 +187,10 @@ impl<T: Clone + Send + Sync + 'static> Reviews<T> {
         };
         // Whoever asks can end without an answer only together with the process.
         let answer = answer.wait_for(Option::is_some).await;
-        answer.ok().and_then(|answer| answer.clone()).unwrap_or(Err(Unanswered))
+        answer
+            .ok()
+            .and_then(|answer| answer.clone())
+            .unwrap_or(Err(Unanswered::Failed))
     }
 }
 
@@ -176,7 +202,7 @@ impl<T> Shared<T> {
 }
 
 impl<T: Clone> Shared<T> {
-    fn standing(self: &Arc<Self>, key: Key) -> Standing<T> {
+    fn standing(self: &Arc<Self>, key: Key, who: Who) -> Standing<T> {
         let mut known = self.known();
         // Between the first look and this one there may have been an answer.
         if let Some(outcome) = known.find(&key, Instant::now()) {
@@ -187,15 +213,22 @@ impl<T: Clone> Shared<T> {
             self.metrics.joined.inc();
             return Standing::Pending(answer.clone());
         }
+        let asking = known.asking.get(&who).copied().unwrap_or(0);
+        if asking >= SHARE {
+            self.metrics.limited.inc();
+            return Standing::Settled(Err(Unanswered::TooMany));
+        }
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             self.metrics.shed.inc();
-            return Standing::Settled(Err(Unanswered));
+            return Standing::Settled(Err(Unanswered::Failed));
         };
         let (sender, answer) = watch::channel(None);
         known.pending.insert(key, answer.clone());
+        known.asking.insert(who.clone(), asking + 1);
         let asking = Asking {
             shared: Arc::clone(self),
             key,
+            who,
             sender,
             _place: place,
         };
@@ -220,7 +253,7 @@ impl<T: Clone> Shared<T> {
             }
             Err(error) => {
                 self.metrics.failed.inc();
-                known.others.insert(key, now, FAILED, Err(Unanswered));
+                known.others.insert(key, now, FAILED, Err(Unanswered::Failed));
                 if known.told.is_none_or(|told| now.duration_since(told) >= TOLD) {
                     known.told = Some(now);
                     tracing::warn!(
@@ -229,7 +262,7 @@ impl<T: Clone> Shared<T> {
                         "no answer from the API server; nobody new is let in"
                     );
                 }
-                Err(Unanswered)
+                Err(Unanswered::Failed)
             }
         }
     }
@@ -247,6 +280,7 @@ impl<T: Clone> Known<T> {
 struct Asking<T> {
     shared: Arc<Shared<T>>,
     key: Key,
+    who: Who,
     sender: watch::Sender<Option<Outcome<T>>>,
     _place: OwnedSemaphorePermit,
 }
@@ -264,7 +298,14 @@ impl<T: Clone> Asking<T> {
 
 impl<T> Drop for Asking<T> {
     fn drop(&mut self) {
-        self.shared.known().pending.remove(&self.key);
+        let mut known = self.shared.known();
+        known.pending.remove(&self.key);
+        if let Some(asking) = known.asking.get_mut(&self.who) {
+            *asking -= 1;
+            if *asking == 0 {
+                known.asking.remove(&self.who);
+            }
+        }
     }
 }
 

@@ -18,13 +18,23 @@ fn key(text: &str) -> Key {
     Key::of(&[text.as_bytes()])
 }
 
+/// One of many addresses.
+fn client(number: u32) -> Who {
+    Who::At(std::net::Ipv4Addr::from(number).into())
+}
+
 async fn allowed(reviews: &Reviews<&'static str>, text: &str) {
-    let outcome = reviews.ask(key(text), async { Ok(Answer::Yes("alice")) }).await;
+    let outcome = reviews
+        .ask(key(text), client(1), async { Ok(Answer::Yes("alice")) })
+        .await;
     assert_eq!(outcome, Ok(Answer::Yes("alice")));
 }
 
 async fn refused(reviews: &Reviews<&'static str>, text: &str) {
-    assert_eq!(reviews.ask(key(text), async { Ok(Answer::No) }).await, Ok(Answer::No));
+    assert_eq!(
+        reviews.ask(key(text), client(1), async { Ok(Answer::No) }).await,
+        Ok(Answer::No)
+    );
 }
 
 /// Lets every task that can go on do so.
@@ -61,11 +71,11 @@ async fn what_is_refused_or_had_no_answer_is_remembered_for_less_long() {
     let reviews = reviews(10);
     refused(&reviews, "bad").await;
     let failed = reviews
-        .ask(key("away"), async { Err("connection refused".into()) })
+        .ask(key("away"), client(1), async { Err("connection refused".into()) })
         .await;
-    assert_eq!(failed, Err(Unanswered));
+    assert_eq!(failed, Err(Unanswered::Failed));
     assert_eq!(reviews.find(&key("bad")), Some(Ok(Answer::No)));
-    assert_eq!(reviews.find(&key("away")), Some(Err(Unanswered)));
+    assert_eq!(reviews.find(&key("away")), Some(Err(Unanswered::Failed)));
     advance(FAILED).await;
     assert_eq!(reviews.find(&key("away")), None);
     assert_eq!(reviews.find(&key("bad")), Some(Ok(Answer::No)));
@@ -122,7 +132,7 @@ async fn a_question_that_is_pending_is_asked_once_for_all_who_wait() {
                     asked.fetch_add(1, Ordering::Relaxed);
                     answered.unwrap().await.unwrap()
                 };
-                reviews.ask(key("good"), question).await
+                reviews.ask(key("good"), client(1), question).await
             })
         })
         .collect();
@@ -140,10 +150,14 @@ async fn a_question_is_answered_although_whoever_asked_it_has_gone() {
     let reviews = Arc::new(reviews(10));
     let (answer, answered) = oneshot::channel::<Question>();
     let asking = Arc::clone(&reviews);
-    let first = tokio::spawn(async move { asking.ask(key("good"), async { answered.await.unwrap() }).await });
+    let first = tokio::spawn(async move {
+        asking
+            .ask(key("good"), client(1), async { answered.await.unwrap() })
+            .await
+    });
     settle().await;
     let joining = Arc::clone(&reviews);
-    let second = tokio::spawn(async move { joining.ask(key("good"), async { unreachable!() }).await });
+    let second = tokio::spawn(async move { joining.ask(key("good"), client(1), async { unreachable!() }).await });
     settle().await;
     first.abort();
     settle().await;
@@ -165,7 +179,9 @@ async fn no_more_are_asked_at_once_than_there_are_places_and_what_is_known_needs
                     asked.fetch_add(1, Ordering::Relaxed);
                     std::future::pending::<Question>().await
                 };
-                reviews.ask(key(&format!("garbage-{number}")), question).await
+                reviews
+                    .ask(key(&format!("garbage-{number}")), client(number), question)
+                    .await
             })
         })
         .collect();
@@ -176,17 +192,46 @@ async fn no_more_are_asked_at_once_than_there_are_places_and_what_is_known_needs
     // None of them has a place for ever.
     advance(PATIENCE).await;
     for waiting in waiting {
-        assert_eq!(waiting.await.unwrap(), Err(Unanswered));
+        assert_eq!(waiting.await.unwrap(), Err(Unanswered::Failed));
     }
     assert_eq!(reviews.0.places.available_permits(), PLACES);
     allowed(&reviews, "another").await;
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_makes_up_ever_new_tokens_has_half_of_the_places_and_others_find_one() {
+    let reviews = Arc::new(reviews(10));
+    let mut waiting: Vec<_> = (0..1000)
+        .map(|number| {
+            let reviews = Arc::clone(&reviews);
+            let key = key(&format!("garbage-{number}"));
+            tokio::spawn(async move { reviews.ask(key, client(1), std::future::pending::<Question>()).await })
+        })
+        .collect();
+    settle().await;
+    assert_eq!(reviews.0.places.available_permits(), PLACES - SHARE);
+    assert_eq!(reviews.0.metrics.limited.get(), 1000 - SHARE as u64);
+    for over in waiting.drain(SHARE..) {
+        assert_eq!(over.await.unwrap(), Err(Unanswered::TooMany));
+    }
+    let other = reviews
+        .ask(key("good"), client(2), async { Ok(Answer::Yes("alice")) })
+        .await;
+    assert_eq!(other, Ok(Answer::Yes("alice")));
+    // He gets his places back, and leaves nothing behind.
+    advance(PATIENCE).await;
+    for waiting in waiting {
+        assert_eq!(waiting.await.unwrap(), Err(Unanswered::Failed));
+    }
+    allowed(&reviews, "another").await;
+    assert!(reviews.0.known().asking.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_question_that_panics_leaves_its_place_and_can_be_asked_again() {
     let reviews = reviews(10);
-    let broken = reviews.ask(key("good"), async { panic!("in a test") }).await;
-    assert_eq!(broken, Err(Unanswered));
+    let broken = reviews.ask(key("good"), client(1), async { panic!("in a test") }).await;
+    assert_eq!(broken, Err(Unanswered::Failed));
     assert_eq!(reviews.0.places.available_permits(), PLACES);
     allowed(&reviews, "good").await;
 }

@@ -3,10 +3,12 @@
 use crate::api_server::ApiServer;
 use crate::authenticate::{Authenticator, certificate_caller};
 use crate::authorize::AccessReviews;
+use crate::breaker::Breakers;
 use crate::certificates::{FrontTls, front_tls, mesh_identity};
 use crate::config::{Config, Mesh};
 use crate::enrolment::EnrolmentListener;
 use crate::forward::Forwarder;
+use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::otlp::Otlp;
 use crate::pods::{self, PodCache};
@@ -221,6 +223,8 @@ impl Router {
         let access = self.config.access_log.then(LineLog::stderr).transpose()?;
         let framing = Arc::clone(&self.config.framing);
         let upgrades = UpgradeCount::new(&self.config).map(Arc::new);
+        let limits = Limits::new(self.config.request_limits, &self.metrics).map(Arc::new);
+        let breakers = Breakers::of(&self.config, &self.metrics)?.map(Arc::new);
         let mut workers = Vec::new();
         for number in 0..self.config.workers {
             let worker = Worker {
@@ -229,12 +233,19 @@ impl Router {
                 authenticator: Arc::clone(&authenticator),
                 access_reviews: access_reviews.clone(),
                 resolver: Arc::clone(&self.resolver),
-                forwarder: Forwarder::new(&self.config, &framing, self.credentials.clone(), &self.metrics),
+                forwarder: Forwarder::new(
+                    &self.config,
+                    &framing,
+                    self.credentials.clone(),
+                    &self.metrics,
+                    breakers.clone(),
+                ),
                 metrics: Arc::clone(&self.metrics),
                 access: access.clone(),
                 memory: self.memory.clone(),
                 upgrades: upgrades.clone(),
                 tracer: self.otlp.as_ref().and_then(Otlp::tracer),
+                limits: limits.clone(),
             };
             workers.push(start_worker(number, worker, draining.clone())?);
         }

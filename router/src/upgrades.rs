@@ -40,14 +40,18 @@ impl UpgradeCount {
     /// # Errors
     /// [`RouterError::TooManyUpgrades`].
     pub(crate) fn enter(&self, peer: IpAddr, headers: &HeaderMap) -> Result<UpgradeSlot, RouterError> {
-        let trusts = |ip| self.config.trusts(ip);
-        let client = if trusts(peer) {
-            behind_proxies(peer, headers, trusts)
-        } else {
-            peer
-        };
-        let entered = self.open.enter(client);
+        let entered = self.open.enter(client_address(&self.config, peer, headers));
         entered.map_err(|_| RouterError::TooManyUpgrades(self.limit))
+    }
+}
+
+/// Where whoever sends these `headers` from `peer` is one client among others.
+pub(crate) fn client_address(config: &Config, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    let trusts = |ip| config.trusts(ip);
+    if trusts(peer) {
+        behind_proxies(peer, headers, trusts)
+    } else {
+        peer
     }
 }
 

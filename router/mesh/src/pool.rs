@@ -139,7 +139,15 @@ impl<K: Hash + Eq> Pool<K> {
             return;
         }
         let mut kept = self.lock();
-        if kept.total >= self.limits.total || era != kept.era {
+        let of_key = kept.by_key.get(&key).map_or(0, VecDeque::len);
+        // What one key has had a burst of leaves room for what others keep.
+        let total = self.limits.total;
+        let room = if of_key < self.limits.per_key {
+            total
+        } else {
+            total - total / 4
+        };
+        if kept.total >= room || era != kept.era {
             return;
         }
         let since = kept.sweeps;

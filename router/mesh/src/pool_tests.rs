@@ -96,6 +96,18 @@ async fn connections_are_bounded_in_all_and_by_key_and_by_time() {
 }
 
 #[tokio::test]
+async fn a_burst_of_one_key_leaves_room_for_connections_of_others() {
+    let pool = Pool::new(PoolLimits { total: 8, ..LIMITS });
+    let mut far = Vec::new();
+    for _ in 0..20 {
+        far.push(keep(&pool, 1, None).await);
+    }
+    assert_eq!(pool.lock().total, 6);
+    let _others = (keep(&pool, 2, None).await, keep(&pool, 2, None).await);
+    assert!(pool.take(&2).is_some());
+}
+
+#[tokio::test]
 async fn the_longest_idle_over_the_cap_of_a_key_go_first() {
     let pool = Pool::new(PoolLimits {
         idle_time: Duration::from_secs(60),

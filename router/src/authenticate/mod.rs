@@ -16,6 +16,7 @@ use sandgate_mesh::scoped_token::Scope;
 use sandgate_mesh::tls::FrontPeer;
 use scoped_token::ScopedTokens;
 use static_token::StaticToken;
+use std::net::IpAddr;
 use std::sync::Arc;
 use token_review::TokenReviews;
 
@@ -81,18 +82,20 @@ impl Authenticator {
     }
 
     /// The caller of a request that came over a connection with this client certificate, if any. Where a token is
-    /// required every request needs it, a certificate or not.
+    /// required every request needs it, a certificate or not. What others are asked about it is asked on behalf of whoever
+    /// is at the address that `client` says.
     pub(crate) fn authenticate(
         &self,
         headers: &HeaderMap,
         certificate: Option<&Authenticated>,
+        client: impl FnOnce() -> IpAddr,
     ) -> Verdict<'_, Authenticated> {
         let without_token = || Ok(certificate.unwrap_or(&self.anonymous).clone());
         match &self.credential {
             Credential::Any => Verdict::Known(without_token()),
             Credential::StaticToken(token) => Verdict::Known(token.check(headers)),
             Credential::TokenReview(reviews) => match bearer::bearer(headers) {
-                Ok(Some(token)) => reviews.check(token),
+                Ok(Some(token)) => reviews.check(token, client),
                 Ok(None) if reviews.require_token => Verdict::Known(Err(RouterError::NoCredential)),
                 Ok(None) => Verdict::Known(without_token()),
                 Err(error) => Verdict::Known(Err(error)),

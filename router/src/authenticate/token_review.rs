@@ -3,6 +3,7 @@
 use super::Authenticated;
 use crate::config::TokenReviewSettings;
 use crate::error::RouterError;
+use crate::limits::Who;
 use crate::metrics::Metrics;
 use crate::reviews::{Answer, Key, Outcome, Reviews, Verdict};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
@@ -10,6 +11,7 @@ use kube::Client;
 use kube::api::{Api, PostParams};
 use sandgate_mesh::caller::{Caller, CallerError, Groups};
 use sandgate_mesh::telemetry::{LONGEST_TEXT, chain, cut};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Longest token that is asked about, in bytes: many times what an API server issues.
@@ -51,8 +53,8 @@ impl TokenReviews {
         }
     }
 
-    /// Who has this token.
-    pub(super) fn check(&self, token: &[u8]) -> Verdict<'_, Authenticated> {
+    /// Who has this token, which comes from the address that `client` says.
+    pub(super) fn check(&self, token: &[u8], client: impl FnOnce() -> IpAddr) -> Verdict<'_, Authenticated> {
         // No token that somebody issues is longer, or holds anything else.
         let is_token = token.len() <= MAX_TOKEN_BYTES && token.iter().all(u8::is_ascii_graphic);
         let text = std::str::from_utf8(token).ok();
@@ -62,13 +64,13 @@ impl TokenReviews {
         let key = Key::of(&[token.as_bytes()]);
         match self.reviews.find(&key) {
             Some(outcome) => Verdict::Known(holder(outcome)),
-            None => Verdict::Asked(Box::pin(self.ask(key, token.to_owned()))),
+            None => Verdict::Asked(Box::pin(self.ask(key, Who::At(client()), token.to_owned()))),
         }
     }
 
-    async fn ask(&self, key: Key, token: String) -> Result<Authenticated, RouterError> {
+    async fn ask(&self, key: Key, who: Who, token: String) -> Result<Authenticated, RouterError> {
         let (api, audiences) = (self.api.clone(), Arc::clone(&self.audiences));
-        holder(self.reviews.ask(key, review(api, audiences, token)).await)
+        holder(self.reviews.ask(key, who, review(api, audiences, token)).await)
     }
 }
 
@@ -76,7 +78,7 @@ fn holder(outcome: Outcome<Authenticated>) -> Result<Authenticated, RouterError>
     match outcome {
         Ok(Answer::Yes(holder)) => Ok(holder),
         Ok(Answer::No) => Err(RouterError::BadCredential),
-        Err(_) => Err(RouterError::Unreviewed),
+        Err(unanswered) => Err(unanswered.into()),
     }
 }
 

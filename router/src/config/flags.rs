@@ -3,6 +3,7 @@
 use super::StaticSandbox;
 use super::callers::CallerFlags;
 use super::environment::{VARIABLES, Variable};
+use super::limits::{BreakerFlags, RequestLimitFlags};
 use super::mesh_identity::MeshIdentityFlags;
 use super::otlp::OtlpFlags;
 use super::routing::RoutingFlags;
@@ -162,6 +163,8 @@ pub(super) struct Flags {
     /// Longest pause.
     #[arg(long, default_value = "800ms", value_parser = duration::parse)]
     pub(super) upstream_retry_max_delay: Duration,
+    #[command(flatten)]
+    pub(super) breaker: BreakerFlags,
     /// Idle upstream connections kept per sandbox.
     #[arg(long, default_value_t = 20)]
     pub(super) max_keepalive_connections: usize,
@@ -186,6 +189,8 @@ pub(super) struct Flags {
     /// Open client connections from one address, unless it is a trusted proxy's [default: three quarters of all].
     #[arg(long)]
     pub(super) max_connections_per_peer: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub(super) request_limits: RequestLimitFlags,
     /// Bytes of memory above which requests and connections are shed with 503; by default 80 % of the container's limit.
     #[arg(long)]
     pub(super) memory_budget_bytes: Option<u64>,
