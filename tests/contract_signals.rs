@@ -3,8 +3,9 @@
 // Tests fail by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use sandgate_tests::processes::{ProcessMesh, Programs, get, json_lines};
-use sandgate_tests::{Mesh, POD_UID, RecordingApp, TOKEN, programs, send, status};
+use sandgate_tests::folder::Folder;
+use sandgate_tests::processes::{ProcessMesh, Programs, get, json_lines, until_ready};
+use sandgate_tests::{Mesh, POD_UID, RecordingApp, Step, TOKEN, programs, send, status};
 use serde_json::{Value, json};
 
 const PROGRAMS: Programs = programs!();
@@ -192,10 +193,155 @@ async fn probes_have_no_access_line() {
     ] {
         assert_eq!(get(address, path).await.0, 200, "{path}");
     }
+    // An app's own, too, which are asked for as often; and whoever is refused there.
+    for path in ["/healthz", "/readyz", "/metrics?full"] {
+        let request = mesh.head(&format!("POST {path}"), "Connection: close\r\n");
+        assert_eq!(status(&send(mesh.http, &request).await), 200, "{path}");
+        assert_eq!(
+            status(&send(mesh.http, request.replace(TOKEN, "guessed")).await),
+            401,
+            "{path}"
+        );
+    }
     // Lines are written in the order of the requests' ends: those of the probes would stand before this one.
-    let request = mesh.head("POST /healthz", "Connection: close\r\n");
-    let lines = logged(&mut mesh, &[(request, 200)]).await;
-    assert_eq!(lines[0]["method"], "POST");
+    for path in ["/healthz/x", "/Readyz", "//metrics"] {
+        let request = mesh.head(&format!("GET {path}"), "Connection: close\r\n");
+        assert_eq!(status(&send(mesh.http, request).await), 200, "{path}");
+    }
+    mesh.router.logs("\"log\":\"access\"", 3).await;
+    let lines = access_lines(&mesh.router.stderr());
+    let paths: Vec<_> = lines.iter().map(|line| line["path"].as_str().unwrap()).collect();
+    assert_eq!(paths, ["/healthz/x", "/Readyz", "//metrics"]);
+}
+
+/// An API server that knows one pod, `team-a/alpha` on this machine.
+async fn one_pod() -> (RecordingApp, Folder) {
+    let server = RecordingApp::start(|bytes| {
+        let text = String::from_utf8_lossy(bytes);
+        if !text.ends_with("\r\n\r\n") {
+            return Step::Wait;
+        }
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n";
+        if text.contains("watch=true") {
+            return Step::Answer(format!("{head}Transfer-Encoding: chunked\r\n\r\n").into());
+        }
+        let owner = json!({
+            "apiVersion": "agents.x-k8s.io/v1beta1", "kind": "Sandbox", "name": "alpha", "uid": "s", "controller": true,
+        });
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": "alpha", "namespace": "team-a", "uid": "p", "ownerReferences": [owner],
+                "labels": {"agents.x-k8s.io/sandbox-name-hash": "8c736521"},
+            },
+            "spec": {"containers": [{"name": "app", "image": "app"}]},
+            "status": {
+                "podIP": "127.0.0.1", "phase": "Running", "conditions": [{"type": "Ready", "status": "True"}],
+            },
+        });
+        let list = json!({
+            "kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": [pod],
+        });
+        let list = list.to_string();
+        Step::Answer(format!("{head}Content-Length: {}\r\n\r\n{list}", list.len()).into())
+    })
+    .await;
+    let folder = Folder::new();
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": format!("http://127.0.0.1:{}", server.port())}}],
+        "users": [{"name": "u", "user": {}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+    });
+    folder.rename_over("kubeconfig", config.to_string());
+    (server, folder)
+}
+
+#[tokio::test]
+async fn without_gates_a_namespace_is_a_label_once_a_sandbox_that_the_cache_knows_has_answered() {
+    let (_server, folder) = one_pod().await;
+    let mesh = Mesh::open(RecordingApp::polite().await).await;
+    let kubeconfig = format!("--kubeconfig={}", folder.path("kubeconfig").display());
+    let cached = [
+        "--mesh=off",
+        "--cache-enabled",
+        "--allow-loopback-pod-ip",
+        &kubeconfig,
+        &no_domain(),
+    ];
+    let uncached = ["--mesh=off", "--allow-loopback-pod-ip", &no_domain()];
+    for (flags, namespace, label) in [
+        (&cached[..], "team-a", "team-a"),
+        // A caller's word is no sandbox's: it may name any namespace beside an address that answers.
+        (&uncached, "team-a", "other"),
+        (&uncached, "invented", "other"),
+    ] {
+        let router = mesh.bind_router("default/other", POD_UID, flags);
+        let (http, metrics, health) = (router.http_address(), router.metrics_address(), router.health_address());
+        tokio::spawn(router.run(std::future::pending()));
+        until_ready(health, (200, "ok")).await;
+        let fields = format!("X-Sandbox-Namespace: {namespace}\r\nX-Sandbox-Pod-IP: 127.0.0.1\r\n");
+        for _ in 0..2 {
+            let answer = send(http, mesh.head("GET / HTTP/1.1", &fields)).await;
+            assert_eq!(status(&answer), 200, "{flags:?}: {answer}");
+        }
+        let (_, text) = get(metrics, "/metrics").await;
+        for counted in [
+            format!(r#"requests_total{{code="200",method="GET",sandbox_namespace="{label}"}} 2"#),
+            format!(r#"authz_decisions_total{{decision="allow",sandbox_namespace="{label}"}} 2"#),
+        ] {
+            assert!(
+                text.contains(&format!("\nsandbox_router_{counted}\n")),
+                "{counted}: {text}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn each_request_is_one_decision_about_its_caller() {
+    let mesh = Mesh::open(RecordingApp::polite().await).await;
+    let router = mesh.bind_router("default/alpha", POD_UID, &[]);
+    let (http, metrics) = (router.http_address(), router.metrics_address());
+    tokio::spawn(router.run(std::future::pending()));
+    let good = mesh.head("GET / HTTP/1.1", "");
+    let refused_by_gate = good.replace(&format!("X-Sandbox-Port: {}", mesh.ports.app), "X-Sandbox-Port: 1");
+    for (request, code) in [
+        (&good, 200),
+        (&refused_by_gate, 403),
+        (&good.replace(TOKEN, "guessed"), 401),
+    ] {
+        assert_eq!(status(&send(http, request).await), code);
+    }
+    let (_, text) = get(metrics, "/metrics").await;
+    let decisions: Vec<_> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("sandbox_router_authz_decisions_total"))
+        .collect();
+    assert_eq!(
+        decisions,
+        [
+            r#"{decision="allow",sandbox_namespace="default"} 1"#,
+            r#"{decision="deny",sandbox_namespace="default"} 1"#,
+            r#"{decision="deny",sandbox_namespace="other"} 1"#,
+        ]
+    );
+    let labels = [
+        "build_date",
+        "compiler",
+        "git_commit",
+        "git_version",
+        "go_version",
+        "platform",
+        "version",
+    ];
+    let build = text
+        .lines()
+        .find(|line| line.starts_with("sandbox_router_build_info{"))
+        .unwrap();
+    let (build, value) = build.split_once('{').unwrap().1.split_once("} ").unwrap();
+    let names: Vec<_> = build.split(',').map(|label| label.split('=').next().unwrap()).collect();
+    assert_eq!((names.as_slice(), value), (&labels[..], "1"), "{build}");
 }
 
 #[tokio::test]

@@ -8,8 +8,9 @@ use std::fs;
 use std::path::Path;
 
 /// Where tests are that the page names by their file's name.
-const FOLDERS: [&str; 9] = [
+const FOLDERS: [&str; 10] = [
     "tests",
+    "tests/browser_credentials",
     "tests/cluster/suite",
     "tests/cluster/node_suite",
     "tests/netns",

@@ -73,7 +73,8 @@ struct AccessLine<'a> {
 }
 
 impl Record {
-    /// Begins the record of a request. Its line is written to `log`, if there is one.
+    /// Begins the record of a request. Its line is written to `log`, if there is one, and if the request isn't one of those
+    /// that come every few seconds and say nothing.
     pub(crate) fn begin<B>(
         metrics: &Arc<Metrics>,
         log: Option<&LineLog>,
@@ -81,7 +82,7 @@ impl Record {
         client_ip: IpAddr,
     ) -> Self {
         metrics.inflight.inc();
-        let line = log.map(|log| {
+        let line = log.filter(|_| !is_probe(request.uri().path())).map(|log| {
             Box::new(Line {
                 log: log.clone(),
                 method: method_text(request.method()),
@@ -218,6 +219,11 @@ impl Record {
 fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     let value = headers.get(name).and_then(|value| value.to_str().ok());
     value.map(|text| cut(text, LONGEST_TEXT).into_owned())
+}
+
+/// Whether a path is that of a probe or of a scraper, also of an app's own: the Go router's log leaves out the same ones.
+fn is_probe(path: &str) -> bool {
+    matches!(path, "/healthz" | "/readyz" | "/metrics")
 }
 
 /// A method as a line has it: the common ones cost nothing.

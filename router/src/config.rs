@@ -1,6 +1,7 @@
 //! Flags, file and environment -> [`Config`]. Names, defaults and spellings are those of the existing routers (CONTRACT
 //! section 6); whatever is wrong is reported together, and the process refuses to start.
 
+mod browser;
 mod callers;
 mod environment;
 mod file;
@@ -19,6 +20,7 @@ mod zap;
 pub use crate::otlp::Sampler;
 pub use crate::breaker::BreakerSettings;
 pub use crate::limits::{Rate, RequestLimits, Share};
+pub use crate::browser::{BrowserCredentials, CookieName, Origin, ParameterName, SameSite};
 pub use crate::pods::Source;
 pub use crate::routing::UrlRouting;
 pub use callers::TokenReviewSettings;
@@ -117,6 +119,8 @@ pub struct Config {
     pub allow_loopback_pod_ip: bool,
     /// What `--path-routing-prefix` and `--host-routing-domain` say, if either is set.
     pub url_routing: Option<UrlRouting>,
+    /// What `--authz-cookie-name` and those beside it say, if there is a cookie.
+    pub browser: Option<BrowserCredentials>,
     pub retries: u32,
     pub retry_initial_delay: Duration,
     pub retry_max_delay: Duration,
@@ -223,7 +227,13 @@ fn check(flags: Flags, needs_identity: bool, problems: &mut Vec<String>) -> Opti
     let url_routing = flags.routing.url_routing(problems);
     let otlp = flags.otlp.settings(problems);
     let request_limits = flags.request_limits.limits(problems);
+    let browser = flags
+        .browser
+        .credentials(url_routing.as_ref(), authentication.as_ref(), problems);
     let mut warnings = Vec::new();
+    if let (Some(browser), Some(urls), Some(authentication)) = (&browser, &url_routing, &authentication) {
+        warnings.extend(browser::warnings(browser, urls, authentication));
+    }
     if let Some(Authentication::TokenReview(settings)) = &authentication {
         warnings.extend(settings.warning().map(String::from));
     }
@@ -250,6 +260,7 @@ fn check(flags: Flags, needs_identity: bool, problems: &mut Vec<String>) -> Opti
         framing: Arc::new(framing),
         allow_loopback_pod_ip: flags.allow_loopback_pod_ip,
         url_routing,
+        browser,
         retries: flags.upstream_max_retries,
         retry_initial_delay: flags.upstream_retry_initial_delay,
         retry_max_delay: flags.upstream_retry_max_delay,

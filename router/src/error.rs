@@ -32,6 +32,8 @@ pub enum RouterError {
     OutOfScope(Bound),
     /// A page of another origin wants to switch protocols.
     ForeignOrigin,
+    /// A page of another origin, or nobody knows which, wants to change something with a browser's cookie.
+    ForeignPage,
     /// A routing header is missing or malformed.
     BadRoute(&'static str),
     /// A routing header occurs twice.
@@ -141,6 +143,11 @@ impl RouterError {
             Self::NoAccess(name) => forbidden(format!("Refused by the access review of {name}.").into()),
             Self::OutOfScope(bound) => forbidden(bound.detail().into()),
             Self::ForeignOrigin => forbidden("Upgrade requests from another origin are refused.".into()),
+            Self::ForeignPage => forbidden(
+                "Refused by the router's origin check: with a cookie, requests must come from a page of this host or of an \
+                 allowed origin."
+                    .into(),
+            ),
             Self::BadRoute(text) => bad_request((*text).into()),
             Self::Duplicate(name) => bad_request(format!("Duplicate {name} header.").into()),
             Self::EarlyBytes => bad_request("Bytes followed the upgrade request before its answer.".into()),

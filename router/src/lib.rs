@@ -8,6 +8,7 @@ mod api_server;
 mod authenticate;
 mod authorize;
 mod breaker;
+mod browser;
 mod certificates;
 pub mod cli;
 pub mod config;

@@ -22,6 +22,9 @@ const MAX_NAMESPACES: usize = 256;
 /// The label value of everything else.
 const OTHER: &str = "other";
 
+/// What nobody said when the program was built, as the Go router has it.
+const UNKNOWN: &str = "unknown";
+
 /// The end of a tunnel of which one side never switched.
 const NOT_OPENED: &str = "not-opened";
 
@@ -74,6 +77,7 @@ struct Handles {
 struct Known {
     namespaces: HashMap<Namespace, usize>,
     handles: HashMap<(&'static str, StatusCode, usize), Handles>,
+    allowed: HashMap<usize, IntCounter>,
 }
 
 /// The router's metrics.
@@ -110,9 +114,13 @@ impl Metrics {
             "sandbox_router_review_duration_seconds",
             "Duration of reviews of callers at the API server in seconds, those without an answer included.",
         );
-        let build = Opts::new("sandbox_router_build_info", "1, labelled with the version.");
-        let build = metrics::registered(&registry, IntGaugeVec::new(build, &["version"]))?;
-        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let build = Opts::new(
+            "sandbox_router_build_info",
+            "1, labelled with the version and how it was built.",
+        );
+        let (names, values): (Vec<_>, Vec<_>) = build_info().into_iter().unzip();
+        let build = metrics::registered(&registry, IntGaugeVec::new(build, &names))?;
+        build.with_label_values(&values).set(1);
         let refused = counters(
             "sandbox_router_refused_connections_total",
             "Client connections over a cap or the memory budget, by reason.",
@@ -176,7 +184,7 @@ impl Metrics {
             )?,
             decisions: counters(
                 "sandbox_router_authz_decisions_total",
-                "Decisions about callers.",
+                "Requests by whether their caller may make them.",
                 &["sandbox_namespace", "decision"],
             )?,
             reviews: counters(
@@ -361,10 +369,44 @@ impl Metrics {
         self.ended_tunnels.with_label_values(&[reason]).inc();
     }
 
-    /// Counts a caller that was refused. Admitted requests are counted as requests.
+    /// Counts a request that its sandbox was asked, and whose caller its gate didn't refuse.
+    pub(crate) fn allowed(&self, namespace: &Namespace) {
+        self.with_known(|known| {
+            let found = known.namespaces.get(namespace);
+            let (index, label) = found.map_or((0, OTHER), |index| (*index, namespace.as_str()));
+            let make = || self.decisions.with_label_values(&[label, "allow"]);
+            known.allowed.entry(index).or_insert_with(make).inc();
+        });
+    }
+
+    /// Counts a request whose caller was refused.
     pub(crate) fn denied(&self, namespace: Option<&Namespace>) {
         self.decisions.with_label_values(&[self.label(namespace), "deny"]).inc();
     }
+}
+
+/// The labels of `sandbox_router_build_info`: those of the Go router, so that dashboards can group by them, and one of this
+/// project. Who builds says which commit it is; an architecture is named as Go and container images name it.
+fn build_info() -> [(&'static str, &'static str); 7] {
+    let platform = match (std::env::consts::OS, std::env::consts::ARCH) {
+        ("linux", "x86_64") => "linux/amd64",
+        ("linux", "aarch64") => "linux/arm64",
+        _ => UNKNOWN,
+    };
+    let commit = match option_env!("SANDGATE_GIT_COMMIT") {
+        None | Some("") => UNKNOWN,
+        Some(commit) => commit,
+    };
+    [
+        ("version", env!("CARGO_PKG_VERSION")),
+        ("git_version", concat!("v", env!("CARGO_PKG_VERSION"))),
+        ("git_commit", commit),
+        // The same sources give the same program, whenever it is built.
+        ("build_date", UNKNOWN),
+        ("go_version", "none"),
+        ("compiler", "rustc"),
+        ("platform", platform),
+    ]
 }
 
 /// A method as a label: the common ones by name.

@@ -3,6 +3,7 @@
 use crate::access::{End, Record};
 use crate::authenticate::{Authenticated, Authenticator};
 use crate::authorize::AccessReviews;
+use crate::browser::Page;
 use crate::config::Config;
 use crate::error::RouterError;
 use crate::forward::{Errand, Forwarder, UNANSWERED, id_text};
@@ -13,7 +14,7 @@ use crate::resolve::{Resolver, Target};
 use crate::routing::{Destination, LastDestination, Way};
 use crate::scope::narrow;
 use crate::upgrades::{UpgradeCount, UpgradeSlot, client_address};
-use http::header::{EXPECT, HOST, HeaderValue, ORIGIN};
+use http::header::{EXPECT, HOST, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
@@ -28,7 +29,7 @@ use sandgate_mesh::contract::{
 use sandgate_mesh::drain::Draining;
 use sandgate_mesh::framing::{Limits, PassThrough, refusal};
 use sandgate_mesh::headers::{
-    Upgrade, cross_hop, detached, ensure_request_id, names_too_much, only, requested_upgrade, sanitise_request,
+    Upgrade, cross_hop, detached, ensure_request_id, names_too_much, requested_upgrade, sanitise_request,
     strip_forwarded, strip_ours,
 };
 use sandgate_mesh::listener::ConnectionSlot;
@@ -136,11 +137,11 @@ pub(crate) async fn handle(
 async fn answer(
     worker: &Worker,
     client: &Arc<Client>,
-    request: Box<Request<Incoming>>,
+    mut request: Box<Request<Incoming>>,
     mut record: Record,
     switch: PassThrough,
 ) -> Response<Answer<End>> {
-    let (caller, way) = match admit(worker, client, &request, &mut record).await {
+    let (caller, way) = match admit(worker, client, &mut request, &mut record).await {
         Ok(admitted) => admitted,
         Err(error) => {
             hear_out(request).await;
@@ -180,7 +181,7 @@ fn answer_error(error: &RouterError, mut record: Record) -> Response<Answer<End>
 async fn admit(
     worker: &Worker,
     client: &Client,
-    request: &Request<Incoming>,
+    request: &mut Request<Incoming>,
     record: &mut Record,
 ) -> Result<(Authenticated, Way), RouterError> {
     // Shed before the kernel ends everybody's requests.
@@ -193,6 +194,17 @@ async fn admit(
     if names_too_much(request.headers()) {
         return Err(RouterError::BadRoute("Connection or Trailer header is too long."));
     }
+    // What a browser presents counts only where its URL leads to an app, so the way is looked for first: what comes of that is
+    // still for those alone who are known.
+    let found = match &worker.config.browser {
+        None => None,
+        Some(browser) => {
+            let mut way = Way::find(&worker.config, &client.last, request);
+            let taken = browser.take(request, &mut way);
+            taken.inspect_err(|_| worker.metrics.denied(None))?;
+            Some(way)
+        }
+    };
     let address = || client_address(&worker.config, client.ip, request.headers());
     let verdict = worker
         .authenticator
@@ -203,7 +215,7 @@ async fn admit(
     if let Some(limits) = &worker.limits {
         record.hold(limits.enter(who())?);
     }
-    let mut way = Way::find(&worker.config, &client.last, request)?;
+    let mut way = found.unwrap_or_else(|| Way::find(&worker.config, &client.last, request))?;
     record.destination(&way.to);
     if let Some(scope) = caller.scope.as_deref() {
         narrow(scope, request, &mut way)
@@ -297,13 +309,10 @@ async fn pass(
         None => None,
     };
 
-    // No same-origin policy keeps a page from the WebSockets of others (RFC 6455 section 10.2): where a URL is all that it
-    // takes to reach an app, the origin has to be looked at, and the app doesn't get to see it.
-    let origin = match (&mount, &upgrade) {
-        (Some(_), Some(_)) => only(request.headers(), &ORIGIN).map_err(|_| RouterError::ForeignOrigin)?,
-        _ => None,
-    };
-    let origin = origin.cloned();
+    // Read before the app's copy of the head is made, which has no `Origin`.
+    let page = mount
+        .as_deref()
+        .and_then(|mount| Page::behind(&request, mount, upgrade.is_some()));
 
     // The identity that must answer is part of the target: decided before anything is dialed.
     let request_id = request.headers().get(X_REQUEST_ID).cloned();
@@ -322,6 +331,7 @@ async fn pass(
     }
 
     let through_gate = target.expected.is_some();
+    let shows_namespace = worker.resolver.shows_namespace(route, &target);
     let assertion = through_gate.then(|| caller.assertion.clone());
     sanitise(client, assertion, &to, rest, &mut request, upgrade.as_ref())?;
     if through_gate && record.is_traced() {
@@ -329,9 +339,8 @@ async fn pass(
     }
     if let Some(mount) = &mut mount {
         mount.told(request.headers());
-        if origin.is_some_and(|origin| !mount.is_own(&origin)) {
-            return Err(RouterError::ForeignOrigin);
-        }
+        let may_act = page.map_or(Ok(()), |page| page.may_act(mount, worker.config.browser.as_ref()));
+        may_act.inspect_err(|_| worker.metrics.denied(Some(&route.sandbox.namespace)))?;
     }
     let downstream = upgrade.is_some().then(|| hyper::upgrade::on(&mut *request));
     let (head, body) = request.into_parts();
@@ -343,19 +352,23 @@ async fn pass(
     let (lease, mut response) = worker
         .forwarder
         .forward(&worker.resolver, errand, target, request, budget)
-        .await?;
-    // Only a gate's word counts, and only a namespace where one has proven itself is worth a label.
+        .await
+        .inspect_err(|_| worker.metrics.allowed(&route.sandbox.namespace))?;
     if through_gate {
         record.told(lease.key(), &response);
-        if to.answers_first() {
-            worker.metrics.learn(&route.sandbox.namespace);
-        }
-        heed_outcome(worker, errand, &response)?;
     }
+    // A namespace is worth a label where more than a caller's word says that there is one.
+    if shows_namespace && to.answers_first() {
+        worker.metrics.learn(&route.sandbox.namespace);
+    }
+    heed_outcome(worker, errand, through_gate.then_some(&response))?;
 
     strip_ours(response.headers_mut());
     if let Some(mount) = &mount {
         mount.rewrite(response.headers_mut());
+    }
+    if let Some(browser) = &worker.config.browser {
+        browser.answer(mount.as_deref(), response.headers_mut());
     }
     record.status(response.status());
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -392,15 +405,22 @@ async fn pass(
     Ok(Passed::Answered(lease, response, watch, budget))
 }
 
-/// What the gate said of itself belongs to the log and the metrics; the caller gets the answer without it.
+/// What the gate said of itself, if the `response` is a gate's, belongs to the log and the metrics; the caller gets the answer
+/// without it.
 ///
 /// # Errors
 /// The gate refused this router, and not the caller: that is for the router to answer.
-fn heed_outcome(worker: &Worker, errand: Errand<'_>, response: &Response<Incoming>) -> Result<(), RouterError> {
-    let outcome = response.headers().get(X_SANDGATE_OUTCOME);
-    let Some(outcome) = outcome.and_then(Outcome::from_header) else {
-        return Ok(());
-    };
+fn heed_outcome(worker: &Worker, errand: Errand<'_>, response: Option<&Response<Incoming>>) -> Result<(), RouterError> {
+    let said = response.and_then(|response| {
+        Some((
+            Outcome::from_header(response.headers().get(X_SANDGATE_OUTCOME)?)?,
+            response,
+        ))
+    });
+    if !matches!(said, Some((Outcome::Denied, _))) {
+        worker.metrics.allowed(&errand.route.sandbox.namespace);
+    }
+    let Some((outcome, response)) = said else { return Ok(()) };
     let (sandbox, request_id, reason) = (&errand.route.sandbox, errand.id(), outcome.as_str());
     let count = |reason| worker.metrics.error(&sandbox.namespace, reason);
     match outcome {

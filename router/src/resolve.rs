@@ -159,6 +159,16 @@ impl Resolver {
             && target.expected.as_ref().is_some_and(names_no_pod)
     }
 
+    /// Whether an answer from `target` shows that the route's namespace is one: a gate has proven itself, or somebody else than
+    /// the client says that a sandbox of it is there.
+    pub(crate) fn shows_namespace(&self, route: &Route, target: &Target) -> bool {
+        // Where there is a cache, plain HTTP goes nowhere on the client's word.
+        target.expected.is_some()
+            || self.pods.is_some()
+            || self.known.contains_key(&route.sandbox)
+            || route.pod_ip != Some(target.endpoint.ip())
+    }
+
     /// How a pod in the cache is reached.
     fn way(&self, route: &Route, pod: Known) -> Result<Arc<Target>, Unresolved> {
         if self.mesh == Mesh::Off {
@@ -309,6 +319,19 @@ mod tests {
         let by_cache = resolver.target(&route.sandbox, here, Some("alpha-uid".parse().unwrap()));
         let elsewhere = resolver.target(&route.sandbox, ([10, 0, 0, 2], MESH_PORT).into(), None);
         assert!(!resolver.is_hearsay(&route, &by_cache) && !resolver.is_hearsay(&route, &elsewhere));
+    }
+
+    #[tokio::test]
+    async fn a_namespace_is_one_unless_only_the_client_says_so() {
+        let (with_cache, without, route) = (resolver(true), resolver(false), route());
+        let at = |ip: [u8; 4]| Resolver::plain(&route, ip.into());
+        let hinted = at([10, 0, 0, 1]);
+        assert_eq!(route.pod_ip, Some(hinted.endpoint.ip()));
+        assert!(!without.shows_namespace(&route, &hinted));
+        assert!(without.shows_namespace(&route, &at([10, 0, 0, 2])), "by DNS");
+        assert!(with_cache.shows_namespace(&route, &hinted), "by the cache");
+        let gate = without.target(&route.sandbox, hinted.endpoint, None);
+        assert!(without.shows_namespace(&route, &gate), "a gate");
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! An app's answer as it must be for a browser that sees the app below a path of the router's, or on a host of its own:
 //! where it leads, and what it sets, stays with the app. Hides which headers speak of URLs and origins (upstream #1109).
 
+use crate::browser::Visit;
 use http::header::{ALT_SVC, CONTENT_LOCATION, LOCATION, SET_COOKIE, STRICT_TRANSPORT_SECURITY};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use sandgate_mesh::contract::X_FORWARDED_HOST;
@@ -14,6 +15,11 @@ pub(crate) struct Mount {
     port: AppPort,
     /// The host that the app was told the client asked for.
     host: Option<HeaderValue>,
+    /// Whether the client asked for the root without its slash. Then a browser takes the path above for that of a cookie
+    /// without one (RFC 6265 section 5.1.4).
+    is_bare: bool,
+    /// How a browser came here.
+    pub(crate) visit: Visit,
 }
 
 /// Says how far a worker reaches that a page installs: further than below its script (Service Workers section 6.4).
@@ -35,7 +41,20 @@ impl Mount {
             base: base.into(),
             port,
             host: None,
+            is_bare: false,
+            visit: Visit::default(),
         }
+    }
+
+    /// The same where the client asked for this `path`.
+    pub(crate) fn asked_for(mut self, path: &str) -> Self {
+        self.is_bare = self.shares_origin() && path == &*self.base;
+        self
+    }
+
+    /// The path that everything of the app's is below of.
+    pub(crate) fn root(&self) -> &str {
+        if self.shares_origin() { &self.base } else { "/" }
     }
 
     /// Notes what the app is told of its host, of which it may make URLs.
@@ -150,6 +169,11 @@ impl Mount {
                 cookie.push(b';');
                 cookie.extend_from_slice(part);
             }
+        }
+        if self.is_bare && last.is_none() {
+            changed = true;
+            cookie.extend_from_slice(b"; Path=");
+            cookie.extend_from_slice(&self.path(b"/"));
         }
         changed.then_some(cookie)
     }

@@ -137,15 +137,6 @@ decisions! {
     LABELS: 7, Some("Label values a caller can choose (namespace, method) are bounded: unknown ones count as `other`."),
         "namespaces and methods that nobody knows are counted as `other`",
         "every caller can make new series with a namespace or a method";
-    ALLOWED: 7, None,
-        "`sandbox_router_authz_decisions_total` counts refusals only; the others are in `sandbox_router_requests_total`",
-        "`sandbox_router_authz_decisions_total` counts `allow`, too";
-    BUILD_INFO: 7, None,
-        "`sandbox_router_build_info` has the label `version`",
-        "`sandbox_router_build_info` has the labels `git_version`, `git_commit`, `build_date`, `go_version`, `compiler` and `platform`";
-    PROBES_OF_APPS: 7, None,
-        "only the router's own probes have no access line; an app's `/readyz` and `/metrics` have one",
-        "every `/healthz`, `/readyz` and `/metrics` has no access line, an app's too";
     LOG_FIELDS: 7, Some("Access log: one JSON line per request with `method,path,status,duration_ms,client_ip,sandbox_id,sandbox_namespace,bytes_in,bytes_out,user_agent,request_id,caller,upstream,trace_id,span_id`"),
         "an access line also has `bytes_in`, `request_id`, `caller` and `upstream`, and the trace without tracing; a default namespace is named",
         "an access line has fewer fields, and an empty namespace where the client named none";

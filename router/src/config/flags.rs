@@ -1,6 +1,7 @@
 //! The router's flags, as clap reads and explains them.
 
 use super::StaticSandbox;
+use super::browser::BrowserFlags;
 use super::callers::CallerFlags;
 use super::environment::{VARIABLES, Variable};
 use super::limits::{BreakerFlags, RequestLimitFlags};
@@ -154,6 +155,8 @@ pub(super) struct Flags {
     pub(super) allow_loopback_pod_ip: bool,
     #[command(flatten)]
     pub(super) routing: RoutingFlags,
+    #[command(flatten)]
+    pub(super) browser: BrowserFlags,
     /// Further attempts after a failed connection.
     #[arg(long, default_value_t = 3)]
     pub(super) upstream_max_retries: u32,

@@ -1,9 +1,8 @@
 //! The URLs that lead to an app without routing headers, as flags.
 
+use super::spelling::unless_empty;
 use crate::routing::UrlRouting;
 use clap::Args;
-use std::fmt::Display;
-use std::str::FromStr;
 
 /// The flags.
 #[derive(Debug, Args)]
@@ -26,14 +25,4 @@ impl RoutingFlags {
         let host = unless_empty("--host-routing-domain", &self.host_routing_domain, problems);
         (path.is_some() || host.is_some()).then_some(UrlRouting { path, host })
     }
-}
-
-fn unless_empty<T: FromStr<Err: Display>>(flag: &str, text: &str, problems: &mut Vec<String>) -> Option<T> {
-    if text.is_empty() {
-        return None;
-    }
-    let value = text.parse();
-    value
-        .map_err(|error| problems.push(format!("{flag}: {text:?} {error}")))
-        .ok()
 }

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use sandgate_mesh::listener::parse_address;
 use std::any::TypeId;
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -118,4 +119,15 @@ pub(super) fn not_empty(text: &str) -> Result<String, String> {
         "" => Err("must not be empty".into()),
         text => Ok(text.to_owned()),
     }
+}
+
+/// What a flag says whose empty text says nothing; what is wrong with it is among the `problems`.
+pub(super) fn unless_empty<T: FromStr<Err: Display>>(flag: &str, text: &str, problems: &mut Vec<String>) -> Option<T> {
+    if text.is_empty() {
+        return None;
+    }
+    let value = text.parse();
+    value
+        .map_err(|error| problems.push(format!("{flag}: {text:?} {error}")))
+        .ok()
 }

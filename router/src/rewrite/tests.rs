@@ -160,6 +160,23 @@ fn a_cookie_stays_with_the_app_that_set_it() {
 }
 
 #[test]
+fn a_cookie_without_a_path_stays_with_the_app_also_where_its_root_has_no_slash() {
+    let mount = |path| mount(BASE, "router.example").asked_for(path);
+    for (app, browser) in [
+        ("a=b", "a=b; Path=/p/team/alpha/8080/"),
+        ("a=b; Path=x; Secure", "a=b; Secure; Path=/p/team/alpha/8080/"),
+        ("a=b; Path; Domain=example", "a=b; Path=/p/team/alpha/8080/"),
+        ("a=b; Path=/x", "a=b; Path=/p/team/alpha/8080/x"),
+    ] {
+        assert_eq!(rewritten(&mount(BASE), "set-cookie", app), [browser], "{app}");
+    }
+    // Below the root a browser takes a folder of the app's own.
+    for path in ["/p/team/alpha/8080/", "/p/team/alpha/8080/x/y"] {
+        assert_eq!(rewritten(&mount(path), "set-cookie", "a=b"), ["a=b"], "{path}");
+    }
+}
+
+#[test]
 fn every_line_of_a_header_is_rewritten_whatever_its_bytes() {
     let mut headers = HeaderMap::new();
     headers.append(SET_COOKIE, HeaderValue::from_bytes(b"a=\xff; Path=/\xfe").unwrap());

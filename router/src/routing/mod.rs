@@ -164,7 +164,7 @@ impl UrlRouting {
         Ok(Some(Way {
             to: Arc::new(Destination::new(route)),
             rest,
-            mount: Some(Box::new(Mount::new(base, port))),
+            mount: Some(Box::new(Mount::new(base, port).asked_for(uri.path()))),
         }))
     }
 }
