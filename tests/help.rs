@@ -41,6 +41,29 @@ async fn help_and_version_go_to_standard_output_and_are_no_failure() {
     }
 }
 
+#[tokio::test]
+async fn the_help_of_the_router_says_what_each_command_does_and_not_what_the_router_does() {
+    let manifest = include_str!("../router/Cargo.toml");
+    let line = manifest.lines().find(|line| line.starts_with("description = "));
+    let description = line.unwrap().split('"').nth(1).unwrap();
+    let help = run(PROGRAMS.router, &["--help"]).await.stdout;
+    let (_, commands) = help.split_once("Commands, instead of flags:\n").unwrap();
+    let lines: Vec<_> = commands.lines().take_while(|line| !line.is_empty()).collect();
+    let mut names = HashSet::new();
+    for line in lines {
+        let (name, about) = line.trim().split_once(' ').unwrap_or_else(|| panic!("{line:?}"));
+        assert!(names.insert(name) && !about.trim().is_empty(), "{line:?}");
+        assert!(!about.contains(description), "{line:?}");
+    }
+    assert!(
+        names.is_superset(&HashSet::from(["config", "token", "completions", "version"])),
+        "{names:?}"
+    );
+    let validate = run(PROGRAMS.router, &["config", "validate", "--help"]).await.stdout;
+    let validate = validate.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(validate.contains("files that they name aren't opened"), "{validate}");
+}
+
 /// Every file of Rust below a folder of this repository.
 fn sources(folder: &str) -> Vec<String> {
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(folder)];

@@ -69,7 +69,10 @@ async fn bad_old_variables_are_said_to_be_ignored() {
         let lines = json_lines(&left.stderr);
         let warning = lines.iter().find(|line| line["level"] == "WARN");
         let warning = warning.unwrap_or_else(|| panic!("nothing is said about {bad}: {}", left.stderr));
-        let expected = format!("PROXY_TIMEOUT_SECONDS: {bad:?} can't be used; the default is");
+        let expected = format!(
+            "PROXY_TIMEOUT_SECONDS: {bad:?} can't be used: write a number of seconds above 0, like 180 or 1.5, without a \
+             unit. 180s is used, the default"
+        );
         assert_eq!(warning["message"], expected);
     }
 }

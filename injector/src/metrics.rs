@@ -124,7 +124,7 @@ impl Metrics {
     pub(crate) fn follow_readiness(&self, readiness: Readiness) -> prometheus::Result<()> {
         let help = "Whether this replica is ready, as /readyz says: 0 or 1.";
         let gauge = IntGauge::new("sandgate_injector_ready", help)?;
-        self.registry.register(Box::new(Ready { gauge, readiness }))
+        metrics::register(&self.registry, Ready { gauge, readiness })
     }
 
     /// Counts a change to a `NetworkPolicy` of ours.
@@ -154,3 +154,7 @@ impl Collector for Ready {
         self.gauge.collect()
     }
 }
+
+#[cfg(test)]
+#[path = "metrics_tests.rs"]
+mod tests;

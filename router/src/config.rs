@@ -17,10 +17,10 @@ mod spelling;
 mod static_sandbox;
 mod zap;
 
-pub use crate::otlp::Sampler;
 pub use crate::breaker::BreakerSettings;
-pub use crate::limits::{Rate, RequestLimits, Share};
 pub use crate::browser::{BrowserCredentials, CookieName, Origin, ParameterName, SameSite};
+pub use crate::limits::{Rate, RequestLimits, Share};
+pub use crate::otlp::Sampler;
 pub use crate::pods::Source;
 pub use crate::routing::UrlRouting;
 pub use callers::TokenReviewSettings;
@@ -311,10 +311,18 @@ fn authentication(flags: &Flags, problems: &mut Vec<String>) -> Option<Authentic
         (Some(AuthzMode::ScopedToken), None) => flags.scoped_token.files(problems).map(Authentication::ScopedToken),
         (Some(AuthzMode::AllowAll), None) => Some(Authentication::AllowAll),
         (None, None) => {
-            problems.push(NO_CHOICE.into());
+            if !has_bad_mode(problems) {
+                problems.push(NO_CHOICE.into());
+            }
             None
         }
     }
+}
+
+/// Whether a mode was given that there isn't: that is said already.
+fn has_bad_mode(problems: &[String]) -> bool {
+    let of_mode = |problem: &String| problem.contains("'--authz-mode <") || problem.starts_with("authz-mode: ");
+    problems.iter().any(of_mode)
 }
 
 fn https(flags: &Flags, problems: &mut Vec<String>) -> Option<Https> {

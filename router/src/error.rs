@@ -177,3 +177,7 @@ impl RouterError {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "error_tests.rs"]
+mod tests;

@@ -24,6 +24,10 @@ const OTHER: &str = "other";
 
 /// What nobody said when the program was built, as the Go router has it.
 const UNKNOWN: &str = "unknown";
+/// Bounds of the durations of requests, in seconds: the existing Go router's, so that its dashboards carry over.
+const DURATION_BUCKETS: [f64; 14] = [
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0,
+];
 
 /// The end of a tunnel of which one side never switched.
 const NOT_OPENED: &str = "not-opened";
@@ -109,7 +113,8 @@ impl Metrics {
         let durations = HistogramOpts::new(
             "sandbox_router_request_duration_seconds",
             "Duration of requests in seconds.",
-        );
+        )
+        .buckets(DURATION_BUCKETS.to_vec());
         let review_durations = HistogramOpts::new(
             "sandbox_router_review_duration_seconds",
             "Duration of reviews of callers at the API server in seconds, those without an answer included.",
@@ -271,17 +276,20 @@ impl Metrics {
     /// What counts attempts to load changed certificates.
     pub(crate) fn on_cert_reload(&self) -> impl Fn(Reload) + Send + use<> {
         let reloads = self.cert_reloads.clone();
+        start_at_zero(&reloads);
         move |outcome| reloads.with_label_values(&[outcome.as_str()]).inc()
     }
 
     /// What counts attempts to load changed secrets or public keys of scoped tokens. Only a router that has any has this metric.
     pub(crate) fn scoped_token_reloads(&self) -> prometheus::Result<IntCounterVec> {
-        metrics::counters(
+        let reloads = metrics::counters(
             &self.registry,
             "sandbox_router_scoped_token_reloads_total",
             "Reloads of secrets and public keys of scoped tokens by outcome.",
             &["outcome"],
-        )
+        )?;
+        start_at_zero(&reloads);
+        Ok(reloads)
     }
 
     /// What is counted of enrolment. Only a router that a control plane brings its identity has these metrics.
@@ -409,6 +417,13 @@ fn build_info() -> [(&'static str, &'static str); 7] {
     ]
 }
 
+/// Has both outcomes there before they happen: an increase from nothing to 1 is none that an alert could see.
+fn start_at_zero(reloads: &IntCounterVec) {
+    for outcome in [Reload::Success, Reload::Failure] {
+        reloads.with_label_values(&[outcome.as_str()]);
+    }
+}
+
 /// A method as a label: the common ones by name.
 pub(crate) fn method_label(method: &Method) -> &'static str {
     match method.as_str() {
@@ -422,3 +437,7 @@ pub(crate) fn method_label(method: &Method) -> &'static str {
         _ => OTHER,
     }
 }
+
+#[cfg(test)]
+#[path = "metrics_tests.rs"]
+mod tests;

@@ -13,11 +13,12 @@ import program_test
 import refusals_test
 import values_test
 import yaml
-from rendered import CHART, DECIDED, REPOSITORY, Chart, sets
+from rendered import CHART, DECIDED, NAMESPACE, REPOSITORY, Chart, sets
 
 INSTALL = REPOSITORY / "docs" / "install.md"
 RIGHTS = REPOSITORY / "docs" / "rbac.md"
 MANIFESTS = REPOSITORY / "deploy" / "manifests" / "sandgate.yaml"
+DASHBOARDS = REPOSITORY / "deploy" / "dashboards"
 # The ConfigMap that the injector fills.
 ROOTS = "sandgate-roots"
 VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
@@ -140,6 +141,16 @@ def dashboards_and_alerts_ask_for_metrics_that_exist(chart):
     assert not missing, missing
 
 
+def whoever_puts_a_gateway_in_front_is_told_of_its_addresses(chart):
+    gateway = sets("router.httpRoute.enabled=true", "router.httpRoute.parentRefs[0].name=gateway")
+    trusted = sets("router.trustedProxyCIDRs={10.0.8.14/32}")
+    for arguments, told in (([], False), (gateway, True), ([*gateway, *trusted], False)):
+        done = chart.run("install", "sandgate", CHART, "-n", NAMESPACE, "--dry-run=client", *DECIDED, *arguments)
+        assert done.returncode == 0, done.stderr
+        notes = done.stdout.split("NOTES:")[-1]
+        assert ("Set router.trustedProxyCIDRs to the Gateway's own addresses" in notes) == told, (arguments, notes)
+
+
 def metrics(expression):
     return (word.removesuffix("_bucket") for word in re.findall(r"\b(?:sandgate|sandbox_router)_\w+", expression))
 
@@ -258,6 +269,20 @@ def generated(chart):
         CHART / "values.schema.json": generate.schema_text(yaml.safe_load(text)),
         CHART / "README.md": generate.readme_text(yaml.safe_load((CHART / "Chart.yaml").read_text()), text),
         MANIFESTS: header + plain.lstrip("-\n") + "\n",
+        **dashboards(chart),
+    }
+
+
+def dashboards(chart):
+    """The dashboard and the alerts as Grafana and Prometheus take them, with the chart's defaults."""
+    arguments = sets("monitoring.prometheusRule.enabled=true", "monitoring.dashboard.enabled=true")
+    objects = chart.objects(*DECIDED, *arguments, "--skip-tests")
+    rules = next(o["spec"] for o in objects if o["kind"] == "PrometheusRule")
+    dashboard = next(o["data"]["sandgate.json"] for o in objects if o["metadata"]["name"].endswith("-dashboard"))
+    header = "# A rule file of Prometheus, made from the chart by `tests/chart/run --write`. docs/metrics.md says what each alert means.\n"
+    return {
+        DASHBOARDS / "sandgate.json": dashboard.rstrip("\n") + "\n",
+        DASHBOARDS / "alerts.yaml": header + yaml.safe_dump(rules, sort_keys=False, width=1000),
     }
 
 
@@ -277,6 +302,7 @@ TESTS = [
     on_1_29_there_is_no_admission_policy,
     optional_objects_are_there_when_asked_for,
     dashboards_and_alerts_ask_for_metrics_that_exist,
+    whoever_puts_a_gateway_in_front_is_told_of_its_addresses,
     the_rights_of_each_program_are_those_that_the_documentation_gives_reasons_for,
     our_own_pods_meet_the_restricted_level,
     the_test_of_a_release_is_a_hook_and_is_checked_with_the_rest,

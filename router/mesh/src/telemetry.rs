@@ -6,6 +6,7 @@ mod time;
 
 pub use time::{seconds_since_1970, timestamp, utc};
 
+use crate::metrics;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntCounter, Registry};
@@ -177,10 +178,11 @@ impl LineLog {
     /// # Errors
     /// The registry has one of that name.
     pub fn register(&self, registry: &Registry, name: &str) -> prometheus::Result<()> {
-        registry.register(Box::new(DroppedLines {
+        let dropped = DroppedLines {
             fill: Arc::clone(&self.fill),
             counter: IntCounter::new(name, "Log lines dropped because standard error was read too slowly.")?,
-        }))
+        };
+        metrics::register(registry, dropped)
     }
 }
 

@@ -188,10 +188,11 @@ impl GateError {
     }
 }
 
+const TOO_MANY: &str = "The sandbox gate has too many connections; try again.";
+
 /// What a peer hears whose connection is one too many.
 pub(crate) fn too_many_connections() -> Refusal {
-    let text = "The sandbox gate has too many connections; try again.";
-    Refusal::unavailable(text, Some(Outcome::Overloaded))
+    Refusal::unavailable(TOO_MANY, Some(Outcome::Overloaded))
 }
 
 #[cfg(test)]

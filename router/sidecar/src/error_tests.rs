@@ -1,4 +1,5 @@
 use super::*;
+use std::collections::BTreeSet;
 
 /// Each reason with its status, its outcome and its text.
 const ANSWERS: [(GateError, u16, &str, &str); 26] = [
@@ -155,4 +156,59 @@ fn each_reason_has_its_status_its_outcome_and_its_words() {
         let again = headers.get(RETRY_AFTER).map(HeaderValue::as_bytes);
         assert_eq!(again, (status == 503).then_some(&b"1"[..]), "{error:?}");
     }
+}
+
+/// The next of the list of all reasons: a new one doesn't compile without a place in it.
+fn after(error: GateError) -> Option<GateError> {
+    use GateError as E;
+    Some(match error {
+        E::Framing(_) => E::NamesTooMuch,
+        E::NamesTooMuch => E::Connect,
+        E::Connect => E::Target,
+        E::Target => E::RepeatedPort,
+        E::RepeatedPort => E::Port,
+        E::Port => E::RepeatedAssertion,
+        E::RepeatedAssertion => E::Assertion,
+        E::Assertion => E::NoAssertion,
+        E::NoAssertion => E::NotARouter,
+        E::NotARouter => E::PeerExpired,
+        E::PeerExpired => E::OutOfMemory,
+        E::OutOfMemory => E::Denied(Denied::NoSnapshot),
+        E::Denied(Denied::NoSnapshot) => E::Denied(Denied::OwnPort),
+        E::Denied(Denied::OwnPort) => E::Denied(Denied::Policy),
+        E::Denied(Denied::Policy) => E::Denied(Denied::AmbiguousPath),
+        E::Denied(Denied::AmbiguousPath) => E::Dial,
+        E::Dial => E::TimedOut,
+        E::TimedOut => E::Broken,
+        E::Broken => E::BadAnswer,
+        E::BadAnswer => E::Upload(BodyError::TooLarge),
+        E::Upload(BodyError::TooLarge) => E::Upload(BodyError::Silent),
+        E::Upload(BodyError::Silent) => E::Upload(BodyError::Broken),
+        E::Upload(BodyError::Broken) => E::EarlyBytes,
+        // The page has violations in a table of their own.
+        E::Upload(BodyError::Framing(_)) => return None,
+        E::EarlyBytes => E::Internal,
+        E::Internal => return None,
+    })
+}
+
+#[test]
+fn the_runbook_has_every_text_with_its_status_and_no_other() {
+    let page = include_str!("../../../docs/runbook.md");
+    let cells = page.lines().map(|line| line.split(" | ").collect::<Vec<_>>());
+    let rows = cells.filter(|cells| matches!(cells[..], [_, _, who, _, _] if who.contains("gate")));
+    let row = |cells: Vec<&str>| {
+        let status: u16 = cells[0].trim_start_matches("| ").parse().unwrap();
+        (status, cells[1].trim_matches('`').to_owned())
+    };
+    let rows: BTreeSet<_> = rows.map(row).collect();
+
+    let alpha: SandboxName = "alpha".parse().unwrap();
+    let first = after(GateError::Framing(Violation::Target));
+    // Code isn't marked within code.
+    let written = |error: GateError| error.detail(&alpha).replace("alpha", "<id>").replace('`', "");
+    let all = std::iter::successors(first, |error| after(*error));
+    let mut expected: BTreeSet<_> = all.map(|error| (error.answer().0.as_u16(), written(error))).collect();
+    expected.insert((503, TOO_MANY.to_owned()));
+    assert_eq!(rows, expected, "docs/runbook.md on the left");
 }

@@ -136,3 +136,7 @@ impl Metrics {
         self.policy_counter.set(i64::try_from(counter).unwrap_or(i64::MAX));
     }
 }
+
+#[cfg(test)]
+#[path = "metrics_tests.rs"]
+mod tests;

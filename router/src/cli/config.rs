@@ -8,6 +8,8 @@ use std::process::ExitCode;
 
 const PRINT: &str = "print";
 const VALIDATE: &str = "validate";
+/// Whether a file is there, and good, shows only where the router runs.
+const VALID: &str = "The configuration is valid. Certificates and other files that it names weren't opened.\n";
 
 pub(super) fn command() -> Command {
     tree(|name| config::command().name(name).disable_version_flag(true))
@@ -27,7 +29,8 @@ fn explained(command: Command, printed: bool) -> Command {
     let about = if printed {
         "Print the effective configuration as a file for --config, with the origin of each value and without secrets"
     } else {
-        "Say whether the router would start with this configuration, or what is wrong with it"
+        "Say whether flags, file and environment fit together, or what is wrong with them. Certificates and other files that they \
+         name aren't opened"
     };
     command.about(about).long_about(None)
 }
@@ -68,7 +71,7 @@ fn judge(printed: bool, flags: Vec<OsString>) -> ExitCode {
                 .iter()
                 .map(|text| format!("warning: {text}\n"))
                 .collect();
-            lines.push("The configuration is valid.\n".into());
+            lines.push(VALID.into());
             print(&lines.concat())
         }
         Err(error) => error.report(),

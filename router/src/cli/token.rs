@@ -24,9 +24,9 @@ use std::time::{Duration, SystemTime};
 /// Most bytes of standard input that may be a token.
 const MAX_INPUT: u64 = 64 << 10;
 
-/// Makes and explains scoped tokens, which are good for one sandbox each: docs/scoped-tokens.md.
+/// Make and explain scoped tokens: docs/scoped-tokens.md.
 #[derive(Debug, Parser)]
-#[command(name = "token", bin_name = "sandbox-router token", no_binary_name = true, about, long_about = None)]
+#[command(name = "token", bin_name = "sandbox-router token", no_binary_name = true, long_about = None)]
 struct TokenCommand {
     #[command(subcommand)]
     action: Action,

@@ -17,6 +17,8 @@ pub(super) struct Variable {
     meaning: fn(&str, &mut Vec<String>) -> Meaning,
     /// Whether it counts next to what was given otherwise.
     counts: fn(&ArgMatches) -> bool,
+    /// What it takes, for whoever has written something else.
+    form: &'static str,
 }
 
 enum Meaning {
@@ -31,16 +33,19 @@ enum Meaning {
 /// All of them.
 pub(super) const VARIABLES: &[Variable] = &[
     Variable::new("CLUSTER_DOMAIN", "cluster-domain", as_it_is),
-    Variable::new("PROXY_TIMEOUT_SECONDS", "proxy-timeout", seconds),
-    Variable::new("MAX_KEEPALIVE_CONNECTIONS", "max-keepalive-connections", as_it_is),
-    Variable::new("WEBSOCKET_IDLE_TIMEOUT_SECONDS", "websocket-idle-timeout", seconds),
-    Variable::new("WEBSOCKET_MAX_LIFETIME_SECONDS", "websocket-max-lifetime", seconds),
+    Variable::new("PROXY_TIMEOUT_SECONDS", "proxy-timeout", seconds)
+        .takes("a number of seconds above 0, like 180 or 1.5, without a unit"),
+    Variable::new("MAX_KEEPALIVE_CONNECTIONS", "max-keepalive-connections", as_it_is)
+        .takes("a whole number, 0 or above"),
+    Variable::new("WEBSOCKET_IDLE_TIMEOUT_SECONDS", "websocket-idle-timeout", seconds).takes(SECONDS_OR_NONE),
+    Variable::new("WEBSOCKET_MAX_LIFETIME_SECONDS", "websocket-max-lifetime", seconds).takes(SECONDS_OR_NONE),
     Variable::new(
         "WEBSOCKET_MAX_CONNECTIONS_PER_CLIENT",
         "websocket-max-connections-per-client",
         as_it_is,
-    ),
-    Variable::new("WEBSOCKET_MAX_MESSAGE_BYTES", "websocket-max-message-bytes", as_it_is),
+    )
+    .takes(NUMBER_OR_NONE),
+    Variable::new("WEBSOCKET_MAX_MESSAGE_BYTES", "websocket-max-message-bytes", as_it_is).takes(NUMBER_OR_NONE),
     Variable::new("TRUSTED_PROXY_CIDRS", "trusted-proxy-cidrs", networks),
     Variable {
         // A token wins, as it does in the Python router.
@@ -51,6 +56,9 @@ pub(super) const VARIABLES: &[Variable] = &[
     Variable::new("KUBECONFIG", "kubeconfig", |_, _| Meaning::Nothing),
 ];
 
+const SECONDS_OR_NONE: &str = "a number of seconds, like 3600 or 1.5, without a unit, or 0 for no limit";
+const NUMBER_OR_NONE: &str = "a whole number, or 0 for no limit";
+
 impl Variable {
     const fn new(name: &'static str, flag: &'static str, meaning: fn(&str, &mut Vec<String>) -> Meaning) -> Self {
         Self {
@@ -58,7 +66,12 @@ impl Variable {
             flag,
             meaning,
             counts: |_| true,
+            form: "a value that the flag takes",
         }
+    }
+
+    const fn takes(self, form: &'static str) -> Self {
+        Self { form, ..self }
     }
 
     /// The flag that it stands for now, where `given` doesn't give that.
@@ -74,10 +87,23 @@ impl Variable {
         };
         let flag = flag.filter(|flag| refusals(command, vec![flag.clone()]).is_empty());
         if flag.is_none() {
-            warnings.push(format!("{}: {text:?} can't be used; the default is", self.name));
+            let (name, form, default) = (self.name, self.form, default(command, self.flag));
+            warnings.push(format!(
+                "{name}: {text:?} can't be used: write {form}. {default} is used, the default"
+            ));
         }
         flag
     }
+}
+
+/// What a flag is if nobody gives it.
+fn default(command: &Command, flag: &str) -> String {
+    let arg = command.get_arguments().find(|arg| arg.get_long() == Some(flag));
+    let values = arg.into_iter().flat_map(clap::Arg::get_default_values);
+    values
+        .map(|value| value.to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 fn is_given(command: &Command, matches: &ArgMatches, flag: &str) -> bool {

@@ -153,6 +153,17 @@ fn unknown_keys_and_all_bad_values_are_said_together_and_where_they_stand() {
 }
 
 #[test]
+fn a_mode_of_the_file_that_there_is_not_is_no_missing_decision() {
+    for file in ["authz-mode: foo\n", "authz-mode: [tokenreview, allow-all]\n"] {
+        let found = problems(file, &[]);
+        assert!(
+            matches!(&found[..], [one] if one.ends_with("(FILE, line 1)")),
+            "{found:?}"
+        );
+    }
+}
+
+#[test]
 fn a_bad_value_of_the_file_is_said_even_if_a_flag_overrides_it() {
     let found = problems(format!("{OPEN}proxy-timeout: soon\n"), &["--proxy-timeout=3s"]);
     assert!(

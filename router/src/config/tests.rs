@@ -161,6 +161,18 @@ fn bad_values_are_reported_together_with_all_other_problems() {
 }
 
 #[test]
+fn a_mode_that_there_is_not_is_no_missing_decision() {
+    let error = parse(&["--authz-mode=foo"]).unwrap_err();
+    let ConfigError::Settings { problems, .. } = error else {
+        panic!()
+    };
+    assert!(
+        matches!(&problems[..], [one] if one.starts_with("invalid value 'foo' for '--authz-mode <AUTHZ_MODE>'")),
+        "{problems:?}"
+    );
+}
+
+#[test]
 fn only_a_program_without_an_embedder_needs_the_files_of_its_identity() {
     let args = || vec!["--authz-mode=allow-all".into()];
     assert!(Config::from_args(args()).is_ok());

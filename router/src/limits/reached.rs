@@ -106,6 +106,20 @@ impl LimitReached {
     }
 }
 
+#[cfg(test)]
+impl LimitReached {
+    /// All of them, with the largest limits.
+    pub(crate) fn all(sandbox: &SandboxName) -> impl Iterator<Item = Self> {
+        let what = [
+            What::PerSecond(u32::MAX, Duration::ZERO),
+            What::AtOnce(NonZeroUsize::MAX),
+            What::Counted,
+        ];
+        let of = |of: Of| what.map(|what| Self { what, of: of.clone() });
+        of(Of::Caller).into_iter().chain(of(Of::Sandbox(sandbox.clone())))
+    }
+}
+
 impl fmt::Display for LimitReached {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.of, self.what) {

@@ -18,7 +18,7 @@ use anyhow::Context;
 use collector::Collector;
 use export::{Exports, Stop};
 use messages::Resource;
-use prometheus::IntCounter;
+use prometheus::{IntCounter, IntCounterVec, Registry};
 use sandgate_mesh::metrics::counters;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +49,24 @@ pub(crate) struct Otlp {
     done: oneshot::Receiver<()>,
 }
 
+/// Counters of spans that were dropped, by reason, and of exports, by signal and outcome. Only a router with a collector has
+/// them.
+pub(crate) fn metrics_of(registry: &Registry) -> prometheus::Result<(IntCounterVec, IntCounterVec)> {
+    let dropped = counters(
+        registry,
+        "sandbox_router_otlp_dropped_spans_total",
+        "Spans that no collector took, by reason.",
+        &["reason"],
+    )?;
+    let exports = counters(
+        registry,
+        "sandbox_router_otlp_exports_total",
+        "Exports by OTLP, by signal and outcome.",
+        &["signal", "outcome"],
+    )?;
+    Ok((dropped, exports))
+}
+
 impl Otlp {
     /// Starts the thread.
     ///
@@ -56,23 +74,12 @@ impl Otlp {
     /// Roots that can't be used, or no thread.
     pub(crate) fn start(settings: &OtlpSettings, metrics: &Metrics) -> anyhow::Result<Self> {
         let registry = &metrics.registry;
-        let dropped = counters(
-            registry,
-            "sandbox_router_otlp_dropped_spans_total",
-            "Spans that no collector took, by reason.",
-            &["reason"],
-        )?;
+        let (dropped, exports) = metrics_of(registry)?;
         let dropped = Dropped {
             queue: dropped.with_label_values(&["queue"]),
             failed: dropped.with_label_values(&["failed"]),
             rejected: dropped.with_label_values(&["rejected"]),
         };
-        let exports = counters(
-            registry,
-            "sandbox_router_otlp_exports_total",
-            "Exports by OTLP, by signal and outcome.",
-            &["signal", "outcome"],
-        )?;
         let resource = Resource::new(&settings.resource);
         let (stop, stopped) = watch::channel(false);
         let (mut tracer, mut spans) = (None, None);

@@ -151,7 +151,8 @@ macro_rules! violations {
         }
 
         impl Violation {
-            const ALL: &[Self] = &[$(Self::$variant,)*];
+            /// Every one of them.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
             /// The status a refused request is answered with. What a refused response means is the caller's to say.
             pub fn status(self) -> StatusCode {

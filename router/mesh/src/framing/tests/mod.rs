@@ -6,7 +6,7 @@ mod response;
 mod server;
 
 use super::{Violation, refusal, violation};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
@@ -114,4 +114,31 @@ fn deliveries(bytes: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {
     whole_and_dribbled
         .into_iter()
         .chain((1..bytes.len()).map(|cut| vec![&bytes[..cut], &bytes[cut..]]))
+}
+
+/// What only an app's answer can be: the client isn't told.
+const OF_ANSWERS: [Violation; 3] = [
+    Violation::StatusLine,
+    Violation::BodyNotAllowed,
+    Violation::TooManyInformational,
+];
+
+#[test]
+fn the_runbook_has_every_violation_with_its_status_and_no_other() {
+    let page = include_str!("../../../../../docs/runbook.md");
+    let section = page.split("## Requests that can be read in two ways").nth(1).unwrap();
+    let rows = section
+        .lines()
+        .filter(|line| line.starts_with("| ") && line.contains('`'));
+    let row = |line: &str| {
+        let (before, text) = (line.split(" | ").next().unwrap(), line.split('`').nth(1).unwrap());
+        let status = before.trim_start_matches("| ").parse::<u16>().ok();
+        (text.to_owned(), status)
+    };
+    let rows: BTreeMap<_, _> = rows.map(row).collect();
+    let status = |violation: &Violation| violation.status().as_u16();
+    let told = |violation: &Violation| (!OF_ANSWERS.contains(violation)).then(|| status(violation));
+    let all = Violation::ALL.iter();
+    let expected: BTreeMap<_, _> = all.map(|one| (one.detail().to_owned(), told(one))).collect();
+    assert_eq!(rows, expected, "docs/runbook.md on the left");
 }
