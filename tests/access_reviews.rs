@@ -68,8 +68,61 @@ async fn who_may_connect_gets_through_and_who_may_not_is_told_by_which_layer() {
         "group": "agents.x-k8s.io", "resource": "sandboxes", "subresource": "proxy", "verb": "connect",
         "namespace": "default", "name": "alpha",
     });
-    let question = |name: &str| json!({"user": name, "groups": ["developers"], "resourceAttributes": attributes});
+    let question =
+        |name: &str| json!({"user": name, "uid": "u-1", "groups": ["developers"], "resourceAttributes": attributes});
     assert_eq!(questions(&api_server), [question("alice"), question("bob")]);
+}
+
+/// An authorizer may narrow a token by what the API server said of it beside name and groups (OpenShift's scoped tokens do).
+#[tokio::test]
+async fn what_narrows_one_token_of_a_user_is_asked_about_and_counts_for_no_other() {
+    let mesh = polite().await;
+    let api_server = ApiServer::answering(|review| {
+        if review["kind"] == "TokenReview" {
+            let (status, mut answer) = user("alice", &["developers"]);
+            match review["spec"]["token"].as_str().unwrap() {
+                "whole" => {}
+                "narrow" => answer["user"]["extra"] = json!({"scopes.example.org": ["user:info"]}),
+                "other" => answer["user"]["uid"] = "u-2".into(),
+                _ => answer["user"]["extra"] = json!({"scopes.example.org": ["x".repeat(17 * 1024)]}),
+            }
+            return (status, answer);
+        }
+        let spec = &review["spec"];
+        (201, json!({"allowed": spec["extra"].is_null() && spec["uid"] == "u-1"}))
+    })
+    .await;
+    let router = run(&mesh, &api_server);
+    for _ in 0..2 {
+        assert_eq!(status(&send(router, with(&mesh, "whole")).await), 200);
+        mesh.app.take_only_request();
+        for token in ["narrow", "other"] {
+            assert_detail(&send(router, with(&mesh, token)).await, 403, REFUSED, token);
+            mesh.app.assert_untouched(token);
+        }
+    }
+    let asked = questions(&api_server);
+    let extra = json!({"scopes.example.org": ["user:info"]});
+    let asked: Vec<_> = asked
+        .iter()
+        .map(|question| [&question["uid"], &question["extra"]])
+        .collect();
+    assert_eq!(
+        asked,
+        [
+            [&json!("u-1"), &json!(null)],
+            [&json!("u-1"), &extra],
+            [&json!("u-2"), &json!(null)]
+        ]
+    );
+    // Nobody keeps as much for each token.
+    assert_detail(
+        &send(router, with(&mesh, "endless")).await,
+        401,
+        "Invalid token.",
+        "endless",
+    );
+    mesh.app.assert_untouched("endless");
 }
 
 #[tokio::test]

@@ -44,16 +44,18 @@ impl AccessReviews {
         who: impl FnOnce() -> Who,
     ) -> Verdict<'a, ()> {
         let SandboxKey { namespace, name } = sandbox;
-        // An assertion has one spelling for each caller, groups included. Neither it nor these names hold a line break.
+        // An assertion has one spelling for each caller, groups included. Neither it nor these names hold a line break, and JSON holds none.
         let [namespace, id] = [namespace.as_str(), name.as_str()].map(str::as_bytes);
-        let key = Key::of(&[caller.assertion.as_bytes(), b"\n", namespace, b"\n", id]);
+        let attributes = caller.attributes.as_ref().map_or("", |attributes| &attributes.json);
+        let asserted = caller.assertion.as_bytes();
+        let key = Key::of(&[asserted, b"\n", namespace, b"\n", id, b"\n", attributes.as_bytes()]);
         match self.reviews.find(&key) {
             Some(outcome) => Verdict::Known(may(&outcome, name)),
-            None => Verdict::Asked(Box::pin(self.ask(key, who(), &caller.caller, sandbox))),
+            None => Verdict::Asked(Box::pin(self.ask(key, who(), caller, sandbox))),
         }
     }
 
-    async fn ask(&self, key: Key, who: Who, caller: &Caller, sandbox: &SandboxKey) -> Result<(), RouterError> {
+    async fn ask(&self, key: Key, who: Who, caller: &Authenticated, sandbox: &SandboxKey) -> Result<(), RouterError> {
         let question = review(self.api.clone(), question(caller, sandbox));
         may(&self.reviews.ask(key, who, question).await, &sandbox.name)
     }
@@ -88,12 +90,15 @@ async fn review(api: Api<SubjectAccessReview>, question: SubjectAccessReview) ->
 }
 
 /// Whether the caller may `connect` to `sandboxes/proxy` of this name.
-fn question(caller: &Caller, sandbox: &SandboxKey) -> SubjectAccessReview {
-    let (user, groups) = subject(caller);
+fn question(caller: &Authenticated, sandbox: &SandboxKey) -> SubjectAccessReview {
+    let (user, groups) = subject(&caller.caller);
+    let attributes = caller.attributes.as_deref();
     SubjectAccessReview {
         spec: SubjectAccessReviewSpec {
             user: Some(user),
             groups: Some(groups),
+            uid: attributes.and_then(|attributes| attributes.uid.clone()),
+            extra: attributes.and_then(|attributes| attributes.extra.clone()),
             resource_attributes: Some(ResourceAttributes {
                 group: Some("agents.x-k8s.io".into()),
                 resource: Some("sandboxes".into()),

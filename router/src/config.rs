@@ -6,8 +6,10 @@ mod callers;
 mod environment;
 mod file;
 mod flags;
+mod https_url;
 mod limits;
 mod mesh_identity;
+mod oidc;
 mod otlp;
 mod routing;
 mod scoped_token;
@@ -26,8 +28,10 @@ pub use crate::routing::UrlRouting;
 pub use callers::TokenReviewSettings;
 pub use flags::Mesh;
 pub(crate) use flags::command;
+pub use https_url::{HttpsUrl, HttpsUrlError};
 pub(crate) use mesh_identity::NO_IDENTITY;
 pub use mesh_identity::{Enrolment, MeshIdentity};
+pub use oidc::{NamePrefix, OidcKeys, OidcRefresh, OidcSettings, SigningAlgorithm};
 pub use otlp::{OtlpExport, OtlpMetrics, OtlpProtocol, OtlpSettings, OtlpTraces};
 pub use sandgate_mesh::command_line::ConfigError;
 pub use scoped_token::ScopedTokenFiles;
@@ -64,6 +68,8 @@ pub enum Authentication {
     TokenReview(TokenReviewSettings),
     /// Tokens for one sandbox each.
     ScopedToken(ScopedTokenFiles),
+    /// Tokens of an OpenID Connect issuer.
+    Oidc(OidcSettings),
 }
 
 impl fmt::Debug for Authentication {
@@ -73,6 +79,7 @@ impl fmt::Debug for Authentication {
             Self::StaticToken(_) => f.write_str("static token"),
             Self::TokenReview(settings) => settings.fmt(f),
             Self::ScopedToken(files) => files.fmt(f),
+            Self::Oidc(settings) => settings.fmt(f),
         }
     }
 }
@@ -152,7 +159,8 @@ const KUBECONFIG_FOR_NOTHING: &str = "--kubeconfig is for what the API server is
 
 const NO_CHOICE: &str = "nothing says who may call: set ROUTER_AUTH_TOKEN (or --auth-token) to require a bearer token, have the \
                          API server say whose a token is with --authz-mode=tokenreview, require a token for the very sandbox \
-                         with --authz-mode=scoped-token, or let everybody in with \
+                         with --authz-mode=scoped-token, take the tokens of an OpenID Connect issuer with \
+                         --authz-mode=oidc, or let everybody in with \
                          --authz-mode=allow-all or ALLOW_UNAUTHENTICATED_ROUTER=true";
 
 impl Config {
@@ -299,6 +307,9 @@ fn authentication(flags: &Flags, problems: &mut Vec<String>) -> Option<Authentic
     if flags.authz_mode != Some(AuthzMode::ScopedToken) {
         problems.extend(flags.scoped_token.useless());
     }
+    if flags.authz_mode != Some(AuthzMode::Oidc) {
+        problems.extend(flags.oidc.useless());
+    }
     match (flags.authz_mode, token) {
         (Some(mode), Some(_)) => {
             problems.push(format!(
@@ -309,6 +320,7 @@ fn authentication(flags: &Flags, problems: &mut Vec<String>) -> Option<Authentic
         (Some(AuthzMode::TokenReview), None) => Some(Authentication::TokenReview(flags.callers.token_review())),
         (None, Some(token)) => Some(Authentication::StaticToken(token.to_owned())),
         (Some(AuthzMode::ScopedToken), None) => flags.scoped_token.files(problems).map(Authentication::ScopedToken),
+        (Some(AuthzMode::Oidc), None) => flags.oidc.settings(problems).map(Authentication::Oidc),
         (Some(AuthzMode::AllowAll), None) => Some(Authentication::AllowAll),
         (None, None) => {
             if !has_bad_mode(problems) {

@@ -24,7 +24,7 @@ pub enum RouterError {
     NoCredential,
     /// A wrong one.
     BadCredential,
-    /// The API server can't be asked about the caller now.
+    /// Whoever knows the caller, the API server or an OIDC issuer, can't be asked now.
     Unreviewed,
     /// The API server doesn't let the caller connect to the sandbox.
     NoAccess(SandboxName),

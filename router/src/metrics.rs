@@ -292,6 +292,20 @@ impl Metrics {
         Ok(reloads)
     }
 
+    /// What counts questions to an OIDC issuer for its keys. Only a router that takes its tokens has this metric.
+    pub(crate) fn oidc_refreshes(&self) -> prometheus::Result<IntCounterVec> {
+        let refreshes = metrics::counters(
+            &self.registry,
+            "sandbox_router_oidc_key_refreshes_total",
+            "Questions to the OIDC issuer for its keys, or reloads of the file with them, by outcome.",
+            &["outcome"],
+        )?;
+        for outcome in [Reload::Success, Reload::Failure] {
+            refreshes.with_label_values(&[outcome.as_str()]);
+        }
+        Ok(refreshes)
+    }
+
     /// What is counted of enrolment. Only a router that a control plane brings its identity has these metrics.
     pub(crate) fn enrolment(&self) -> prometheus::Result<EnrolmentMetrics> {
         let identities = metrics::counters(

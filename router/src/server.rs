@@ -206,7 +206,7 @@ impl Router {
         // Probes and scrapers are answered until the very end.
         let (admin_drain, admin_draining) = drain::channel();
         let health = Admin {
-            readiness: Some(self.readiness(leaving.state())),
+            readiness: Some(self.readiness(leaving.state(), &authenticator)),
             ..Admin::default()
         };
         tokio::spawn(health.serve(self.health, admin_draining.clone()));
@@ -294,7 +294,8 @@ impl Router {
         Ok(())
     }
 
-    fn readiness(&self, drain: drain::DrainState) -> Readiness {
+    fn readiness(&self, drain: drain::DrainState, authenticator: &Arc<Authenticator>) -> Readiness {
+        let authenticator = Arc::clone(authenticator);
         let (credentials, pods) = (self.credentials.clone(), self.pods.clone());
         let anchors = self.enrolment.as_ref().map(EnrolmentListener::anchors);
         Arc::new(move || {
@@ -304,6 +305,7 @@ impl Router {
             if pods.as_ref().is_some_and(|pods| !pods.is_complete()) {
                 return Err("the pods of sandboxes are not known yet".into());
             }
+            authenticator.readiness()?;
             let stands = |credentials: &Credentials| fit(credentials, SystemTime::now()).map(|_| ());
             let stands = credentials.as_ref().map_or(Ok(()), stands);
             stands.map_err(|unfit| match (&anchors, unfit) {

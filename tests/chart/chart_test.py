@@ -31,6 +31,7 @@ MATRIX = {
         DECIDED,
         sets("router.auth.mode=token", "router.auth.existingSecret=token"),
         sets("router.auth.mode=tokenreview", "router.auth.accessReview=true"),
+        sets("router.auth.mode=oidc", "router.auth.oidc.issuerURL=https://issuer.example", "router.auth.oidc.audiences={a,b}", "router.auth.oidc.caConfigMap=issuer"),
         sets("router.auth.mode=scoped-token", "router.auth.existingSecret=keys", "router.auth.scopedToken.secretKey=secret"),
     ],
     "injection": [

@@ -9,7 +9,7 @@ ENUMS = {
     "router.image.pullPolicy": ["Always", "IfNotPresent", "Never"],
     "injector.image.pullPolicy": ["Always", "IfNotPresent", "Never"],
     "injection.image.pullPolicy": ["Always", "IfNotPresent", "Never"],
-    "router.auth.mode": ["", "token", "scoped-token", "tokenreview", "allow-all"],
+    "router.auth.mode": ["", "token", "scoped-token", "tokenreview", "oidc", "allow-all"],
     "router.mesh.mode": ["required", "auto", "off"],
     "router.mesh.certificate.source": ["enrolled", "secret"],
     "router.service.type": ["ClusterIP", "LoadBalancer", "NodePort"],
@@ -42,6 +42,8 @@ PATTERNS = {
     # A key of a Secret.
     "router.auth.scopedToken.secretKey": "^[A-Za-z0-9._-]{0,253}$",
     "router.auth.scopedToken.publicKeysKey": "^[A-Za-z0-9._-]{0,253}$",
+    "router.auth.oidc.issuerURL": r"^(https://[^\s?#@]+)?$",
+    "router.auth.oidc.caConfigMap": f"^({SUBDOMAIN})?$",
     # Part of the identity that gates believe.
     "router.serviceAccount.name": f"^{SUBDOMAIN}$",
     "injector.serviceAccount.name": f"^{SUBDOMAIN}$",
@@ -52,6 +54,9 @@ for image in ("router.image", "injector.image", "injection.image"):
 ENTRY_PATTERNS = {
     # They become one flag, with commas between them.
     "router.auth.tokenReview.audiences": r"^[^,\s]+$",
+    "router.auth.oidc.audiences": r"^[^,\s]+$",
+    "router.auth.oidc.requiredClaims": "^[^=]+=",
+    "router.auth.oidc.signingAlgs": "^((RS|PS)(256|384|512)|ES(256|384)|EdDSA)$",
     "injection.acceptedImages": "^[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}$",
     "injection.routerIdentities": f"^spiffe://{TRUST_DOMAIN}/ns/{LABEL}/sa/{SUBDOMAIN}$",
     "injection.acceptedRouterIdentities": f"^spiffe://{TRUST_DOMAIN}/ns/{LABEL}/sa/{SUBDOMAIN}$",
@@ -63,6 +68,9 @@ MINIMA = {"router.replicas": 0, "injector.replicas": 1, "router.service.port": 1
 MAXIMA = {"injector.webhook.timeoutSeconds": 30, "router.service.port": 65535}
 STRING_LISTS = {
     "router.auth.tokenReview.audiences",
+    "router.auth.oidc.audiences",
+    "router.auth.oidc.requiredClaims",
+    "router.auth.oidc.signingAlgs",
     "imagePullSecrets",
     "router.trustedProxyCIDRs",
     "router.extraArgs",

@@ -46,6 +46,43 @@ def keys_of_scoped_tokens_are_files_of_the_router_and_in_no_environment(chart):
             assert all("secretKeyRef" not in variable.get("valueFrom", {}) for variable in router.get("env", [])), router["env"]
 
 
+def an_oidc_issuer_is_refused_by_halves(chart):
+    mode, url = "router.auth.mode=oidc", "router.auth.oidc.issuerURL=https://issuer.example"
+    audience, roots = "router.auth.oidc.audiences={a}", "router.auth.oidc.caConfigMap=issuer"
+    whole = (mode, url, audience, roots)
+    for missing in (url, audience, roots):
+        assert "say whose tokens are taken" in chart.refusal(*sets(*(value for value in whole if value != missing))), missing
+    for bad, told in (
+        ("router.auth.oidc.usernamePrefix=", "usernamePrefix are needed"),
+        ("router.auth.oidc.signingAlgs=null", "signingAlgs"),
+        ("router.auth.oidc.signingAlgs={HS256}", "schema"),
+        ("router.auth.oidc.issuerURL=http://issuer.example", "schema"),
+        ("router.auth.oidc.requiredClaims={hd}", "schema"),
+    ):
+        assert told in chart.refusal(*sets(*whole, bad)), bad
+    assert "groupsPrefix" in chart.refusal(*sets(*whole, "router.auth.oidc.groupsClaim=groups", "router.auth.oidc.groupsPrefix="))
+    for value in (url, audience, roots):
+        assert "for the mode `oidc` only" in chart.refusal(*DECIDED, *sets(value)), value
+
+
+def what_an_oidc_issuers_tokens_mean_reaches_the_router_as_it_is_written(chart):
+    values = ["router.auth.mode=oidc", "router.auth.oidc.issuerURL=https://issuer.example/a", "router.auth.oidc.audiences={a,b}", "router.auth.oidc.caConfigMap=issuer"]
+    values += ["router.auth.oidc.groupsClaim=groups", "router.auth.oidc.requiredClaims={hd=x: y}", "router.auth.oidc.signingAlgs={ES256,EdDSA}"]
+    for mesh in ("required", "off"):
+        rendered = chart.objects(*sets(*values, f"router.mesh.mode={mesh}"))
+        pod = next(o for o in rendered if o["kind"] == "Deployment" and o["metadata"]["name"] == "sandbox-router")["spec"]["template"]["spec"]
+        router = pod["containers"][0]
+        flags = [flag for flag in router["args"] if flag.startswith("--authz")]
+        expected = ["mode=oidc", "oidc-issuer-url=https://issuer.example/a", "oidc-audiences=a,b", "oidc-ca-file=/etc/sandgate/oidc/ca.crt"]
+        expected += ["oidc-username-claim=sub", "oidc-username-prefix=oidc:", "oidc-groups-claim=groups", "oidc-groups-prefix=oidc:"]
+        expected += ["oidc-required-claim=hd=x: y", "oidc-signing-algs=ES256,EdDSA"]
+        assert flags == [f"--authz-{flag}" for flag in expected], flags
+        volume = next(volume for volume in pod["volumes"] if volume["name"] == "oidc")
+        assert volume["configMap"] == {"name": "issuer", "items": [{"key": "ca.crt", "path": "ca.crt"}]}, volume
+        mounts = {mount["name"]: mount for mount in router["volumeMounts"]}
+        assert mounts["oidc"] == {"name": "oidc", "mountPath": "/etc/sandgate/oidc", "readOnly": True}, mounts
+
+
 def half_a_choice_is_refused_and_everything_that_is_missing_is_named(chart):
     certificate = "injector.webhook.certificate"
     for values, told in (
@@ -245,6 +282,8 @@ TESTS = [
     nothing_is_rendered_without_a_decision_about_callers,
     keys_of_scoped_tokens_are_refused_by_halves,
     keys_of_scoped_tokens_are_files_of_the_router_and_in_no_environment,
+    an_oidc_issuer_is_refused_by_halves,
+    what_an_oidc_issuers_tokens_mean_reaches_the_router_as_it_is_written,
     half_a_choice_is_refused_and_everything_that_is_missing_is_named,
     pod_certificates_are_refused_where_the_cluster_has_none,
     who_signs_pod_certificates_may_and_nobody_else,

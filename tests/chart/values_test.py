@@ -13,6 +13,13 @@ SCOPED_TOKENS = {
     "router.auth.existingSecret": "keys",
     "router.auth.scopedToken.secretKey": "secret",
 }
+OIDC = {
+    "router.auth.mode": "oidc",
+    "router.auth.oidc.issuerURL": "https://issuer.example",
+    "router.auth.oidc.audiences": ["sandboxes"],
+    "router.auth.oidc.caConfigMap": "issuer",
+    "router.auth.oidc.groupsClaim": "groups",
+}
 EVERYTHING_OPTIONAL = {
     "router.auth.mode": "allow-all",
     "router.autoscaling.enabled": True,
@@ -34,11 +41,14 @@ GIVEN_CERTIFICATE = {
     "injector.authority.source": "secret",
 }
 # A value has to matter beside one of these.
-BESIDE = [TOKEN, REVIEWS, SCOPED_TOKENS, EVERYTHING_OPTIONAL, GIVEN_CERTIFICATE]
+BESIDE = [TOKEN, REVIEWS, SCOPED_TOKENS, OIDC, EVERYTHING_OPTIONAL, GIVEN_CERTIFICATE]
 # What `changed` can't know.
 OTHERS = {
     "router.auth.mode": "allow-all",
     "router.auth.tokenReview.ttl": "7s",
+    "router.auth.oidc.issuerURL": "https://changed.example",
+    "router.auth.oidc.requiredClaims": ["hd=changed"],
+    "router.auth.oidc.signingAlgs": ["ES256"],
     "router.mesh.mode": "off",
     "router.mesh.certificate.source": "secret",
     "router.cache.namespace": "sandboxes",

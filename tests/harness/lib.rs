@@ -15,6 +15,7 @@ pub mod enrolled_router;
 pub mod folder;
 pub mod front;
 pub mod impostor;
+pub mod issuer;
 pub mod kubelet;
 pub mod load;
 pub mod processes;

@@ -1,9 +1,12 @@
 //! Credentials -> one [`Caller`]. One file per kind of credential.
 
 mod bearer;
+mod followed;
+mod oidc;
 mod scoped_token;
 mod static_token;
 mod token_review;
+mod verified;
 
 use crate::api_server::ApiServer;
 use crate::config::Authentication;
@@ -11,6 +14,7 @@ use crate::error::RouterError;
 use crate::metrics::Metrics;
 use crate::reviews::Verdict;
 use http::{HeaderMap, HeaderValue};
+use oidc::OidcTokens;
 use sandgate_mesh::caller::{Caller, CallerName};
 use sandgate_mesh::scoped_token::Scope;
 use sandgate_mesh::tls::FrontPeer;
@@ -19,6 +23,7 @@ use static_token::StaticToken;
 use std::net::IpAddr;
 use std::sync::Arc;
 use token_review::TokenReviews;
+pub(crate) use token_review::UserAttributes;
 
 /// A caller and how the sidecar is told of it.
 #[derive(Debug, Clone)]
@@ -27,6 +32,8 @@ pub(crate) struct Authenticated {
     pub(crate) assertion: HeaderValue,
     /// All that the caller may ask for; `None`: anything.
     pub(crate) scope: Option<Arc<Scope>>,
+    /// What else the API server knows the caller by. It is for that to hear again, and no gate is told.
+    pub(crate) attributes: Option<Arc<UserAttributes>>,
 }
 
 impl From<Caller> for Authenticated {
@@ -35,6 +42,7 @@ impl From<Caller> for Authenticated {
             assertion: caller.to_assertion(),
             caller: Arc::new(caller),
             scope: None,
+            attributes: None,
         }
     }
 }
@@ -54,6 +62,7 @@ enum Credential {
     StaticToken(StaticToken),
     TokenReview(Box<TokenReviews>),
     ScopedToken(Box<ScopedTokens>),
+    Oidc(Box<OidcTokens>),
 }
 
 impl Authenticator {
@@ -74,6 +83,7 @@ impl Authenticator {
                 Credential::TokenReview(Box::new(TokenReviews::new(settings, client, metrics)))
             }
             Authentication::ScopedToken(files) => Credential::ScopedToken(Box::new(ScopedTokens::new(files, metrics)?)),
+            Authentication::Oidc(settings) => Credential::Oidc(Box::new(OidcTokens::new(settings, metrics)?)),
         };
         Ok(Self {
             credential,
@@ -101,6 +111,17 @@ impl Authenticator {
                 Err(error) => Verdict::Known(Err(error)),
             },
             Credential::ScopedToken(tokens) => Verdict::Known(tokens.check(headers)),
+            Credential::Oidc(tokens) => tokens.check(headers),
+        }
+    }
+
+    /// Whether anybody could be let in, or why not yet.
+    pub(crate) fn readiness(&self) -> Result<(), &'static str> {
+        match &self.credential {
+            Credential::Oidc(tokens) => tokens.readiness(),
+            Credential::Any | Credential::StaticToken(_) | Credential::TokenReview(_) | Credential::ScopedToken(_) => {
+                Ok(())
+            }
         }
     }
 }

@@ -1,25 +1,19 @@
 //! Scoped tokens (CONTRACT section 6): who holds one is named by the key that signed it, and may ask for what it is bound to.
 //! Hides that keys follow files, and that a signature is verified once and then remembered.
 
-mod verified;
-
-use super::Authenticated;
-use super::bearer;
-use crate::certificates::POLL_PERIOD;
+use super::followed::{Followed, follow};
+use super::verified::Verified;
+use super::{Authenticated, bearer};
 use crate::config::ScopedTokenFiles;
 use crate::error::RouterError;
 use crate::metrics::Metrics;
 use http::HeaderMap;
 use sandgate_mesh::caller::{Caller, CallerName};
-use sandgate_mesh::polled::{Poller, Reload};
+use sandgate_mesh::polled::Reload;
 use sandgate_mesh::scoped_token::{Claims, KeyId, PublicKeys, Scope, Secrets, Token, TokenError, V1_HOLDER, Version};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
-use tokio::sync::watch;
-use verified::Verified;
-
-type Polled<T> = watch::Receiver<Option<Arc<T>>>;
 
 /// Public keys, and the tokens that were verified under just these.
 #[derive(Debug)]
@@ -31,8 +25,8 @@ struct Keys {
 /// The keys of both versions, as the files have them now.
 #[derive(Debug)]
 pub(super) struct ScopedTokens {
-    secrets: Option<Polled<Secrets>>,
-    keys: Option<Polled<Keys>>,
+    secrets: Option<Followed<Secrets>>,
+    keys: Option<Followed<Keys>>,
     v1_holder: Authenticated,
 }
 
@@ -88,7 +82,7 @@ impl ScopedTokens {
             }
             Version::V2 => {
                 let Keys { keys, verified } = &*current(self.keys.as_ref())?;
-                verified.get_or_verify(text, now, || {
+                verified.get_or_verify(text.as_bytes(), now, TokenError::Expired, || {
                     let (id, Claims { scope, expires }) = keys.verify(&token, now)?;
                     let holder = holder(id.as_str()).map_err(|_| TokenError::UnknownKey)?;
                     Ok((bound(holder, scope), expires))
@@ -98,7 +92,7 @@ impl ScopedTokens {
     }
 }
 
-fn current<T>(polled: Option<&Polled<T>>) -> Result<Arc<T>, TokenError> {
+fn current<T>(polled: Option<&Followed<T>>) -> Result<Arc<T>, TokenError> {
     polled.and_then(|keys| keys.borrow().clone()).ok_or(TokenError::NoKey)
 }
 
@@ -112,20 +106,6 @@ fn bound(holder: Authenticated, scope: Scope) -> Authenticated {
         scope: Some(Arc::new(scope)),
         ..holder
     }
-}
-
-fn follow<T: Send + Sync + 'static>(
-    what: &'static str,
-    file: &Path,
-    on_reload: impl Fn(Reload) + Send + 'static,
-    parse: impl Fn(&[u8]) -> Result<T, String> + Send + 'static,
-) -> anyhow::Result<Polled<T>> {
-    let files = vec![file.to_owned()];
-    let (poller, value) = Poller::new(what, files, move |files: Vec<Vec<u8>>| parse(&files.concat()));
-    let mut poller = poller.on_reload(on_reload);
-    poller.load()?;
-    tokio::spawn(poller.run(POLL_PERIOD));
-    Ok(value)
 }
 
 #[cfg(test)]

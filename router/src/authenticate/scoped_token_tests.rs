@@ -3,6 +3,7 @@ use http::header::AUTHORIZATION;
 use sandgate_mesh::sandbox::SandboxKey;
 use sandgate_mesh::scoped_token::SigningKey;
 use std::time::Duration;
+use tokio::sync::watch;
 
 const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 const END: u64 = 1_900_000_000;
@@ -27,7 +28,7 @@ fn claims() -> Claims {
     }
 }
 
-fn polled<T>(value: T) -> (watch::Sender<Option<Arc<T>>>, Option<Polled<T>>) {
+fn polled<T>(value: T) -> (watch::Sender<Option<Arc<T>>>, Option<Followed<T>>) {
     let (sender, receiver) = watch::channel(Some(Arc::new(value)));
     (sender, Some(receiver))
 }
@@ -39,7 +40,7 @@ fn keys(pem: &str) -> Keys {
     }
 }
 
-fn tokens(secrets: Option<Polled<Secrets>>, keys: Option<Polled<Keys>>) -> ScopedTokens {
+fn tokens(secrets: Option<Followed<Secrets>>, keys: Option<Followed<Keys>>) -> ScopedTokens {
     let v1_holder = holder(V1_HOLDER).unwrap();
     ScopedTokens {
         secrets,

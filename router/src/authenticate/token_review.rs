@@ -6,11 +6,12 @@ use crate::error::RouterError;
 use crate::limits::Who;
 use crate::metrics::Metrics;
 use crate::reviews::{Answer, Key, Outcome, Reviews, Verdict};
-use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus, UserInfo};
 use kube::Client;
 use kube::api::{Api, PostParams};
 use sandgate_mesh::caller::{Caller, CallerError, Groups};
 use sandgate_mesh::telemetry::{LONGEST_TEXT, chain, cut};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -18,6 +19,34 @@ use std::sync::Arc;
 const MAX_TOKEN_BYTES: usize = 16 * 1024;
 /// Whom Kubernetes calls nobody in particular.
 const ANONYMOUS: &str = "system:anonymous";
+
+/// Longest UID and extra of a user in bytes, as JSON: each token that is remembered has its own.
+const MAX_ATTRIBUTE_BYTES: usize = 16 * 1024;
+
+/// What an API server says of a user beside name and groups. An authorizer may narrow a token's rights by it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct UserAttributes {
+    pub(crate) uid: Option<String>,
+    pub(crate) extra: Option<BTreeMap<String, Vec<String>>>,
+    /// Both as JSON, of which two users' is the same only if both are.
+    pub(crate) json: String,
+}
+
+impl UserAttributes {
+    /// Those of a user that has any.
+    fn of(user: &UserInfo) -> Result<Option<Arc<Self>>, Refused> {
+        let uid = user.uid.clone().filter(|uid| !uid.is_empty());
+        let extra = user.extra.clone().filter(|extra| !extra.is_empty());
+        if uid.is_none() && extra.is_none() {
+            return Ok(None);
+        }
+        let json = serde_json::json!([uid, extra]).to_string();
+        if json.len() > MAX_ATTRIBUTE_BYTES {
+            return Err(Refused::Attributes);
+        }
+        Ok(Some(Arc::new(Self { uid, extra, json })))
+    }
+}
 
 /// Holders of tokens, as the API server knows them.
 #[derive(Debug)]
@@ -38,6 +67,8 @@ enum Refused {
     Audience,
     #[error("the token is nobody's in particular")]
     Anonymous,
+    #[error("the token's user has a UID and extra of more than 16 KiB")]
+    Attributes,
     #[error("the token's user can't be a caller: {0}")]
     Name(#[from] CallerError),
 }
@@ -100,8 +131,8 @@ async fn review(
     let shown = |text: String| cut(&text.replace(&token, "…"), LONGEST_TEXT).into_owned();
     let answer = api.create(&PostParams::default(), &question).await;
     let answer = answer.map_err(|error| shown(chain(&error)))?;
-    Ok(match caller(answer.status.unwrap_or_default(), &audiences) {
-        Ok(caller) => Answer::Yes(caller.into()),
+    Ok(match known(answer.status.unwrap_or_default(), &audiences) {
+        Ok(holder) => Answer::Yes(holder),
         Err(refused) => {
             tracing::info!(reason = shown(refused.to_string()), "a caller's token was refused");
             Answer::No
@@ -110,7 +141,7 @@ async fn review(
 }
 
 /// The caller that the API server names.
-fn caller(status: TokenReviewStatus, audiences: &[String]) -> Result<Caller, Refused> {
+fn known(status: TokenReviewStatus, audiences: &[String]) -> Result<Authenticated, Refused> {
     if status.authenticated != Some(true) {
         return Err(Refused::Token(status.error.unwrap_or_default()));
     }
@@ -120,12 +151,14 @@ fn caller(status: TokenReviewStatus, audiences: &[String]) -> Result<Caller, Ref
         return Err(Refused::Audience);
     }
     let user = status.user.unwrap_or_default();
+    let attributes = UserAttributes::of(&user)?;
     let name = user.username.unwrap_or_default();
     if name == ANONYMOUS {
         return Err(Refused::Anonymous);
     }
-    Ok(Caller::of_kubernetes(
-        &name,
-        Groups::new(user.groups.unwrap_or_default())?,
-    )?)
+    let groups = Groups::new(user.groups.unwrap_or_default())?;
+    Ok(Authenticated {
+        attributes,
+        ..Caller::of_kubernetes(&name, groups)?.into()
+    })
 }

@@ -6,6 +6,7 @@ use super::callers::CallerFlags;
 use super::environment::{VARIABLES, Variable};
 use super::limits::{BreakerFlags, RequestLimitFlags};
 use super::mesh_identity::MeshIdentityFlags;
+use super::oidc::OidcFlags;
 use super::otlp::OtlpFlags;
 use super::routing::RoutingFlags;
 use super::scoped_token::ScopedTokenFlags;
@@ -45,6 +46,8 @@ pub(super) enum AuthzMode {
     TokenReview,
     /// Holders of a token for the very sandbox.
     ScopedToken,
+    /// Holders of a token of an OpenID Connect issuer.
+    Oidc,
 }
 
 impl fmt::Display for AuthzMode {
@@ -53,6 +56,7 @@ impl fmt::Display for AuthzMode {
             Self::AllowAll => "allow-all",
             Self::TokenReview => "tokenreview",
             Self::ScopedToken => "scoped-token",
+            Self::Oidc => "oidc",
         })
     }
 }
@@ -67,7 +71,7 @@ pub(super) enum MtlsFlag {
 /// Forwards HTTP requests to agent-sandbox sandboxes, through each sandbox's own gate.
 ///
 /// A choice about callers is needed: `--auth-token` (or `ROUTER_AUTH_TOKEN`), `--authz-mode=tokenreview`,
-/// `--authz-mode=scoped-token`, or `--authz-mode=allow-all` (or `ALLOW_UNAUTHENTICATED_ROUTER=true`).
+/// `--authz-mode=scoped-token`, `--authz-mode=oidc`, or `--authz-mode=allow-all` (or `ALLOW_UNAUTHENTICATED_ROUTER=true`).
 #[derive(Debug, Parser)]
 #[command(name = "sandbox-router", version, no_binary_name = true, args_override_self = true)]
 pub(super) struct Flags {
@@ -124,6 +128,8 @@ pub(super) struct Flags {
     pub(super) authz_mode: Option<AuthzMode>,
     #[command(flatten)]
     pub(super) scoped_token: ScopedTokenFlags,
+    #[command(flatten)]
+    pub(super) oidc: OidcFlags,
     /// Bearer token that callers must present. The variable keeps it out of process lists.
     #[arg(long, env = "ROUTER_AUTH_TOKEN", hide_env_values = true)]
     pub(super) auth_token: Option<Secret>,

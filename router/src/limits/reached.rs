@@ -109,7 +109,7 @@ impl LimitReached {
 #[cfg(test)]
 impl LimitReached {
     /// All of them, with the largest limits.
-    pub(crate) fn all(sandbox: &SandboxName) -> impl Iterator<Item = Self> {
+    pub(crate) fn all(sandbox: &SandboxName) -> impl Iterator<Item = Self> + use<> {
         let what = [
             What::PerSecond(u32::MAX, Duration::ZERO),
             What::AtOnce(NonZeroUsize::MAX),

@@ -22,6 +22,7 @@
 mod control;
 mod server_tls;
 mod verify;
+mod web;
 
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ pub use control::{
 };
 pub use server_tls::ServerTls;
 pub use verify::{FrontPeer, FrontPeerError, PeerRejected};
+pub use web::connect_web;
 
 use crate::contract::{ALPN_HTTP1, ALPN_HTTP2, ALPN_MESH_HTTP1, HANDSHAKE_TIMEOUT};
 use crate::credentials::{FrontCredentials, MeshCredentials, Role, Validity};

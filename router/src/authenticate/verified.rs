@@ -1,9 +1,8 @@
-//! Tokens that were verified once. An Ed25519 signature costs more than everything else that the router does for a request.
+//! Tokens that were verified once. A signature costs more than everything else that the router does for a request.
 
 use crate::authenticate::Authenticated;
 use foldhash::HashMap;
 use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
-use sandgate_mesh::scoped_token::TokenError;
 use sandgate_mesh::telemetry::seconds_since_1970;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -33,20 +32,22 @@ struct Generations {
 }
 
 impl Verified {
-    /// The holder of `token`, remembered or as `verify` says, with the second in which it expires.
-    pub(super) fn get_or_verify(
+    /// The holder of `token`, remembered or as `verify` says, with the second in which it expires. One that has, is
+    /// `expired`.
+    pub(super) fn get_or_verify<E>(
         &self,
-        token: &str,
+        token: &[u8],
         now: SystemTime,
-        verify: impl FnOnce() -> Result<(Authenticated, u64), TokenError>,
-    ) -> Result<Authenticated, TokenError> {
+        expired: E,
+        verify: impl FnOnce() -> Result<(Authenticated, u64), E>,
+    ) -> Result<Authenticated, E> {
         let mut key = [0; SHA256_OUTPUT_LEN];
-        key.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
+        key.copy_from_slice(digest(&SHA256, token).as_ref());
         if let Some(entry) = self.with(|tokens| tokens.get(&key)) {
             return if seconds_since_1970(now) < entry.expires {
                 Ok(entry.holder)
             } else {
-                Err(TokenError::Expired)
+                Err(expired)
             };
         }
         // Not under the lock: others needn't wait for it.
@@ -104,7 +105,7 @@ mod tests {
             asked = true;
             Ok((Caller::Anonymous.into(), 10))
         };
-        verified.get_or_verify(token, NOW, verify).unwrap();
+        verified.get_or_verify(token.as_bytes(), NOW, (), verify).unwrap();
         asked
     }
 
@@ -115,7 +116,7 @@ mod tests {
         assert!(!is_verified(&verified, "a"));
         for (seconds, good) in [(9, true), (10, false), (11, false)] {
             let now = NOW + Duration::from_secs(seconds);
-            let again = verified.get_or_verify("a", now, || panic!("it is known"));
+            let again = verified.get_or_verify(b"a", now, (), || panic!("it is known"));
             assert_eq!(again.is_ok(), good, "{seconds}");
         }
     }
@@ -124,7 +125,7 @@ mod tests {
     fn a_refused_token_is_not_remembered() {
         let verified = Verified::default();
         for _ in 0..2 {
-            let refused = verified.get_or_verify("a", NOW, || Err(TokenError::Signature));
+            let refused = verified.get_or_verify(b"a", NOW, (), || Err(()));
             assert!(refused.is_err());
         }
         assert!(is_verified(&verified, "a"));
