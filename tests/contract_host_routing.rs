@@ -306,6 +306,47 @@ async fn a_page_of_another_origin_opens_no_websocket() {
 }
 
 #[tokio::test]
+async fn a_page_of_the_apps_own_is_no_stranger_to_it_and_every_other_stays_one() {
+    let (mesh, routers) = polite().await;
+    let own = host(&mesh);
+    let path = format!("/p/default/alpha/{}/page", mesh.ports.app);
+    for router in routers {
+        for origin in [
+            format!("https://{own}"),
+            format!("http://{}", own.to_ascii_uppercase()),
+            format!("https://{own}:443"),
+        ] {
+            let response = send(router, get("/page", &own, &format!("Origin: {origin}\r\n"))).await;
+            assert_eq!(status(&response), 200, "{origin}{response}");
+            let head = mesh.app.take_only_request().head;
+            assert!(field(&head, "origin").is_empty(), "{origin}: {head}");
+        }
+        for (target, host, origins) in [
+            (
+                "/page",
+                own.as_str(),
+                vec!["https://80-evil--default.sandboxes.example"],
+            ),
+            ("/page", &own, vec!["https://sandboxes.example"]),
+            ("/page", &own, vec!["null"]),
+            ("/page", &own, vec![""]),
+            ("/page", &own, vec![own.as_str()]),
+            ("/page", &own, vec![&format!("https://{own}:8443")]),
+            ("/page", &own, vec![&format!("https://{own}.evil.example")]),
+            ("/page", &own, vec![&format!("https://{own}"), "https://evil.example"]),
+            // By path the origin may be another sandbox's page just as well.
+            (&path, "router.example", vec!["https://router.example"]),
+        ] {
+            let fields: String = origins.iter().map(|origin| format!("Origin: {origin}\r\n")).collect();
+            let response = send(router, get(target, host, &fields)).await;
+            assert_eq!(status(&response), 200, "{fields}{response}");
+            let head = mesh.app.take_only_request().head;
+            assert_eq!(field(&head, "origin"), origins, "{head}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn log_lines_and_metrics_name_the_sandbox_that_the_host_names() {
     let app = RecordingApp::polite().await;
     let mut mesh = ProcessMesh::start(PROGRAMS, app.port(), &[DOMAIN]).await;

@@ -36,9 +36,9 @@ struct App {
 impl App {
     async fn start() -> Self {
         let asked = Arc::new(AtomicUsize::new(0));
-        let (release, held) = watch::channel(false);
+        let (release, told) = watch::channel(false);
         let count = Arc::clone(&asked);
-        let recording = RecordingApp::serving(move |stream| serve(stream, Arc::clone(&count), held.clone())).await;
+        let recording = RecordingApp::serving(move |stream| serve(stream, Arc::clone(&count), told.clone())).await;
         Self {
             recording,
             asked,
@@ -63,7 +63,7 @@ fn nowhere() -> String {
     format!("--cluster-domain={}", "x".repeat(64))
 }
 
-async fn serve(mut stream: TcpStream, asked: Arc<AtomicUsize>, mut held: watch::Receiver<bool>) {
+async fn serve(mut stream: TcpStream, asked: Arc<AtomicUsize>, mut told: watch::Receiver<bool>) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         if !matches!(stream.read_buf(&mut head).await, Ok(1..)) {
@@ -81,7 +81,7 @@ async fn serve(mut stream: TcpStream, asked: Arc<AtomicUsize>, mut held: watch::
         "/begin" => b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nbegun".to_vec(),
         "/hold" => {
             tokio::select! {
-                _ = held.wait_for(|released| *released) => answer("held"),
+                _ = told.wait_for(|released| *released) => answer("held"),
                 _ = stream.read_to_end(&mut rest) => return,
             }
         }

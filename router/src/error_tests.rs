@@ -36,12 +36,10 @@ fn after(error: &RouterError) -> Option<RouterError> {
         E::Upload(BodyError::TooLarge) => E::Upload(BodyError::Broken),
         E::Upload(BodyError::Broken) => E::Upload(BodyError::Silent),
         E::Upload(BodyError::Silent) => E::EarlyBytes,
-        // The page has violations in a table of their own.
-        E::Upload(BodyError::Framing(_)) => return None,
         E::EarlyBytes => E::TooManyUpgrades(NonZeroUsize::MAX),
         E::TooManyUpgrades(_) => E::TooManyReviews(usize::MAX),
-        // The limits of callers and sandboxes are listed where they are.
-        E::TooManyReviews(_) | E::LimitReached(_) => return None,
+        // The page has violations in a table of their own, and limits of callers and sandboxes are listed where they are.
+        E::Upload(BodyError::Framing(_)) | E::TooManyReviews(_) | E::LimitReached(_) => return None,
     })
 }
 

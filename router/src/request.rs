@@ -338,7 +338,7 @@ async fn pass(
         request.headers_mut().insert(X_SANDGATE_TRACE, trace_context::ask());
     }
     if let Some(mount) = &mut mount {
-        mount.told(request.headers());
+        mount.told(request.headers_mut());
         let may_act = page.map_or(Ok(()), |page| page.may_act(mount, worker.config.browser.as_ref()));
         may_act.inspect_err(|_| worker.metrics.denied(Some(&route.sandbox.namespace)))?;
     }

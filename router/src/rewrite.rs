@@ -2,9 +2,10 @@
 //! where it leads, and what it sets, stays with the app. Hides which headers speak of URLs and origins (upstream #1109).
 
 use crate::browser::Visit;
-use http::header::{ALT_SVC, CONTENT_LOCATION, LOCATION, SET_COOKIE, STRICT_TRANSPORT_SECURITY};
+use http::header::{ALT_SVC, CONTENT_LOCATION, LOCATION, ORIGIN, SET_COOKIE, STRICT_TRANSPORT_SECURITY};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use sandgate_mesh::contract::X_FORWARDED_HOST;
+use sandgate_mesh::headers::only;
 use sandgate_mesh::sandbox::AppPort;
 
 /// Where an app is mounted, for one request.
@@ -57,9 +58,15 @@ impl Mount {
         if self.shares_origin() { &self.base } else { "/" }
     }
 
-    /// Notes what the app is told of its host, of which it may make URLs.
-    pub(crate) fn told(&mut self, request: &HeaderMap) {
+    /// Notes what the app is told of its host, of which it may make URLs. An `Origin` that is this very host, which leads to
+    /// nobody else, goes: an app that compares it with `Host` (Jupyter, Django) would take its own page for a stranger's. Any
+    /// other stays, for the app to judge.
+    pub(crate) fn told(&mut self, request: &mut HeaderMap) {
         self.host = request.get(X_FORWARDED_HOST).cloned();
+        let own = !self.shares_origin() && matches!(only(request, &ORIGIN), Ok(Some(origin)) if self.is_own(origin));
+        if own {
+            request.remove(ORIGIN);
+        }
     }
 
     /// Rewrites an answer's head.

@@ -118,7 +118,7 @@ async fn an_app_sets_every_cookie_but_that_one() {
         "tok=; Max-Age=0",
         "tok=evil; Path=/p/default/beta/80",
     ];
-    let lines: String = spellings.iter().map(|line| format!("Set-Cookie:{line}\r\n")).collect();
+    let lines = spellings.map(|line| format!("Set-Cookie:{line}\r\n")).concat();
     let answer =
         format!("HTTP/1.1 200 OK\r\n{lines}Set-Cookie: mine=tok=1\r\nset-cookie: tokx=1\r\nContent-Length: 0\r\n\r\n");
     let world = World::around(RecordingApp::answering(Step::Answer(answer.into_bytes())).await).await;

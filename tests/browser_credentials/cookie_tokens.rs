@@ -135,7 +135,7 @@ async fn neither_logs_nor_metrics_hold_a_token() {
     let mut mesh = ProcessMesh::start(PROGRAMS, app.port(), &flags).await;
     let base = format!("/p/default/alpha/{}", app.port());
     let guessed = "guessed-secret";
-    let long = "x".repeat(5000);
+    let filling = "x".repeat(5000);
     for (number, (line, fields, code)) in (1..).zip([
         (format!("GET {base}/x?token={TOKEN}"), String::new(), 200),
         (format!("GET {base}/x"), cookie(), 200),
@@ -146,7 +146,7 @@ async fn neither_logs_nor_metrics_hold_a_token() {
         ),
         (format!("GET {base}/x?token={guessed}"), String::new(), 401),
         (format!("GET {base}/x"), format!("Cookie: tok={guessed}\r\n"), 401),
-        (format!("GET {base}/x?token={guessed}{long}"), String::new(), 401),
+        (format!("GET {base}/x?token={guessed}{filling}"), String::new(), 401),
         (format!("POST {base}/x"), cookie(), 403),
         (format!("GET /p/default?token={TOKEN}"), String::new(), 400),
     ]) {

@@ -185,10 +185,9 @@ fn after(error: GateError) -> Option<GateError> {
         E::Upload(BodyError::TooLarge) => E::Upload(BodyError::Silent),
         E::Upload(BodyError::Silent) => E::Upload(BodyError::Broken),
         E::Upload(BodyError::Broken) => E::EarlyBytes,
-        // The page has violations in a table of their own.
-        E::Upload(BodyError::Framing(_)) => return None,
         E::EarlyBytes => E::Internal,
-        E::Internal => return None,
+        // The page has violations in a table of their own.
+        E::Internal | E::Upload(BodyError::Framing(_)) => return None,
     })
 }
 

@@ -7,10 +7,10 @@ fn name() -> CookieName {
     "tok".parse().unwrap()
 }
 
-fn lines(header: http::HeaderName, values: &[&str]) -> HeaderMap {
+fn lines(header: &http::HeaderName, values: &[&str]) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for value in values {
-        headers.append(header.clone(), HeaderValue::from_str(value).unwrap());
+        headers.append(header, HeaderValue::from_str(value).unwrap());
     }
     headers
 }
@@ -78,7 +78,7 @@ fn the_cookie_is_taken_out_of_a_request_and_every_other_byte_stays() {
             &["Tok=a; xtok=b; tokx=c; t=tok=d; \"tok\"=e"],
         ),
     ] {
-        let mut headers = lines(COOKIE, sent);
+        let mut headers = lines(&COOKIE, sent);
         let taken = take(&mut headers, &name());
         let values: Vec<_> = values.iter().map(|value| value.as_bytes().to_vec()).collect();
         assert_eq!(taken, values, "{sent:?}");
@@ -100,7 +100,7 @@ fn no_spelling_sets_the_cookie_and_others_are_set_in_their_order() {
         "==tOk",
         "tok=",
     ] {
-        let mut headers = lines(SET_COOKIE, &["a=1", own, "b=tok=1", own, "tokx=1"]);
+        let mut headers = lines(&SET_COOKIE, &["a=1", own, "b=tok=1", own, "tokx=1"]);
         disown(&mut headers, &name());
         let left: Vec<_> = headers.get_all(SET_COOKIE).iter().collect();
         assert_eq!(left, ["a=1", "b=tok=1", "tokx=1"], "{own}");

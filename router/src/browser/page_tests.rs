@@ -8,7 +8,7 @@ fn mount(host: &str, presented: Presented) -> Mount {
         presented,
         ..Visit::default()
     };
-    mount.told(&[(X_FORWARDED_HOST, host.parse().unwrap())].into_iter().collect());
+    mount.told(&mut [(X_FORWARDED_HOST, host.parse().unwrap())].into_iter().collect());
     mount
 }
 

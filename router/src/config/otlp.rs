@@ -35,7 +35,7 @@ pub(super) struct OtlpFlags {
     #[arg(long, value_name = "BOOLEAN", help_heading = HEADING)]
     enable_otel_metrics: Option<bool>,
     /// URL of the collector, http:// or https://, for both signals. With http/protobuf, /v1/traces and /v1/metrics are
-    /// appended [default: http://localhost:4317, or :4318 with http/protobuf].
+    /// appended [default: port 4317 of localhost, or 4318 with http/protobuf].
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL", help_heading = HEADING)]
     otlp_endpoint: Option<String>,
     /// URL for traces alone. Nothing is appended to it.

@@ -100,12 +100,12 @@ mod tests {
 
     fn sampled(name: &str, argument: &str, parent: Option<bool>) -> usize {
         let sampler = Sampler::parse(name, argument).unwrap();
-        let samples = |_: &usize| {
+        let is_kept = |_: &usize| {
             let parent = parent.map(TraceParent::root);
             let trace = parent.unwrap_or_else(|| TraceParent::root(false)).trace;
             sampler.samples(parent.as_ref(), trace)
         };
-        (0..10_000).filter(samples).count()
+        (0..10_000).filter(is_kept).count()
     }
 
     #[test]

@@ -4,7 +4,7 @@ const BASE: &str = "/p/team/alpha/8080";
 
 fn mount(base: &str, host: &str) -> Mount {
     let mut mount = Mount::new(base, "8080".parse().unwrap());
-    mount.told(&[(X_FORWARDED_HOST, host.parse().unwrap())].into_iter().collect());
+    mount.told(&mut [(X_FORWARDED_HOST, host.parse().unwrap())].into_iter().collect());
     mount
 }
 
@@ -81,7 +81,7 @@ fn a_port_that_a_scheme_has_anyway_makes_no_other_host() {
     let app = |port: &str| {
         let mut mount = Mount::new(BASE, port.parse().unwrap());
         mount.told(
-            &[(X_FORWARDED_HOST, HeaderValue::from_static("[fd00::1]"))]
+            &mut [(X_FORWARDED_HOST, HeaderValue::from_static("[fd00::1]"))]
                 .into_iter()
                 .collect(),
         );
