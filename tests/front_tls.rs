@@ -301,12 +301,12 @@ async fn other_protocols_and_stalled_handshakes_on_the_https_port_get_no_answer_
         }
     }
     let mut config = ClientConfig::clone(&config(&front.authority, None));
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![b"h3".to_vec()];
     let stream = TcpStream::connect(front.https).await.unwrap();
     let connected = TlsConnector::from(Arc::new(config))
         .connect(NAME.try_into().unwrap(), stream)
         .await;
-    assert!(connected.is_err(), "HTTP/2 was agreed on");
+    assert!(connected.is_err(), "another protocol was agreed on");
     front.mesh.app.assert_untouched("no HTTPS");
     assert_eq!(status(&front.send(None, plain).await), 200);
     // TLS on the plain port is no request either.

@@ -34,7 +34,7 @@ fn after(error: &RouterError) -> Option<RouterError> {
         E::TimedOut(_) => E::Broken(id()),
         E::Broken(_) => E::Upload(BodyError::TooLarge),
         E::Upload(BodyError::TooLarge) => E::Upload(BodyError::Broken),
-        E::Upload(BodyError::Broken) => E::Upload(BodyError::Silent),
+        E::Upload(BodyError::Broken | BodyError::Reset(_)) => E::Upload(BodyError::Silent),
         E::Upload(BodyError::Silent) => E::EarlyBytes,
         E::EarlyBytes => E::TooManyUpgrades(NonZeroUsize::MAX),
         E::TooManyUpgrades(_) => E::TooManyReviews(usize::MAX),

@@ -14,6 +14,7 @@ use sandgate_mesh::contract::CONNECT_TIMEOUT;
 use sandgate_mesh::credentials::{Credentials, MeshCredentials, Unfit};
 use sandgate_mesh::exchange::{ExchangeError, Upstream};
 use sandgate_mesh::framing::Limits;
+use sandgate_mesh::http2::HttpVersion;
 use sandgate_mesh::identity::ExpectedSandbox;
 use sandgate_mesh::pool::{Lease, Pool, PoolLimits};
 use sandgate_mesh::standing::fit;
@@ -37,6 +38,8 @@ const IDLE_TIME: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Forwarder {
     pool: Arc<Pool<Arc<Target>>>,
+    /// Connections that speak HTTP/2.
+    http2_pool: Arc<Pool<Arc<Target>>>,
     framing: Arc<Limits>,
     credentials: Option<Credentials>,
     /// Those that kept connections were opened with.
@@ -106,6 +109,8 @@ impl DialError {
 pub(crate) struct Errand<'a> {
     pub(crate) route: &'a Route,
     pub(crate) request_id: Option<&'a HeaderValue>,
+    /// The version of HTTP in which it travels.
+    pub(crate) over: HttpVersion,
 }
 
 impl Errand<'_> {
@@ -135,6 +140,7 @@ impl Forwarder {
         let opened_with = credentials.as_ref().and_then(|current| current.borrow().clone());
         Self {
             pool: Pool::new(limits),
+            http2_pool: Pool::new(limits),
             framing: Arc::clone(framing),
             opened_with: Mutex::new(opened_with),
             credentials,
@@ -160,11 +166,20 @@ impl Forwarder {
         if !same {
             *opened_with = current;
             self.pool.renew();
+            self.http2_pool.renew();
         }
         drop(opened_with);
         self.pool.sweep();
+        self.http2_pool.sweep();
         if let Some(breakers) = &self.breakers {
             breakers.sweep();
+        }
+    }
+
+    fn pool(&self, version: HttpVersion) -> &Arc<Pool<Arc<Target>>> {
+        match version {
+            HttpVersion::Http1 => &self.pool,
+            HttpVersion::Http2 => &self.http2_pool,
         }
     }
 
@@ -185,7 +200,7 @@ impl Forwarder {
     ) -> Result<(Lease<Arc<Target>>, Response<Incoming>), RouterError> {
         let deadline = request.body().started() + budget;
         let wait = self.head_timeout.map_or(budget, |limit| limit.min(budget));
-        if let Some(mut lease) = self.pool.take(&target) {
+        if let Some(mut lease) = self.pool(errand.over).take(&target) {
             match lease.upstream.send(request, wait).await {
                 Ok(response) => return Ok((lease, response)),
                 Err(ExchangeError::NotSent(unsent)) => request = unsent,
@@ -213,7 +228,7 @@ impl Forwarder {
         let route = errand.route;
         let (mut resolved_again, mut hearsay) = (false, resolver.is_hearsay(route, &target));
         loop {
-            match self.connect_with_retries(route, &target, hearsay, deadline).await {
+            match self.connect_with_retries(errand, &target, hearsay, deadline).await {
                 Ok(lease) => return Ok(lease),
                 // The client knows a pod that is gone; meanwhile there may be another.
                 Err(error) if hearsay && error.is_nobody() => {
@@ -227,6 +242,7 @@ impl Forwarder {
                     tracing::warn!(target: UNANSWERED, sandbox = %route.sandbox, endpoint = %target.endpoint, %error, "not that sandbox's gate");
                     resolved_again = true;
                     self.pool.evict(&target);
+                    self.http2_pool.evict(&target);
                     resolver.evict(route, &target);
                     let again = resolver.resolve(route, budget).await;
                     target = self.still_gated(again, errand)?;
@@ -258,7 +274,7 @@ impl Forwarder {
     /// Of an address that is `hearsay` it is asked once whether anybody is there.
     async fn connect_with_retries(
         &self,
-        route: &Route,
+        errand: Errand<'_>,
         target: &Arc<Target>,
         hearsay: bool,
         deadline: Instant,
@@ -272,7 +288,7 @@ impl Forwarder {
                 return Err(failed.unwrap_or(DialError::TakenForGone));
             };
             // However long an attempt and its handshake may take, the request's own time ends them.
-            let connected = timeout_at(deadline, self.connect(target, limit)).await;
+            let connected = timeout_at(deadline, self.connect(errand.over, target, limit)).await;
             let connected = connected.unwrap_or(Err(DialError::OutOfTime));
             if let Some(dial) = dial {
                 dial.found(connected.as_ref().map_or_else(DialError::found, |_| Dialed::Somebody));
@@ -288,7 +304,7 @@ impl Forwarder {
             }
             left -= 1;
             failed = Some(error);
-            self.metrics.retried(&route.sandbox.namespace);
+            self.metrics.retried(&errand.route.sandbox.namespace);
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(self.max_delay);
         }
@@ -304,9 +320,14 @@ impl Forwarder {
         self.breakers.as_ref().is_some_and(|breakers| breakers.is_open(target))
     }
 
-    async fn connect(&self, target: &Arc<Target>, limit: Duration) -> Result<Lease<Arc<Target>>, DialError> {
+    async fn connect(
+        &self,
+        version: HttpVersion,
+        target: &Arc<Target>,
+        limit: Duration,
+    ) -> Result<Lease<Arc<Target>>, DialError> {
         // Before the credentials are read: should they be replaced meanwhile, the connection isn't kept.
-        let era = self.pool.era();
+        let era = self.pool(version).era();
         // Before the dial: without an identity there is nothing to say to whoever answers.
         let as_whom = match &target.expected {
             None => None,
@@ -318,15 +339,15 @@ impl Forwarder {
             .map_err(DialError::Connect)?;
         stream.set_nodelay(true).map_err(DialError::Connect)?;
         let (started, until) = match as_whom {
-            None => (Upstream::start(stream, &self.framing).await, None),
+            None => (Upstream::start_in(version, stream, &self.framing).await, None),
             Some((credentials, expected)) => {
-                let (stream, theirs) = handshake(stream, &credentials, expected).await?;
+                let (stream, theirs) = handshake(version, stream, &credentials, expected).await?;
                 let until = theirs.min(credentials.validity().not_after);
-                (Upstream::start(stream, &self.framing).await, Some(until))
+                (Upstream::start_in(version, stream, &self.framing).await, Some(until))
             }
         };
         let upstream = started.map_err(|error| DialError::Connect(io::Error::other(error)))?;
-        Ok(self.pool.lease(era, Arc::clone(target), upstream, until))
+        Ok(self.pool(version).lease(era, Arc::clone(target), upstream, until))
     }
 
     fn fit(&self) -> Result<Arc<MeshCredentials>, DialError> {
@@ -384,11 +405,12 @@ impl Forwarder {
 }
 
 async fn handshake(
+    version: HttpVersion,
     stream: TcpStream,
     credentials: &MeshCredentials,
     expected: &ExpectedSandbox,
 ) -> Result<(tokio_rustls::client::TlsStream<TcpStream>, SystemTime), DialError> {
-    let config = tls::router_client_config(credentials, expected)
+    let config = tls::router_client_config_for(version, credentials, expected)
         .map_err(|error| DialError::Connect(io::Error::other(error.to_string())))?;
     // Boxed: a handshake is large, and requests on kept connections never need one.
     Box::pin(tls::connect_mesh(stream, config))

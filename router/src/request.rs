@@ -32,6 +32,7 @@ use sandgate_mesh::headers::{
     Upgrade, cross_hop, detached, ensure_request_id, names_too_much, requested_upgrade, sanitise_request,
     strip_forwarded, strip_ours,
 };
+use sandgate_mesh::http2::HttpVersion;
 use sandgate_mesh::listener::ConnectionSlot;
 use sandgate_mesh::memory::MemoryBudget;
 use sandgate_mesh::outcome::Outcome;
@@ -319,6 +320,7 @@ async fn pass(
     let errand = Errand {
         route,
         request_id: request_id.as_ref(),
+        over: HttpVersion::needed_by(&request),
     };
     let resolved = worker.resolver.resolve(route, budget).await;
     let target = resolved.map_err(|error| worker.forwarder.unresolved(&error, errand))?;
@@ -336,6 +338,10 @@ async fn pass(
     sanitise(client, assertion, &to, rest, &mut request, upgrade.as_ref())?;
     if through_gate && record.is_traced() {
         request.headers_mut().insert(X_SANDGATE_TRACE, trace_context::ask());
+    }
+    // HTTP/1.1, unless the request has to stay what it came in.
+    if errand.over == HttpVersion::Http1 {
+        *request.version_mut() = Version::HTTP_11;
     }
     if let Some(mount) = &mut mount {
         mount.told(request.headers_mut());
@@ -399,6 +405,9 @@ async fn pass(
         };
         cross_hop(response.headers_mut(), Some(&upgrade));
         return Ok(Passed::Switched(response.map(|_| ()), tunnel));
+    }
+    if upgrade.is_some_and(|upgrade| upgrade.is_feigned_by(response.status())) {
+        return Err(RouterError::Broken(route.sandbox.name.clone()));
     }
     cross_hop(response.headers_mut(), None);
     *response.version_mut() = Version::HTTP_11;
@@ -474,7 +483,6 @@ fn sanitise(
         headers.insert(X_SANDBOX_PORT, to.port.clone());
         headers.insert(X_SANDGATE_CALLER, assertion);
     }
-    *request.version_mut() = Version::HTTP_11;
     // Origin form, whatever form it came in.
     *request.uri_mut() = Uri::from(target);
     Ok(())

@@ -21,10 +21,12 @@ use sandgate_mesh::admin::{Admin, Readiness};
 use sandgate_mesh::caller::Caller;
 use sandgate_mesh::credentials::{Credentials, Unfit};
 use sandgate_mesh::drain::{self, Draining};
+use sandgate_mesh::http2::{HttpVersion, Windows};
 use sandgate_mesh::listener::{self, ConnectionCount, ConnectionSlot, Full};
 use sandgate_mesh::memory::MemoryBudget;
 use sandgate_mesh::overflow::{Overflow, Refusal};
 use sandgate_mesh::pool::LINGER;
+use sandgate_mesh::serve::ExtendedConnects;
 use sandgate_mesh::standing::{IdentityWatch, fit};
 use sandgate_mesh::telemetry::LineLog;
 use sandgate_mesh::{serve, tls};
@@ -435,17 +437,15 @@ async fn serve_connection(worker: Arc<Worker>, accepted: Accepted, mut draining:
     let Ok(stream) = TcpStream::from_std(stream) else {
         return;
     };
-    let first_byte = tokio::select! {
-        first_byte = listener::first_byte(&stream, worker.framing.idle_time) => first_byte,
-        () = draining.started() => false,
+    let first_bytes = tokio::select! {
+        first_bytes = listener::first_bytes(&stream, worker.framing.idle_time, worker.framing.head_time) => first_bytes,
+        () = draining.started() => None,
     };
-    if !first_byte {
-        return;
-    }
+    let Some(version) = first_bytes else { return };
     match tls {
         None => {
             let client = Client::new(&worker.config, peer.ip(), "http", None, slot, draining.clone());
-            Box::pin(serve_stream(worker, stream, client, draining)).await;
+            Box::pin(serve_stream(worker, version, stream, client, draining)).await;
         }
         Some(config) => match Box::pin(tls::accept_front(stream, config)).await {
             Ok((stream, certificate)) => {
@@ -470,23 +470,30 @@ async fn serve_connection(worker: Arc<Worker>, accepted: Accepted, mut draining:
                     slot,
                     draining.clone(),
                 );
-                Box::pin(serve_stream(worker, stream, client, draining)).await;
+                let version = tls::agreed_version(stream.get_ref().1);
+                Box::pin(serve_stream(worker, version, stream, client, draining)).await;
             }
             Err(error) => tracing::info!(%peer, %error, "handshake refused"),
         },
     }
 }
 
-async fn serve_stream<S>(worker: Arc<Worker>, stream: S, client: Client, draining: Draining)
+async fn serve_stream<S>(worker: Arc<Worker>, version: HttpVersion, stream: S, client: Client, draining: Draining)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let (framing, client) = (Arc::clone(&worker.framing), Arc::new(client));
-    serve::http1(stream, &framing, draining, move |request, switch| {
+    let handle = move |request, switch| {
         let (worker, client) = (Arc::clone(&worker), Arc::clone(&client));
         // Boxed, or each future that it passes through would have room for it.
         let request = Box::new(request);
         async move { request::handle(&worker, &client, request, switch).await }
-    })
-    .await;
+    };
+    match version {
+        HttpVersion::Http1 => serve::http1(stream, &framing, draining, handle).await,
+        HttpVersion::Http2 => {
+            let front = (Windows::FRONT, ExtendedConnects::Served);
+            Box::pin(serve::http2(stream, &framing, front, draining, handle)).await;
+        }
+    }
 }

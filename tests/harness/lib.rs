@@ -14,6 +14,7 @@ pub mod enrolled;
 pub mod enrolled_router;
 pub mod folder;
 pub mod front;
+pub mod http2;
 pub mod impostor;
 pub mod issuer;
 pub mod kubelet;

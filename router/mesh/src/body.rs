@@ -3,6 +3,7 @@
 
 use crate::framing::{Violation, violation};
 use crate::headers::sanitise_trailers;
+use crate::http2::Reset;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Response, StatusCode};
@@ -29,6 +30,9 @@ pub enum BodyError {
     /// Its sender went away.
     #[error("body ended early")]
     Broken,
+    /// Its sender gave up its HTTP/2 stream.
+    #[error("body's stream was reset: {0}")]
+    Reset(#[source] Reset),
     /// No byte came for the configured time.
     #[error("body was silent for too long")]
     Silent,
@@ -41,7 +45,7 @@ impl BodyError {
             Self::Framing(violation) => violation.status(),
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Silent => StatusCode::REQUEST_TIMEOUT,
-            Self::Broken => StatusCode::BAD_REQUEST,
+            Self::Broken | Self::Reset(_) => StatusCode::BAD_REQUEST,
         }
     }
 
@@ -51,14 +55,18 @@ impl BodyError {
             Self::Framing(violation) => violation.detail(),
             Self::TooLarge => "Request body is too large.",
             Self::Silent => "Timed out waiting for the request body.",
-            Self::Broken => "Request body ended early.",
+            Self::Broken | Self::Reset(_) => "Request body ended early.",
         }
     }
 }
 
 impl From<hyper::Error> for BodyError {
     fn from(error: hyper::Error) -> Self {
-        violation(&error).map_or(Self::Broken, Self::Framing)
+        match (violation(&error), Reset::behind(&error)) {
+            (Some(violation), _) => Self::Framing(violation),
+            (None, Some(reset)) => Self::Reset(reset),
+            (None, None) => Self::Broken,
+        }
     }
 }
 
@@ -69,6 +77,7 @@ pub struct UploadWatch {
     bytes: AtomicU64,
     moved_millis: AtomicU64,
     awaits_client: AtomicBool,
+    ended: AtomicBool,
     failure: OnceLock<BodyError>,
 }
 
@@ -86,6 +95,11 @@ impl UploadWatch {
     /// Whether the sender of the body is who is being waited for.
     pub fn awaits_client(&self) -> bool {
         self.awaits_client.load(Ordering::Relaxed)
+    }
+
+    /// Whether nobody reads the body any more: it is through, or was given up.
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
     }
 
     /// Why the body stopped, if it did.
@@ -129,6 +143,7 @@ impl Upload {
             bytes: AtomicU64::new(0),
             moved_millis: AtomicU64::new(0),
             awaits_client: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             failure: OnceLock::new(),
         };
         Self {
@@ -200,6 +215,14 @@ impl Body for Upload {
     fn size_hint(&self) -> SizeHint {
         let empty = || SizeHint::with_exact(0);
         self.incoming.as_ref().map_or_else(empty, Body::size_hint)
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if let Some(watch) = &self.watch {
+            watch.ended.store(true, Ordering::Relaxed);
+        }
     }
 }
 

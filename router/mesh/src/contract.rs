@@ -82,11 +82,13 @@ pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 
 /// ALPN of proxied HTTP/1.1 requests on the mesh port.
 pub const ALPN_MESH_HTTP1: &[u8] = b"sandgate-h1/1";
+/// ALPN of proxied HTTP/2 requests on the mesh port.
+pub const ALPN_MESH_HTTP2: &[u8] = b"sandgate-h2/1";
 /// ALPN of the control API on the mesh port: see [`crate::control`].
 pub const ALPN_CONTROL: &[u8] = b"sandgate-control/1";
 /// ALPN of HTTP/1.1 on the router's own TLS listener (RFC 7301).
 pub const ALPN_HTTP1: &[u8] = b"http/1.1";
-/// ALPN of HTTP/2 on the injector's listener (RFC 9113).
+/// ALPN of HTTP/2 on the router's and the injector's TLS listeners (RFC 9113).
 pub const ALPN_HTTP2: &[u8] = b"h2";
 
 /// How long a TLS handshake may take before the connection is closed.

@@ -1,27 +1,57 @@
 //! One request and its answer on one upstream connection. Hides hyper's client: who drives the connection, how an
-//! unsent request is told from a half-sent one, and when waiting has lasted too long.
+//! unsent request is told from a half-sent one, when waiting has lasted too long, and which version of HTTP it is.
 
 use crate::body::{BodyError, Upload, UploadWatch};
-use crate::framing::{ExpectResponse, Limits, ResponseGuard, Violation, violation};
+use crate::framing::{ExpectResponse, Limits, ResponseGuard, Violation, judge_http2_answer, violation};
+use crate::http2::{self, HttpVersion};
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::client::conn::http1::SendRequest;
+use hyper::client::conn::{TrySendError, http1::SendRequest, http2::SendRequest as SendRequest2};
 use hyper_util::rt::TokioIo;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, Sleep};
 
-/// An HTTP/1.1 connection to an upstream, ready for one request at a time.
+/// How long a connection that is given up in the middle of a stream has to say so.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// A connection to an upstream, ready for one request at a time.
 #[derive(Debug)]
 pub struct Upstream {
-    sender: SendRequest<Upload>,
-    expect: ExpectResponse,
+    sender: Sender,
     driver: AbortHandle,
     /// Bounds the wait for a response head. Kept from request to request: moving a timer that already runs is cheap.
     timer: Pin<Box<Sleep>>,
+}
+
+/// Hands requests to whoever drives the connection.
+#[derive(Debug)]
+enum Sender {
+    Http1 {
+        sender: SendRequest<Upload>,
+        expect: ExpectResponse,
+    },
+    Http2(Box<Http2Sender>),
+}
+
+#[derive(Debug)]
+struct Http2Sender {
+    sender: SendRequest2<Upload>,
+    limits: Arc<Limits>,
+    /// Of the stream that was opened last. Its answer can be over before its request is.
+    upload: Option<Arc<UploadWatch>>,
+    /// Whether a stream is open, as far as is known here.
+    is_busy: bool,
+}
+
+impl Http2Sender {
+    fn is_idle(&self) -> bool {
+        !self.is_busy && self.upload.as_ref().is_none_or(|upload| upload.has_ended())
+    }
 }
 
 /// Why there is no answer.
@@ -60,21 +90,73 @@ impl Upstream {
             let _ = connection.with_upgrades().await;
         });
         Ok(Self {
-            sender,
-            expect,
+            sender: Sender::Http1 { sender, expect },
             driver: driver.abort_handle(),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
         })
     }
 
+    /// Starts HTTP/2 on a connected stream, whose other end is known to speak it.
+    ///
+    /// # Errors
+    /// hyper's.
+    pub async fn start_http2<S>(stream: S, limits: &Arc<Limits>) -> Result<Self, hyper::Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let builder = http2::client_builder(limits);
+        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+        let driver = tokio::spawn(async move {
+            let _ = connection.await;
+        });
+        let sender = Http2Sender {
+            sender,
+            limits: Arc::clone(limits),
+            upload: None,
+            is_busy: false,
+        };
+        Ok(Self {
+            sender: Sender::Http2(Box::new(sender)),
+            driver: driver.abort_handle(),
+            timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+        })
+    }
+
+    /// Starts the `version` of HTTP on a connected stream; see [`Upstream::start`] and [`Upstream::start_http2`].
+    ///
+    /// # Errors
+    /// hyper's.
+    pub async fn start_in<S>(version: HttpVersion, stream: S, limits: &Arc<Limits>) -> Result<Self, hyper::Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        match version {
+            HttpVersion::Http1 => Self::start(stream, limits).await,
+            HttpVersion::Http2 => Box::pin(Self::start_http2(stream, limits)).await,
+        }
+    }
+
     /// Whether a request can be sent now.
     pub fn is_ready(&self) -> bool {
-        self.sender.is_ready()
+        match &self.sender {
+            Sender::Http1 { sender, .. } => sender.is_ready(),
+            Sender::Http2(http2) => http2.sender.is_ready() && http2.is_idle(),
+        }
     }
 
     /// Whether the connection has ended.
     pub fn is_closed(&self) -> bool {
-        self.sender.is_closed()
+        match &self.sender {
+            Sender::Http1 { sender, .. } => sender.is_closed(),
+            Sender::Http2(http2) => http2.sender.is_closed(),
+        }
+    }
+
+    /// To be told when an answer is through, which only its reader knows.
+    pub(crate) fn finish(&mut self) {
+        if let Sender::Http2(http2) = &mut self.sender {
+            http2.is_busy = false;
+        }
     }
 
     /// Sends a request and waits for its response head, at most `wait` after the request's body last moved.
@@ -88,31 +170,80 @@ impl Upstream {
         request: Box<Request<Upload>>,
         wait: Duration,
     ) -> Result<Response<Incoming>, ExchangeError> {
-        let (started, watch) = (request.body().started(), request.body().watch());
-        let due = || watch.as_ref().map_or(started, |watch| watch.moved()) + wait;
-        self.expect.arm();
-        self.timer.as_mut().reset(due());
-        let mut answer = pin!(self.sender.try_send_request(*request));
-        loop {
-            tokio::select! {
-                biased;
-                answer = &mut answer => {
-                    return answer.map_err(|mut error| match error.take_message() {
-                        Some(request) => ExchangeError::NotSent(Box::new(request)),
-                        None => explain(error.into_error(), watch.as_deref()),
+        let due = Due {
+            started: request.body().started(),
+            watch: request.body().watch(),
+            wait,
+        };
+        match &mut self.sender {
+            Sender::Http1 { sender, expect } => {
+                expect.arm();
+                within(due, &mut self.timer, sender.try_send_request(*request)).await
+            }
+            Sender::Http2(http2) => {
+                http2.upload.clone_from(&due.watch);
+                http2.is_busy = true;
+                Box::pin(http2.send(due, &mut self.timer, request)).await
+            }
+        }
+    }
+}
+
+impl Http2Sender {
+    async fn send(
+        &mut self,
+        due: Due,
+        timer: &mut Pin<Box<Sleep>>,
+        mut request: Box<Request<Upload>>,
+    ) -> Result<Response<Incoming>, ExchangeError> {
+        http2::to_http2(&mut request);
+        let response = within(due, timer, self.sender.try_send_request(*request)).await?;
+        match judge_http2_answer(&response, &self.limits) {
+            Ok(()) => Ok(response),
+            Err(violation) => Err(ExchangeError::Malformed(violation.detail().to_owned())),
+        }
+    }
+}
+
+/// Until when an answer is waited for.
+struct Due {
+    started: Instant,
+    watch: Option<Arc<UploadWatch>>,
+    wait: Duration,
+}
+
+impl Due {
+    fn at(&self) -> Instant {
+        self.watch.as_ref().map_or(self.started, |watch| watch.moved()) + self.wait
+    }
+}
+
+async fn within(
+    due: Due,
+    timer: &mut Pin<Box<Sleep>>,
+    answer: impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Upload>>>>,
+) -> Result<Response<Incoming>, ExchangeError> {
+    timer.as_mut().reset(due.at());
+    let mut answer = pin!(answer);
+    loop {
+        tokio::select! {
+            biased;
+            answer = &mut answer => {
+                return answer.map_err(|mut error| match error.take_message() {
+                    Some(request) => ExchangeError::NotSent(Box::new(request)),
+                    None => explain(error.into_error(), due.watch.as_deref()),
+                });
+            }
+            () = &mut *timer => {
+                let next = due.at();
+                if next <= Instant::now() {
+                    return Err(if due.watch.as_ref().is_some_and(|watch| watch.awaits_client()) {
+                        ExchangeError::Upload(BodyError::Silent)
+                    } else {
+                        ExchangeError::TimedOut
                     });
                 }
-                () = &mut self.timer => {
-                    let next = due();
-                    if next <= Instant::now() {
-                        return Err(if watch.as_ref().is_some_and(|watch| watch.awaits_client()) {
-                            ExchangeError::Upload(BodyError::Silent)
-                        } else {
-                            ExchangeError::TimedOut
-                        });
-                    }
-                    self.timer.as_mut().reset(next);
-                }
+                timer.as_mut().reset(next);
             }
         }
     }
@@ -120,10 +251,21 @@ impl Upstream {
 
 impl Drop for Upstream {
     /// What is still under way ends here: hyper would wait for as long as the peer doesn't take the rest of a request, and
-    /// hold the request's sender with it. An idle connection is left to hyper, which closes it properly.
+    /// hold the request's sender with it. An idle connection is left to hyper, which closes it properly. Over HTTP/2 the peer is
+    /// told first that the stream is not wanted any more.
     fn drop(&mut self) {
-        if !self.sender.is_ready() {
-            self.driver.abort();
+        if self.is_ready() {
+            return;
+        }
+        let driver = self.driver.clone();
+        match (&self.sender, Handle::try_current()) {
+            (Sender::Http2(_), Ok(runtime)) => {
+                runtime.spawn(async move {
+                    tokio::time::sleep(LAST_WORDS).await;
+                    driver.abort();
+                });
+            }
+            _ => driver.abort(),
         }
     }
 }

@@ -5,6 +5,7 @@ use crate::contract::{
     OWN_HEADER_PREFIX, ROUTING_HEADER_PREFIX, TRACEPARENT, X_REQUEST_ID, X_SANDBOX_ID, X_SANDBOX_NAMESPACE,
     X_SANDBOX_POD_IP, X_SANDBOX_PORT, X_SANDBOX_TIMEOUT, X_SANDBOX_UID, X_SANDGATE_CALLER, X_SANDGATE_OUTCOME,
 };
+use crate::framing::ExtendedConnect;
 use crate::tunnel::Protocol;
 use bytes::Bytes;
 use data_encoding::BASE64;
@@ -12,7 +13,7 @@ use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, ORIGIN, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
     SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Version};
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 
 /// Whether a header concerns one hop only (RFC 9110 section 7.6.1, RFC 9113 section 8.2.2).
@@ -87,6 +88,8 @@ pub fn detached(value: &HeaderValue) -> HeaderValue {
 #[derive(Debug, Clone)]
 pub struct Upgrade {
     protocol: HeaderValue,
+    /// Whether success, too, would tell the client that the switch was made.
+    is_extended_connect: bool,
     /// For a WebSocket: the `Sec-WebSocket-Accept` that answers its key (RFC 6455 section 4.2.2).
     accept: Option<String>,
 }
@@ -122,6 +125,7 @@ pub fn requested_upgrade<B>(request: &Request<B>) -> Option<Upgrade> {
     };
     Some(Upgrade {
         protocol: protocol.clone(),
+        is_extended_connect: request.extensions().get::<ExtendedConnect>().is_some(),
         accept,
     })
 }
@@ -134,6 +138,11 @@ impl Upgrade {
         } else {
             Protocol::Other
         }
+    }
+
+    /// Whether an answer with this status, which doesn't switch, would be taken for one that does (RFC 8441 section 5).
+    pub fn is_feigned_by(&self, status: StatusCode) -> bool {
+        self.is_extended_connect && status.is_success()
     }
 
     /// Whether the head of a 101 switches to this protocol, and not merely has that number: behind it bytes pass without

@@ -61,6 +61,7 @@ fn trailers_and_upgrades_are_remade_for_the_next_hop() {
     assert_eq!(answer, map(&[("trailer", "grpc-status")]));
     let mut headers = map(&[("connection", "Upgrade"), ("upgrade", "websocket")]);
     let upgrade = Upgrade {
+        is_extended_connect: false,
         protocol: HeaderValue::from_static("websocket"),
         accept: None,
     };

@@ -18,6 +18,7 @@ pub mod duration;
 pub mod exchange;
 pub mod framing;
 pub mod headers;
+pub mod http2;
 pub mod identity;
 pub mod listener;
 pub mod memory;

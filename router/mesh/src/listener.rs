@@ -4,6 +4,7 @@
 mod newcomers;
 
 use crate::drain::Draining;
+use crate::http2::HttpVersion;
 pub use newcomers::{Newcomer, Newcomers};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::HashMap;
@@ -12,6 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 
 /// How long to wait after an accept that failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -133,6 +135,32 @@ pub async fn accept(listener: &TcpListener, draining: &mut Draining) -> Option<(
 /// Waits until a fresh connection's first byte has come, without reading it. Says whether one came within `wait`.
 pub async fn first_byte(stream: &TcpStream, wait: Duration) -> bool {
     matches!(tokio::time::timeout(wait, stream.peek(&mut [0])).await, Ok(Ok(1)))
+}
+
+/// What a client that means HTTP/2 without asking begins with (RFC 9113 section 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How often a preface that comes in pieces is looked at. Clients send it whole.
+const PREFACE_PAUSE: Duration = Duration::from_millis(10);
+
+/// Which HTTP a fresh connection's first bytes are, without reading them; `None` if none come within `wait`. A preface that
+/// has begun has `whole` to end, or is none.
+pub async fn first_bytes(stream: &TcpStream, wait: Duration, whole: Duration) -> Option<HttpVersion> {
+    let mut bytes = [0; PREFACE.len()];
+    let first = tokio::time::timeout(wait, stream.peek(&mut bytes)).await;
+    let mut length = first.ok()?.ok().filter(|length| *length > 0)?;
+    let until = Instant::now() + whole;
+    loop {
+        let seen = bytes.get(..length).unwrap_or_default();
+        if seen == PREFACE {
+            return Some(HttpVersion::Http2);
+        }
+        if !PREFACE.starts_with(seen) || Instant::now() >= until {
+            return Some(HttpVersion::Http1);
+        }
+        // What was looked at is still there, so that there is nothing to be woken by.
+        tokio::time::sleep(PREFACE_PAUSE).await;
+        length = stream.peek(&mut bytes).await.ok()?;
+    }
 }
 
 /// All loopback addresses are one peer: whoever has one of them has them all.

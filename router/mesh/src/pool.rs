@@ -198,7 +198,8 @@ impl<K: Hash + Eq> Lease<K> {
     }
 
     /// Keeps the connection for the next request.
-    pub fn give_back(self) {
+    pub fn give_back(mut self) {
+        self.upstream.finish();
         self.pool.put(self.key, self.era, self.until, self.upstream);
     }
 }

@@ -1,5 +1,9 @@
 //! Serving HTTP/1.1 on one accepted stream: the runtime, the guard in front of hyper, an end to idleness, and a drain that
-//! lets requests finish.
+//! lets requests finish. [`http2()`] is the same for HTTP/2.
+
+mod http2;
+
+pub use http2::{ExtendedConnects, http2};
 
 use crate::drain::Draining;
 use crate::framing::{Limits, PassThrough, RequestGuard};

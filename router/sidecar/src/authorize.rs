@@ -45,17 +45,19 @@ impl LoopbackPort {
 /// ```
 /// use sandbox_sidecar::authorize::Permit;
 /// use sandbox_sidecar::dial::Door;
+/// use sandgate_mesh::http2::HttpVersion;
 /// async fn spend(door: &Door, permit: Permit, deadline: tokio::time::Instant) {
-///     let opened = door.open(permit, deadline).await;
+///     let opened = door.open(permit, HttpVersion::Http1, deadline).await;
 /// }
 /// ```
 /// It can't be spent twice,
 /// ```compile_fail,E0382
 /// use sandbox_sidecar::authorize::Permit;
 /// use sandbox_sidecar::dial::Door;
+/// use sandgate_mesh::http2::HttpVersion;
 /// async fn spend(door: &Door, permit: Permit, deadline: tokio::time::Instant) {
-///     let opened = door.open(permit, deadline).await;
-///     let opened_again = door.open(permit, deadline).await;
+///     let opened = door.open(permit, HttpVersion::Http1, deadline).await;
+///     let opened_again = door.open(permit, HttpVersion::Http1, deadline).await;
 /// }
 /// ```
 /// kept for another request,

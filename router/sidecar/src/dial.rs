@@ -7,6 +7,7 @@ use sandgate_mesh::caller::Caller;
 use sandgate_mesh::contract::CONNECT_TIMEOUT;
 use sandgate_mesh::exchange::Upstream;
 use sandgate_mesh::framing::Limits;
+use sandgate_mesh::http2::HttpVersion;
 use sandgate_mesh::pool::{Lease, Pool, PoolLimits};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -29,6 +30,8 @@ pub type Key = (LoopbackPort, Arc<Caller>);
 #[derive(Debug)]
 pub struct Door {
     pool: Arc<Pool<Key>>,
+    /// Connections that speak HTTP/2.
+    http2_pool: Arc<Pool<Key>>,
     framing: Arc<Limits>,
 }
 
@@ -38,6 +41,7 @@ pub struct Opened<'a> {
     door: &'a Door,
     lease: Lease<Key>,
     key: Key,
+    version: HttpVersion,
 }
 
 impl Door {
@@ -50,36 +54,53 @@ impl Door {
         };
         Self {
             pool: Pool::new(limits),
+            http2_pool: Pool::new(limits),
             framing,
         }
     }
 
-    /// A connection for the request that was permitted: a kept one of the same caller, or until `deadline` a new one.
+    /// A connection for the request that was permitted and travels in this version of HTTP: a kept one of the same caller, or
+    /// until `deadline` a new one.
     ///
     /// # Errors
     /// Nobody listens on the port after 3 retries, or after fewer where the time is over before the next. Or whoever does
     /// takes no connection in time ([`TimedOut`](io::ErrorKind::TimedOut)).
-    pub async fn open(&self, permit: Permit, deadline: Instant) -> io::Result<Opened<'_>> {
+    pub async fn open(&self, permit: Permit, version: HttpVersion, deadline: Instant) -> io::Result<Opened<'_>> {
         let key = permit.spend();
-        let lease = match self.pool.take(&key) {
+        let lease = match self.pool(version).take(&key) {
             Some(lease) => lease,
             // Boxed, so that a request on a kept connection doesn't carry the room for it.
-            None => Box::pin(self.open_new(key.clone(), deadline)).await?,
+            None => Box::pin(self.open_new(key.clone(), version, deadline)).await?,
         };
-        Ok(Opened { door: self, lease, key })
+        Ok(Opened {
+            door: self,
+            lease,
+            key,
+            version,
+        })
     }
 
-    async fn open_new(&self, key: Key, deadline: Instant) -> io::Result<Lease<Key>> {
-        let era = self.pool.era();
+    async fn open_new(&self, key: Key, version: HttpVersion, deadline: Instant) -> io::Result<Lease<Key>> {
+        let pool = self.pool(version);
+        let era = pool.era();
         let stream = connect_with_retries(key.0, deadline).await?;
-        let upstream = Upstream::start(stream, &self.framing).await.map_err(io::Error::other)?;
+        let upstream = Upstream::start_in(version, stream, &self.framing).await;
+        let upstream = upstream.map_err(io::Error::other)?;
         // An app proves nothing.
-        Ok(self.pool.lease(era, key, upstream, None))
+        Ok(pool.lease(era, key, upstream, None))
     }
 
     /// Closes connections that lay idle for too long.
     pub fn sweep(&self) {
         self.pool.sweep();
+        self.http2_pool.sweep();
+    }
+
+    fn pool(&self, version: HttpVersion) -> &Arc<Pool<Key>> {
+        match version {
+            HttpVersion::Http1 => &self.pool,
+            HttpVersion::Http2 => &self.http2_pool,
+        }
     }
 }
 
@@ -100,7 +121,7 @@ impl Opened<'_> {
     /// See [`Door::open`].
     pub async fn replace(self, deadline: Instant) -> io::Result<Lease<Key>> {
         drop(self.lease);
-        Box::pin(self.door.open_new(self.key, deadline)).await
+        Box::pin(self.door.open_new(self.key, self.version, deadline)).await
     }
 }
 

@@ -48,7 +48,9 @@ pub(crate) async fn busy(socket: TcpSocket, port: LoopbackPort) -> (TcpListener,
 /// What becomes of the permit within so many milliseconds, and after how many.
 async fn opened_within(door: &Door, permit: Permit, millis: u64) -> (Option<io::ErrorKind>, u128) {
     let started = Instant::now();
-    let opened = door.open(permit, started + Duration::from_millis(millis)).await;
+    let opened = door
+        .open(permit, HttpVersion::Http1, started + Duration::from_millis(millis))
+        .await;
     (opened.err().map(|error| error.kind()), started.elapsed().as_millis())
 }
 
@@ -110,7 +112,11 @@ async fn a_kept_connection_is_opened_by_a_permit_of_its_caller_only() {
         name: name.parse().unwrap(),
     };
     let deadline = Instant::now() + Duration::from_secs(60);
-    let open = async |name| door.open(permit(user(name), port), deadline).await.unwrap();
+    let open = async |name| {
+        door.open(permit(user(name), port), HttpVersion::Http1, deadline)
+            .await
+            .unwrap()
+    };
     let keep = async |lease: Lease<Key>| {
         lease.give_back();
         // hyper says that a connection can be used once its driver has run.

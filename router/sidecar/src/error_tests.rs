@@ -184,7 +184,7 @@ fn after(error: GateError) -> Option<GateError> {
         E::BadAnswer => E::Upload(BodyError::TooLarge),
         E::Upload(BodyError::TooLarge) => E::Upload(BodyError::Silent),
         E::Upload(BodyError::Silent) => E::Upload(BodyError::Broken),
-        E::Upload(BodyError::Broken) => E::EarlyBytes,
+        E::Upload(BodyError::Broken | BodyError::Reset(_)) => E::EarlyBytes,
         E::EarlyBytes => E::Internal,
         // The page has violations in a table of their own.
         E::Internal | E::Upload(BodyError::Framing(_)) => return None,

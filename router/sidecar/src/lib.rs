@@ -39,6 +39,7 @@ use sandgate_mesh::control::server::Control;
 use sandgate_mesh::credentials::{Credentials, MeshCredentials, Unfit};
 use sandgate_mesh::drain::{DrainState, Draining};
 use sandgate_mesh::framing::Limits;
+use sandgate_mesh::http2::{HttpVersion, Windows};
 use sandgate_mesh::identity::{PeerId, WorkloadIdentity};
 use sandgate_mesh::listener::{self, ConnectionCount, ConnectionLimits, Newcomer, Newcomers};
 use sandgate_mesh::memory::MemoryBudget;
@@ -47,6 +48,7 @@ use sandgate_mesh::policy::PolicySnapshot;
 use sandgate_mesh::polled::Reload;
 use sandgate_mesh::pool::LINGER;
 use sandgate_mesh::sandbox::{PodUid, SandboxKey};
+use sandgate_mesh::serve::ExtendedConnects;
 use sandgate_mesh::standing::{IdentityWatch, fit};
 use sandgate_mesh::telemetry::LineLog;
 use sandgate_mesh::tls::{HandshakeError, MeshPeer, Purpose, ServerTls};
@@ -391,12 +393,19 @@ impl Gate {
         let peer = Arc::new(Peer::new(peer, is_router, address.ip(), slot));
         let (gate, framing) = (Arc::clone(&self), Arc::clone(&self.settings.framing));
         let tunnels = draining.clone();
-        serve::http1(stream, &framing, draining, move |request, switch| {
+        let version = tls::agreed_version(stream.get_ref().1);
+        let handle = move |request, switch| {
             let (gate, peer, draining) = (Arc::clone(&gate), Arc::clone(&peer), tunnels.clone());
             // Boxed, or each future that it passes through would have room for it.
             let request = Box::new(request);
             async move { request::handle(&gate, &peer, request, switch, draining).await }
-        })
-        .await;
+        };
+        match version {
+            HttpVersion::Http1 => serve::http1(stream, &framing, draining, handle).await,
+            HttpVersion::Http2 => {
+                let mesh = (Windows::MESH, ExtendedConnects::Refused);
+                Box::pin(serve::http2(stream, &framing, mesh, draining, handle)).await;
+            }
+        }
     }
 }

@@ -15,6 +15,7 @@ use sandgate_mesh::drain::Draining;
 use sandgate_mesh::exchange::ExchangeError;
 use sandgate_mesh::framing::PassThrough;
 use sandgate_mesh::headers::{Upgrade, cross_hop, detached, names_too_much, strip_ours};
+use sandgate_mesh::http2::HttpVersion;
 use sandgate_mesh::pool::Lease;
 use sandgate_mesh::telemetry::chain;
 use sandgate_mesh::tunnel::{self, TunnelLimits};
@@ -142,7 +143,7 @@ async fn exchange(
     let wait = gate.settings.proxy_timeout;
     // The wait for the app begins here, with that for a connection.
     let deadline = request.body().started() + wait;
-    let opened = gate.door.open(permit, deadline).await;
+    let opened = gate.door.open(permit, HttpVersion::of(&request), deadline).await;
     let mut opened = opened.map_err(|error| no_connection(&error))?;
     match opened.upstream().send(request, wait).await {
         Ok(response) => Ok((opened.into_lease(), response)),

@@ -175,7 +175,10 @@ fn sanitise<B>(
     sanitise_request(headers, upgrade);
     let host = HeaderValue::from_str(&format!("127.0.0.1:{port}")).map_err(|_| GateError::Internal)?;
     headers.insert(HOST, host);
-    *request.version_mut() = Version::HTTP_11;
+    // What came over HTTP/2 goes on so; the rest is HTTP/1.1 from here.
+    if request.version() != Version::HTTP_2 {
+        *request.version_mut() = Version::HTTP_11;
+    }
     // Origin form, whatever form it came in: an absolute target's authority must not reach the app as a second Host.
     *request.uri_mut() = Uri::from(target);
     Ok(())

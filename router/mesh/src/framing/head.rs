@@ -220,7 +220,7 @@ fn http_version(word: &[u8]) -> Result<Version, Violation> {
 
 /// Whether hyper takes the target, in full. Of an origin-form target it takes these bytes (a test compares), of the
 /// rarer forms what [`Uri`] takes.
-fn is_target(target: &[u8]) -> bool {
+pub(super) fn is_target(target: &[u8]) -> bool {
     if !target.starts_with(b"/") {
         return target.iter().all(|byte| matches!(byte, 0x21..=0x7e) && *byte != b'#') && Uri::try_from(target).is_ok();
     }

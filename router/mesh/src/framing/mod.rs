@@ -21,12 +21,15 @@ mod body;
 mod flags;
 mod gate;
 mod head;
+mod http2;
 mod request;
 mod response;
 #[cfg(test)]
 mod tests;
 
 pub use flags::LimitFlags;
+pub use http2::judge_http2;
+pub(crate) use http2::{ExtendedConnect, answer_extended_connect, judge_http2_answer};
 pub use request::{PassThrough, RequestGuard, judge_request_bytes, refusal};
 pub use response::{ExpectResponse, ResponseGuard, judge_response_bytes};
 
@@ -180,7 +183,7 @@ violations! {
     Target => BAD_REQUEST, "Request target is malformed.";
     /// The request target is over [`Limits::target_bytes`].
     TargetTooLong => URI_TOO_LONG, "Request target is too long.";
-    /// The message is neither HTTP/1.0 nor HTTP/1.1. HTTP/2's connection preface ends up here.
+    /// The message is neither HTTP/1.0 nor HTTP/1.1. HTTP/2's connection preface ends up here where a client may not use it.
     Version => BAD_REQUEST, "HTTP version must be 1.0 or 1.1.";
     /// The status line isn't `version SP status [SP reason]`, or its status isn't 100 to 599.
     StatusLine => BAD_REQUEST, "Status line is malformed.";
@@ -233,6 +236,8 @@ violations! {
     ChunkEnd => BAD_REQUEST, "A chunk does not end with CRLF.";
     /// Content-Length, Transfer-Encoding or Host in a trailer section.
     TrailerField => BAD_REQUEST, "A trailer field may not set the message's framing or host.";
+    /// HTTP/2's `:authority` is none, or not what Host says.
+    Authority => BAD_REQUEST, "The request's authority is malformed, or is not its Host.";
 }
 
 impl From<Violation> for io::Error {

@@ -5,7 +5,7 @@ use super::gate::{Gate, Judge, write_through_gate};
 use super::head::{Fields, Framing, Section, Trailers, request_line};
 use super::{Limits, Violation};
 use bytes::{Buf, Bytes};
-use http::Version;
+use http::{Method, Request, Uri, Version};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -56,6 +56,11 @@ const OPEN: u8 = 1;
 const CLOSED: u8 = 2;
 
 impl PassThrough {
+    /// The switch of a request whose connection nobody judges byte by byte: an HTTP/2 stream, which is its own.
+    pub(crate) fn of_stream() -> Self {
+        Self(Arc::new(AtomicU8::new(JUDGING)))
+    }
+
     /// Lets everything behind the current request pass unjudged, bytes that were held back first. To be called before
     /// the service answers 101.
     ///
@@ -187,12 +192,25 @@ fn stand_in(violation: Violation) -> Bytes {
     format!("{REFUSED} /{code} HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n").into()
 }
 
+/// The same for a request that arrived over HTTP/2, with its own body.
+pub(super) fn stand_in_request<B>(violation: Violation, body: B) -> Request<B> {
+    let mut request = Request::new(body);
+    *request.method_mut() = Method::from_bytes(REFUSED.as_bytes()).unwrap_or_default();
+    *request.uri_mut() = Uri::try_from(format!("/{}", violation as usize)).unwrap_or_default();
+    request
+}
+
+/// Whether only a stand-in may have this method.
+pub(super) fn is_reserved(method: &Method) -> bool {
+    method.as_str() == REFUSED
+}
+
 /// Why the request that this one stands in for was refused, if it is a stand-in.
 ///
 /// The service answers it with [`Violation::status`] and [`Violation::detail`] before it looks at anything else. The
-/// connection closes by itself after that. Over HTTP/1 only a [`RequestGuard`] can have made a stand-in.
-pub fn refusal<B>(request: &http::Request<B>) -> Option<Violation> {
-    if request.method().as_str() != REFUSED {
+/// connection closes by itself after that over HTTP/1, where only a [`RequestGuard`] can have made a stand-in.
+pub fn refusal<B>(request: &Request<B>) -> Option<Violation> {
+    if !is_reserved(request.method()) {
         return None;
     }
     let code: usize = request.uri().path().strip_prefix('/')?.parse().ok()?;

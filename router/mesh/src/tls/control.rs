@@ -5,7 +5,7 @@ use super::{
     HandshakeError, MeshPeer, TlsError, check_role, client_config, connect, end_of_validity, mesh_peer, peer_leaf,
     server_config,
 };
-use crate::contract::{ALPN_CONTROL, ALPN_MESH_HTTP1, HANDSHAKE_TIMEOUT};
+use crate::contract::{ALPN_CONTROL, ALPN_MESH_HTTP1, ALPN_MESH_HTTP2, HANDSHAKE_TIMEOUT};
 use crate::credentials::{MeshCredentials, Role};
 use crate::identity::{ExpectedSandbox, ExtendedKeyUsage, PeerId, TrustDomain, WorkloadIdentity};
 use rustls::server::Acceptor;
@@ -29,11 +29,11 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    /// Its name in handshakes.
-    pub const fn alpn(self) -> &'static [u8] {
+    /// Its names in handshakes. Requests come in one of two versions of HTTP.
+    pub const fn protocols(self) -> &'static [&'static [u8]] {
         match self {
-            Self::Requests => ALPN_MESH_HTTP1,
-            Self::Control => ALPN_CONTROL,
+            Self::Requests => &[ALPN_MESH_HTTP1, ALPN_MESH_HTTP2],
+            Self::Control => &[ALPN_CONTROL],
         }
     }
 }
@@ -143,7 +143,7 @@ where
     };
     let accepted = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
     let (stream, purpose) = accepted.map_err(|_| HandshakeError::TimedOut)??;
-    let peer = mesh_peer(stream.get_ref().1, purpose.alpn())?;
+    let peer = mesh_peer(stream.get_ref().1, purpose.protocols())?;
     Ok((stream, peer, purpose))
 }
 

@@ -35,8 +35,9 @@ pub use server_tls::ServerTls;
 pub use verify::{FrontPeer, FrontPeerError, PeerRejected};
 pub use web::connect_web;
 
-use crate::contract::{ALPN_HTTP1, ALPN_HTTP2, ALPN_MESH_HTTP1, HANDSHAKE_TIMEOUT};
+use crate::contract::{ALPN_HTTP1, ALPN_HTTP2, ALPN_MESH_HTTP1, ALPN_MESH_HTTP2, HANDSHAKE_TIMEOUT};
 use crate::credentials::{FrontCredentials, MeshCredentials, Role, Validity};
+use crate::http2::HttpVersion;
 use crate::identity::{ExpectedSandbox, ExtendedKeyUsage, PeerId};
 use rustls::client::Resumption;
 use rustls::client::danger::ServerCertVerifier;
@@ -106,10 +107,14 @@ pub enum TlsError {
 pub fn sidecar_server_config(credentials: &MeshCredentials) -> Result<Arc<ServerConfig>, TlsError> {
     check_role(credentials, Role::Sidecar)?;
     let verifier = MeshCallerVerifier::new(credentials.roots(), credentials.trust_domain())?;
-    server_config(Arc::new(verifier), credentials.certified_key(), &[ALPN_MESH_HTTP1])
+    server_config(
+        Arc::new(verifier),
+        credentials.certified_key(),
+        &[ALPN_MESH_HTTP1, ALPN_MESH_HTTP2],
+    )
 }
 
-/// The router's end of the mesh, for one dial: it accepts the expected sandbox and nobody else.
+/// The router's end of the mesh, for one dial and requests in HTTP/1.1: it accepts the expected sandbox and nobody else.
 ///
 /// # Errors
 /// The credentials aren't a router's, or rustls refuses them.
@@ -117,9 +122,21 @@ pub fn router_client_config(
     credentials: &MeshCredentials,
     expected: &ExpectedSandbox,
 ) -> Result<Arc<ClientConfig>, TlsError> {
+    router_client_config_for(HttpVersion::Http1, credentials, expected)
+}
+
+/// The same for requests in this version of HTTP.
+///
+/// # Errors
+/// The same.
+pub fn router_client_config_for(
+    version: HttpVersion,
+    credentials: &MeshCredentials,
+    expected: &ExpectedSandbox,
+) -> Result<Arc<ClientConfig>, TlsError> {
     check_role(credentials, Role::Router)?;
     let verifier = Arc::new(SandboxVerifier::new(credentials, expected));
-    client_config(verifier, credentials, ALPN_MESH_HTTP1)
+    client_config(verifier, credentials, version.mesh_alpn())
 }
 
 /// The router's end of a connection to a collector of traces and metrics, which is no part of the mesh and proves its name
@@ -195,7 +212,7 @@ pub fn front_server_config(
     server_config(
         Arc::new(FrontCallerVerifier { chain }),
         credentials.certified_key(),
-        &[ALPN_HTTP1],
+        &[ALPN_HTTP2, ALPN_HTTP1],
     )
 }
 
@@ -327,9 +344,9 @@ pub struct MeshPeer {
     pub until: SystemTime,
 }
 
-/// Whom an accepted connection of the mesh leads to, if it is for `alpn`.
-fn mesh_peer(connection: &CommonState, alpn: &[u8]) -> Result<MeshPeer, HandshakeError> {
-    check_alpn(connection, alpn)?;
+/// Whom an accepted connection of the mesh leads to, if it is for one of `protocols`.
+fn mesh_peer(connection: &CommonState, protocols: &[&[u8]]) -> Result<MeshPeer, HandshakeError> {
+    check_alpn(connection, protocols)?;
     let leaf = peer_leaf(connection)?;
     // The verifier has read the same leaf in the same way: this only gets at what it found.
     let id = PeerId::from_leaf(leaf, ExtendedKeyUsage::ClientAuth)
@@ -363,7 +380,9 @@ pub async fn connect_mesh<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let stream = connect(stream, config, ALPN_MESH_HTTP1).await?;
+    // What a configuration was made for is the one protocol that it names.
+    let protocol = config.alpn_protocols.first().cloned();
+    let stream = connect(stream, config, protocol.as_deref().unwrap_or(ALPN_MESH_HTTP1)).await?;
     let until = end_of_validity(peer_leaf(stream.get_ref().1)?);
     Ok((stream, until))
 }
@@ -378,7 +397,7 @@ where
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
         .await
         .map_err(|_| HandshakeError::TimedOut)??;
-    check_alpn(stream.get_ref().1, alpn)?;
+    check_alpn(stream.get_ref().1, &[alpn])?;
     Ok(stream)
 }
 
@@ -422,10 +441,18 @@ where
 }
 
 /// rustls lets peers pass that name no protocol at all.
-fn check_alpn(connection: &CommonState, needed: &[u8]) -> Result<(), HandshakeError> {
-    if connection.alpn_protocol() == Some(needed) {
-        Ok(())
-    } else {
-        Err(HandshakeError::Alpn)
+fn check_alpn(connection: &CommonState, needed: &[&[u8]]) -> Result<(), HandshakeError> {
+    match connection.alpn_protocol() {
+        Some(agreed) if needed.contains(&agreed) => Ok(()),
+        _ => Err(HandshakeError::Alpn),
+    }
+}
+
+/// Which HTTP an established connection is for, as its ends have agreed on. A client that named no protocol means
+/// HTTP/1.1.
+pub fn agreed_version(connection: &CommonState) -> HttpVersion {
+    match connection.alpn_protocol() {
+        Some(ALPN_HTTP2 | ALPN_MESH_HTTP2) => HttpVersion::Http2,
+        _ => HttpVersion::Http1,
     }
 }

@@ -88,9 +88,9 @@ fn the_choices_are_these_whatever_the_defaults_are() {
     let webhook = webhook_server_config(&webhook).unwrap();
     let (control, control_client) = control::configurations();
     for (config, alpn) in [
-        (&mesh.gate, &[ALPN_MESH_HTTP1][..]),
+        (&mesh.gate, &[ALPN_MESH_HTTP1, ALPN_MESH_HTTP2][..]),
         (&control, &[ALPN_CONTROL]),
-        (&front, &[ALPN_HTTP1]),
+        (&front, &[ALPN_HTTP2, ALPN_HTTP1]),
         (&webhook, &[ALPN_HTTP2, ALPN_HTTP1]),
     ] {
         assert!(Arc::ptr_eq(config.crypto_provider(), &provider));

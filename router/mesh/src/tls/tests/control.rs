@@ -236,6 +236,8 @@ async fn a_connection_is_for_the_purpose_that_was_named_and_no_other() {
     };
     for (protocols, purpose) in [
         (&[ALPN_MESH_HTTP1][..], Purpose::Requests),
+        (&[ALPN_MESH_HTTP2], Purpose::Requests),
+        (&[ALPN_MESH_HTTP2, ALPN_CONTROL], Purpose::Control),
         (&[ALPN_CONTROL], Purpose::Control),
         (&[ALPN_MESH_HTTP1, ALPN_CONTROL], Purpose::Control),
         (&[ALPN_CONTROL, ALPN_MESH_HTTP1], Purpose::Control),
