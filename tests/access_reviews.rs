@@ -73,7 +73,7 @@ async fn who_may_connect_gets_through_and_who_may_not_is_told_by_which_layer() {
     assert_eq!(questions(&api_server), [question("alice"), question("bob")]);
 }
 
-/// An authorizer may narrow a token by what the API server said of it beside name and groups (OpenShift's scoped tokens do).
+/// An authorizer may narrow a token by what the API server said of it beside name and groups (`OpenShift`'s scoped tokens do).
 #[tokio::test]
 async fn what_narrows_one_token_of_a_user_is_asked_about_and_counts_for_no_other() {
     let mesh = polite().await;

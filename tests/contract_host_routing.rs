@@ -337,7 +337,9 @@ async fn a_page_of_the_apps_own_is_no_stranger_to_it_and_every_other_stays_one()
             // By path the origin may be another sandbox's page just as well.
             (&path, "router.example", vec!["https://router.example"]),
         ] {
-            let fields: String = origins.iter().map(|origin| format!("Origin: {origin}\r\n")).collect();
+            // What a client says of the host that it asked for doesn't count.
+            let claimed = "X-Forwarded-Host: 80-evil--default.sandboxes.example";
+            let fields = format!("{claimed}\r\nOrigin: {}\r\n", origins.join("\r\nOrigin: "));
             let response = send(router, get(target, host, &fields)).await;
             assert_eq!(status(&response), 200, "{fields}{response}");
             let head = mesh.app.take_only_request().head;

@@ -11,8 +11,9 @@ use sandgate_tests::processes::until_metric;
 use sandgate_tests::{Mesh, Ports, TOKEN, field, read_until, rule, send, status, tls_1_2_hello};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::{ClientConfig, ClientConnection};
@@ -191,6 +192,21 @@ async fn a_client_is_the_caller_that_its_certificate_names_and_no_other() {
             assert_eq!(served, 2, "{mode}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_connection_lasts_no_longer_than_what_its_client_has_proven() {
+    let front = Front::open("required").await;
+    let mut leaf = LeafSpec::new("alice", "", Usage::Client);
+    (leaf.uris, leaf.not_after) = (vec![], SystemTime::now() + Duration::from_secs(8));
+    let issued = front.authority.issue(&leaf).unwrap();
+    let mut stream = front.connect(&front.authority, Some(&issued)).await.unwrap();
+    assert_served(&mut stream, &front.mesh).await;
+    // By itself, and long before a connection is idle for too long.
+    let ended = timeout(Duration::from_secs(60), stream.read(&mut [0])).await.unwrap();
+    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    assert!(SystemTime::now() > leaf.not_after - Duration::from_secs(1), "too early");
+    assert_eq!(front.mesh.app.requests().len(), 1);
 }
 
 #[tokio::test]

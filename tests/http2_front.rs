@@ -312,11 +312,11 @@ async fn a_body_over_the_limit_is_refused_and_one_within_passes() {
 
 #[tokio::test]
 async fn a_drain_tells_clients_to_go_elsewhere_and_lets_streams_finish() {
-    let (begin, begun) = oneshot::channel::<()>();
-    let begin = std::sync::Mutex::new(Some(begin));
+    let (ask, asked) = oneshot::channel::<()>();
+    let ask = std::sync::Mutex::new(Some(ask));
     let app = RecordingApp::start(move |_| {
-        if let Some(begin) = begin.lock().unwrap().take() {
-            let _ = begin.send(());
+        if let Some(ask) = ask.lock().unwrap().take() {
+            let _ = ask.send(());
         }
         std::thread::sleep(Duration::from_millis(500));
         Step::Answer(ok("late"))
@@ -332,7 +332,7 @@ async fn a_drain_tells_clients_to_go_elsewhere_and_lets_streams_finish() {
     let request = get(&mesh, "/");
     let mut sender = client.clone();
     let under_way = tokio::spawn(async move { text(answer(&mut sender, request).await).await });
-    timeout(PATIENCE, begun).await.unwrap().unwrap();
+    timeout(PATIENCE, asked).await.unwrap().unwrap();
     drain.send(()).unwrap();
     assert_eq!(timeout(PATIENCE, under_way).await.unwrap().unwrap(), "late");
     timeout(PATIENCE, running).await.unwrap().unwrap().unwrap();

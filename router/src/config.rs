@@ -68,8 +68,8 @@ pub enum Authentication {
     TokenReview(TokenReviewSettings),
     /// Tokens for one sandbox each.
     ScopedToken(ScopedTokenFiles),
-    /// Tokens of an OpenID Connect issuer.
-    Oidc(OidcSettings),
+    /// Tokens of an OIDC issuer.
+    Oidc(Box<OidcSettings>),
 }
 
 impl fmt::Debug for Authentication {
@@ -320,7 +320,7 @@ fn authentication(flags: &Flags, problems: &mut Vec<String>) -> Option<Authentic
         (Some(AuthzMode::TokenReview), None) => Some(Authentication::TokenReview(flags.callers.token_review())),
         (None, Some(token)) => Some(Authentication::StaticToken(token.to_owned())),
         (Some(AuthzMode::ScopedToken), None) => flags.scoped_token.files(problems).map(Authentication::ScopedToken),
-        (Some(AuthzMode::Oidc), None) => flags.oidc.settings(problems).map(Authentication::Oidc),
+        (Some(AuthzMode::Oidc), None) => flags.oidc.settings(problems).map(Box::new).map(Authentication::Oidc),
         (Some(AuthzMode::AllowAll), None) => Some(Authentication::AllowAll),
         (None, None) => {
             if !has_bad_mode(problems) {

@@ -32,7 +32,7 @@ pub enum RouterError {
     OutOfScope(Bound),
     /// A page of another origin wants to switch protocols.
     ForeignOrigin,
-    /// A page of another origin, or nobody knows which, wants to change something with a browser's cookie.
+    /// A page of another origin, or nobody knows which, wants to change something with a browser's cookie or certificate.
     ForeignPage,
     /// A routing header is missing or malformed.
     BadRoute(&'static str),
@@ -144,7 +144,7 @@ impl RouterError {
             Self::OutOfScope(bound) => forbidden(bound.detail().into()),
             Self::ForeignOrigin => forbidden("Upgrade requests from another origin are refused.".into()),
             Self::ForeignPage => forbidden(
-                "Refused by the router's origin check: with a cookie, requests must come from a page of this host or of an \
+                "Refused by the router's origin check: with a cookie or a certificate, requests must come from a page of this host or of an \
                  allowed origin."
                     .into(),
             ),

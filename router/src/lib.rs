@@ -3,6 +3,7 @@
 //!
 //! `request` is the way of a request, top to bottom.
 
+mod acceptor;
 mod access;
 mod api_server;
 mod authenticate;
@@ -11,6 +12,7 @@ mod breaker;
 mod browser;
 mod certificates;
 pub mod cli;
+mod client;
 pub mod config;
 mod enrolment;
 mod error;
@@ -18,6 +20,7 @@ mod forward;
 mod limits;
 mod metrics;
 mod otlp;
+mod outcomes;
 mod pods;
 mod request;
 mod resolve;
@@ -26,7 +29,9 @@ mod rewrite;
 mod routing;
 mod scope;
 mod server;
+mod tunnels;
 mod upgrades;
+mod worker;
 
 pub use error::{Bound, RouterError};
 pub use limits::LimitReached;

@@ -300,9 +300,7 @@ impl Metrics {
             "Questions to the OIDC issuer for its keys, or reloads of the file with them, by outcome.",
             &["outcome"],
         )?;
-        for outcome in [Reload::Success, Reload::Failure] {
-            refreshes.with_label_values(&[outcome.as_str()]);
-        }
+        start_at_zero(&refreshes);
         Ok(refreshes)
     }
 

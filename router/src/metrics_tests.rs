@@ -13,6 +13,7 @@ fn the_reference_has_every_metric_and_no_other() {
         all.certificate_not_after().unwrap();
         all.https_certificate_not_after().unwrap();
         all.breakers().unwrap();
+        all.oidc_refreshes().unwrap();
         crate::otlp::metrics_of(&all.registry).unwrap();
         PodCache::new("cluster.local".parse().unwrap(), false, &all.registry).unwrap();
         let log = LineLog::to(std::io::sink()).unwrap();

@@ -1,112 +1,37 @@
 //! THE PATH of a request through the router: authenticate, parse, resolve, sanitise, forward, answer.
 
 use crate::access::{End, Record};
-use crate::authenticate::{Authenticated, Authenticator};
-use crate::authorize::AccessReviews;
+use crate::authenticate::Authenticated;
 use crate::browser::Page;
-use crate::config::Config;
+use crate::client::{Client, forwarded};
 use crate::error::RouterError;
-use crate::forward::{Errand, Forwarder, UNANSWERED, id_text};
-use crate::limits::{Limits as RequestLimits, Who};
-use crate::metrics::{Metrics, Reason};
-use crate::otlp::Tracer;
-use crate::resolve::{Resolver, Target};
-use crate::routing::{Destination, LastDestination, Way};
+use crate::forward::Errand;
+use crate::limits::Who;
+use crate::outcomes::heed;
+use crate::resolve::Target;
+use crate::routing::{Destination, Way};
 use crate::scope::narrow;
-use crate::upgrades::{UpgradeCount, UpgradeSlot, client_address};
+use crate::tunnels::Tunnel;
+use crate::upgrades::client_address;
+use crate::worker::Worker;
 use http::header::{EXPECT, HOST, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
 use sandgate_mesh::admin;
 use sandgate_mesh::body::{Answer, BodyError, Upload, UploadWatch, discard};
-use sandgate_mesh::contract::{
-    X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, X_SANDBOX_PORT, X_SANDGATE_CALLER,
-    X_SANDGATE_OUTCOME, X_SANDGATE_TRACE,
-};
-use sandgate_mesh::drain::Draining;
-use sandgate_mesh::framing::{Limits, PassThrough, refusal};
+use sandgate_mesh::contract::{X_REQUEST_ID, X_SANDBOX_PORT, X_SANDGATE_CALLER, X_SANDGATE_TRACE};
+use sandgate_mesh::framing::{PassThrough, refusal};
 use sandgate_mesh::headers::{
-    Upgrade, cross_hop, detached, ensure_request_id, names_too_much, requested_upgrade, sanitise_request,
-    strip_forwarded, strip_ours,
+    Upgrade, cross_hop, ensure_request_id, names_too_much, requested_upgrade, sanitise_request, strip_ours,
 };
 use sandgate_mesh::http2::HttpVersion;
-use sandgate_mesh::listener::ConnectionSlot;
-use sandgate_mesh::memory::MemoryBudget;
-use sandgate_mesh::outcome::Outcome;
 use sandgate_mesh::pool::Lease;
-use sandgate_mesh::sandbox::SandboxKey;
-use sandgate_mesh::telemetry::{LineLog, chain};
 use sandgate_mesh::trace_context;
-use sandgate_mesh::tunnel::{Ended, Protocol, TunnelLimits, join_upgraded};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tracing::Instrument;
-
-/// What one worker thread needs to serve requests.
-#[derive(Debug)]
-pub(crate) struct Worker {
-    pub(crate) config: Arc<Config>,
-    pub(crate) framing: Arc<Limits>,
-    pub(crate) authenticator: Arc<Authenticator>,
-    /// Who may connect where, if the API server is asked.
-    pub(crate) access_reviews: Option<Arc<AccessReviews>>,
-    pub(crate) resolver: Arc<Resolver>,
-    pub(crate) forwarder: Forwarder,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) access: Option<LineLog>,
-    pub(crate) memory: MemoryBudget,
-    /// Of all workers; `None` where there is no limit.
-    pub(crate) upgrades: Option<Arc<UpgradeCount>>,
-    /// What traces requests, if any are.
-    pub(crate) tracer: Option<Arc<Tracer>>,
-    /// Of all workers; `None` where neither callers nor sandboxes are limited.
-    pub(crate) limits: Option<Arc<RequestLimits>>,
-}
-
-/// The client connection that a request came over.
-#[derive(Debug)]
-pub(crate) struct Client {
-    ip: IpAddr,
-    /// The address as `X-Forwarded-For` has it, made once for all requests.
-    ip_text: HeaderValue,
-    scheme: HeaderValue,
-    certificate: Option<Authenticated>,
-    last: LastDestination,
-    /// Its place among the connections: held for as long as anything of it lasts, tunnels too.
-    _slot: ConnectionSlot,
-    /// For tunnels, which outlive the connection's own task.
-    draining: Draining,
-    /// Whether what it says of those before it counts.
-    trusted_proxy: bool,
-}
-
-impl Client {
-    /// The client at `ip`, over `scheme`, with the name its certificate gave it.
-    pub(crate) fn new(
-        config: &Config,
-        ip: IpAddr,
-        scheme: &'static str,
-        certificate: Option<Authenticated>,
-        slot: ConnectionSlot,
-        draining: Draining,
-    ) -> Self {
-        Self {
-            ip,
-            // An address is made of characters that a header value may have.
-            ip_text: HeaderValue::from_str(&ip.to_string()).unwrap_or(HeaderValue::from_static("unknown")),
-            scheme: HeaderValue::from_static(scheme),
-            certificate,
-            last: LastDestination::default(),
-            _slot: slot,
-            draining,
-            trusted_proxy: config.trusts(ip),
-        }
-    }
-}
 
 /// Handles one request.
 pub(crate) async fn handle(
@@ -155,7 +80,12 @@ async fn answer(
         }
         Ok(Passed::Switched(response, tunnel)) => {
             let metrics = Arc::clone(&worker.metrics);
-            tokio::spawn(tunnel.run(Arc::clone(client), worker.config.tunnels, metrics, record));
+            tokio::spawn(tunnel.run(
+                Arc::clone(client),
+                client.tunnels(worker.config.tunnels),
+                metrics,
+                record,
+            ));
             response.map(|()| Answer::empty())
         }
         Err(error) => answer_error(&error, record),
@@ -245,49 +175,6 @@ enum Passed {
     Switched(Response<()>, Tunnel),
 }
 
-/// Two connections that have switched protocols.
-struct Tunnel {
-    downstream: OnUpgrade,
-    upstream: OnUpgrade,
-    protocol: Protocol,
-    /// The client's place among its upgraded connections, until the tunnel ends.
-    slot: Option<UpgradeSlot>,
-    lease: Lease<Arc<Target>>,
-    sandbox: SandboxKey,
-    request_id: Option<HeaderValue>,
-}
-
-impl Tunnel {
-    /// Joins the two until one of them ends. The request lasts as long, and so does the client's place.
-    async fn run(self, client: Arc<Client>, limits: TunnelLimits, metrics: Arc<Metrics>, mut record: Record) {
-        let Self {
-            downstream,
-            upstream,
-            protocol,
-            slot,
-            lease,
-            sandbox,
-            request_id,
-        } = self;
-        let (request_id, span) = (id_text(request_id.as_ref()), record.log_span());
-        metrics.open_tunnels.inc();
-        let draining = client.draining.clone();
-        let ended = join_upgraded(downstream, upstream, lease, protocol, limits, draining).await;
-        metrics.open_tunnels.dec();
-        metrics.tunnel_ended(ended.as_ref().ok().map(|ended| ended.end));
-        let _entered = span.enter();
-        match ended {
-            Ok(Ended { end, up, down }) => {
-                record.bytes_in(up);
-                record.bytes_out(down);
-                tracing::info!(%sandbox, request_id, end = end.as_str(), up, down, "the tunnel ended");
-            }
-            Err(error) => tracing::info!(%sandbox, request_id, error = chain(&error), "the tunnel did not open"),
-        }
-        drop(slot);
-    }
-}
-
 #[allow(clippy::too_many_arguments)] // each phase of the path needs another of them
 async fn pass(
     worker: &Worker,
@@ -313,7 +200,7 @@ async fn pass(
     // Read before the app's copy of the head is made, which has no `Origin`.
     let page = mount
         .as_deref()
-        .and_then(|mount| Page::behind(&request, mount, upgrade.is_some()));
+        .and_then(|mount| Page::behind(&request, mount, upgrade.is_some(), client.certificate.is_some()));
 
     // The identity that must answer is part of the target: decided before anything is dialed.
     let request_id = request.headers().get(X_REQUEST_ID).cloned();
@@ -367,7 +254,7 @@ async fn pass(
     if shows_namespace && to.answers_first() {
         worker.metrics.learn(&route.sandbox.namespace);
     }
-    heed_outcome(worker, errand, through_gate.then_some(&response))?;
+    heed(worker, errand, through_gate.then_some(&response))?;
 
     strip_ours(response.headers_mut());
     if let Some(mount) = &mount {
@@ -378,33 +265,9 @@ async fn pass(
     }
     record.status(response.status());
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let switches = upgrade
-            .as_ref()
-            .is_some_and(|upgrade| upgrade.is_answered_by(response.headers()));
-        let Some((downstream, upgrade)) = downstream.zip(upgrade).filter(|_| switches) else {
-            let sandbox = &route.sandbox;
-            let reason = Reason::Other;
-            tracing::info!(
-                target: UNANSWERED, %sandbox, request_id = errand.id(), reason = reason.as_str(),
-                "protocols were switched as nobody asked"
-            );
-            worker.metrics.error(&sandbox.namespace, reason);
-            return Err(RouterError::Broken(sandbox.name.clone()));
-        };
-        if !switch.open() {
-            return Err(RouterError::EarlyBytes);
-        }
-        let tunnel = Tunnel {
-            downstream,
-            upstream: hyper::upgrade::on(&mut response),
-            protocol: upgrade.protocol(),
-            slot,
-            lease,
-            sandbox: route.sandbox.clone(),
-            request_id: request_id.as_ref().map(detached),
-        };
-        cross_hop(response.headers_mut(), Some(&upgrade));
-        return Ok(Passed::Switched(response.map(|_| ()), tunnel));
+        let asked = downstream.zip(upgrade);
+        let (response, tunnel) = Tunnel::dig(&worker.metrics, errand, asked, &switch, slot, lease, response)?;
+        return Ok(Passed::Switched(response, tunnel));
     }
     if upgrade.is_some_and(|upgrade| upgrade.is_feigned_by(response.status())) {
         return Err(RouterError::Broken(route.sandbox.name.clone()));
@@ -412,52 +275,6 @@ async fn pass(
     cross_hop(response.headers_mut(), None);
     *response.version_mut() = Version::HTTP_11;
     Ok(Passed::Answered(lease, response, watch, budget))
-}
-
-/// What the gate said of itself, if the `response` is a gate's, belongs to the log and the metrics; the caller gets the answer
-/// without it.
-///
-/// # Errors
-/// The gate refused this router, and not the caller: that is for the router to answer.
-fn heed_outcome(worker: &Worker, errand: Errand<'_>, response: Option<&Response<Incoming>>) -> Result<(), RouterError> {
-    let said = response.and_then(|response| {
-        Some((
-            Outcome::from_header(response.headers().get(X_SANDGATE_OUTCOME)?)?,
-            response,
-        ))
-    });
-    if !matches!(said, Some((Outcome::Denied, _))) {
-        worker.metrics.allowed(&errand.route.sandbox.namespace);
-    }
-    let Some((outcome, response)) = said else { return Ok(()) };
-    let (sandbox, request_id, reason) = (&errand.route.sandbox, errand.id(), outcome.as_str());
-    let count = |reason| worker.metrics.error(&sandbox.namespace, reason);
-    match outcome {
-        Outcome::Dial => count(Reason::Dial),
-        Outcome::Timeout => count(Reason::Timeout),
-        Outcome::Broken => count(Reason::Eof),
-        Outcome::BadAnswer | Outcome::NotReady | Outcome::Overloaded => count(Reason::Other),
-        Outcome::Denied => worker.metrics.denied(Some(&sandbox.namespace)),
-        Outcome::Malformed | Outcome::Upload => {}
-        Outcome::NotARouter => {
-            count(Reason::Tls);
-            let (identity, text) = (
-                worker.forwarder.identity(),
-                "the gate does not accept this router's identity; name it in the gate's --router-identity",
-            );
-            tracing::warn!(target: UNANSWERED, %sandbox, request_id, reason, identity, "{text}");
-            return Err(RouterError::Unreachable(sandbox.name.clone()));
-        }
-        Outcome::PeerExpired => {
-            count(Reason::Tls);
-            let text = "the gate takes the certificate of this router's connection for expired; compare the clocks";
-            tracing::warn!(target: UNANSWERED, %sandbox, request_id, reason, "{text}");
-            return Err(RouterError::NoIdentity);
-        }
-    }
-    let status = response.status().as_u16();
-    tracing::info!(target: UNANSWERED, %sandbox, request_id, reason, status, "the gate answered itself");
-    Ok(())
 }
 
 /// Leaves in the head what the next hop may see, and adds what it must: to a gate, the port and the `assertion` of who calls.
@@ -486,40 +303,4 @@ fn sanitise(
     // Origin form, whatever form it came in.
     *request.uri_mut() = Uri::from(target);
     Ok(())
-}
-
-/// Sets `X-Forwarded-*`, with the `host` that the client asked for. What a client says of itself counts only if it is a trusted proxy.
-fn forwarded(client: &Client, host: Option<HeaderValue>, headers: &mut HeaderMap) {
-    if client.trusted_proxy {
-        forwarded_by_proxy(client, host, headers);
-        return;
-    }
-    strip_forwarded(headers);
-    headers.insert(X_FORWARDED_FOR, client.ip_text.clone());
-    headers.insert(X_FORWARDED_PROTO, client.scheme.clone());
-    if let Some(host) = host {
-        headers.insert(X_FORWARDED_HOST, host);
-    }
-}
-
-/// Adds the proxy to the chain, and keeps what it says of its own client.
-fn forwarded_by_proxy(client: &Client, host: Option<HeaderValue>, headers: &mut HeaderMap) {
-    let mut chain = Vec::new();
-    for value in headers.get_all(X_FORWARDED_FOR) {
-        chain.extend_from_slice(value.as_bytes());
-        chain.extend_from_slice(b", ");
-    }
-    chain.extend_from_slice(client.ip_text.as_bytes());
-    // Joined header values are a header value.
-    if let Ok(chain) = HeaderValue::try_from(chain) {
-        headers.insert(X_FORWARDED_FOR, chain);
-    }
-    if !headers.contains_key(X_FORWARDED_PROTO) {
-        headers.insert(X_FORWARDED_PROTO, client.scheme.clone());
-    }
-    if !headers.contains_key(X_FORWARDED_HOST)
-        && let Some(host) = host
-    {
-        headers.insert(X_FORWARDED_HOST, host);
-    }
 }

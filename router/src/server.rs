@@ -1,7 +1,8 @@
 //! Listeners, worker threads, readiness and drain.
 
+use crate::acceptor::Acceptor;
 use crate::api_server::ApiServer;
-use crate::authenticate::{Authenticator, certificate_caller};
+use crate::authenticate::Authenticator;
 use crate::authorize::AccessReviews;
 use crate::breaker::Breakers;
 use crate::certificates::{FrontTls, front_tls, mesh_identity};
@@ -12,51 +13,23 @@ use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::otlp::Otlp;
 use crate::pods::{self, PodCache};
-use crate::request::{self, Client, Worker};
 use crate::resolve::Resolver;
 use crate::upgrades::UpgradeCount;
-use anyhow::Context;
-use prometheus::IntCounter;
+use crate::worker::{self, Worker};
 use sandgate_mesh::admin::{Admin, Readiness};
-use sandgate_mesh::caller::Caller;
 use sandgate_mesh::credentials::{Credentials, Unfit};
-use sandgate_mesh::drain::{self, Draining};
-use sandgate_mesh::http2::{HttpVersion, Windows};
-use sandgate_mesh::listener::{self, ConnectionCount, ConnectionSlot, Full};
+use sandgate_mesh::drain;
+use sandgate_mesh::listener;
 use sandgate_mesh::memory::MemoryBudget;
-use sandgate_mesh::overflow::{Overflow, Refusal};
-use sandgate_mesh::pool::LINGER;
-use sandgate_mesh::serve::ExtendedConnects;
 use sandgate_mesh::standing::{IdentityWatch, fit};
 use sandgate_mesh::telemetry::LineLog;
-use sandgate_mesh::{serve, tls};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
-use tokio_rustls::rustls::ServerConfig;
+use std::time::SystemTime;
+use tokio::net::TcpListener;
 
-/// What a client hears that is one too many.
-const TOO_MANY: &str = "The router has too many connections; try again.";
-/// What a client hears whose address has one too many.
-const TOO_MANY_OF_PEER: &str = "The router has too many connections from this address; try again.";
-/// What a client hears that connects while the memory budget is spent.
-const SHORT_OF_MEMORY: &str = "The router is short of memory; try again.";
 /// Why a router isn't ready that nobody can bring its identity yet.
 const NO_ANCHORS: &str = "no identity, and no roots yet by which to know who brings it";
-/// Accepted connections that may wait for a worker.
-const HANDOVER: usize = 1024;
-
-/// A connection on its way to a worker.
-struct Accepted {
-    stream: std::net::TcpStream,
-    peer: SocketAddr,
-    tls: Option<Arc<ServerConfig>>,
-    slot: ConnectionSlot,
-}
-
 /// A router whose listeners are bound.
 pub struct Router {
     config: Arc<Config>,
@@ -249,20 +222,9 @@ impl Router {
                 tracer: self.otlp.as_ref().and_then(Otlp::tracer),
                 limits: limits.clone(),
             };
-            workers.push(start_worker(number, worker, draining.clone())?);
+            workers.push(worker::start(number, worker, draining.clone())?);
         }
-        let acceptor = Acceptor {
-            workers: Arc::from(workers),
-            next: Arc::default(),
-            count: ConnectionCount::new(self.config.connection_limits()),
-            overflow: Overflow::default(),
-            too_many: Refusal::unavailable(TOO_MANY, None),
-            too_many_of_peer: Refusal::too_many(TOO_MANY_OF_PEER),
-            short_of_memory: Refusal::unavailable(SHORT_OF_MEMORY, None),
-            config: Arc::clone(&self.config),
-            memory: self.memory,
-            metrics: Arc::clone(&self.metrics),
-        };
+        let acceptor = Acceptor::new(workers, &self.config, self.memory, &self.metrics);
         if let Some(listener) = self.http {
             tokio::spawn(acceptor.clone().accept(listener, None, draining.clone()));
         }
@@ -278,7 +240,7 @@ impl Router {
         leaving.start();
         tokio::time::sleep(self.config.drain_delay).await;
         if !drain
-            .finish(self.config.shutdown_timeout - self.config.drain_delay)
+            .finish(self.config.shutdown_timeout.saturating_sub(self.config.drain_delay))
             .await
         {
             tracing::warn!("requests were still under way when the shutdown budget ended");
@@ -315,185 +277,5 @@ impl Router {
                 _ => unfit.to_string().into(),
             })
         })
-    }
-}
-
-/// Hands accepted connections to the workers in turn.
-#[derive(Clone)]
-struct Acceptor {
-    workers: Arc<[mpsc::Sender<Accepted>]>,
-    next: Arc<AtomicUsize>,
-    count: ConnectionCount,
-    overflow: Overflow,
-    too_many: Refusal,
-    too_many_of_peer: Refusal,
-    short_of_memory: Refusal,
-    config: Arc<Config>,
-    memory: MemoryBudget,
-    metrics: Arc<Metrics>,
-}
-
-impl Acceptor {
-    async fn accept(self, listener: TcpListener, tls: Option<FrontTls>, mut draining: Draining) {
-        while let Some((stream, peer)) = listener::accept(&listener, &mut draining).await {
-            let slot = match self.admit(peer.ip()) {
-                Ok(slot) => slot,
-                Err((answer, counter)) => {
-                    counter.inc();
-                    if tls.is_none() {
-                        self.overflow.answer(stream, answer);
-                    }
-                    continue;
-                }
-            };
-            let tls = match &tls {
-                None => None,
-                Some(tls) => match tls.borrow().as_deref() {
-                    Some(config) => Some(Arc::clone(config)),
-                    None => continue,
-                },
-            };
-            let Ok(stream) = stream.into_std() else { continue };
-            let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.workers.len();
-            if let Some(worker) = self.workers.get(turn) {
-                let _ = worker
-                    .send(Accepted {
-                        stream,
-                        peer,
-                        tls,
-                        slot,
-                    })
-                    .await;
-            }
-        }
-    }
-
-    /// A place for a connection from `peer`, or what it hears instead and where that is counted. A trusted proxy may have
-    /// all places: it speaks for many.
-    fn admit(&self, peer: IpAddr) -> Result<ConnectionSlot, (&Refusal, &IntCounter)> {
-        let refused = &self.metrics.refused;
-        if self.memory.is_exhausted() {
-            return Err((&self.short_of_memory, &refused.memory));
-        }
-        let entered = if self.config.trusts(peer) {
-            self.count.enter_trusted(peer)
-        } else {
-            self.count.enter(peer)
-        };
-        entered.map_err(|full| match full {
-            Full::Total => (&self.too_many, &refused.connections),
-            Full::Peer => (&self.too_many_of_peer, &refused.connections_of_peer),
-        })
-    }
-}
-
-/// Starts a thread that serves connections on a runtime of its own: nothing on a request's way changes threads.
-fn start_worker(number: usize, worker: Worker, draining: Draining) -> anyhow::Result<mpsc::Sender<Accepted>> {
-    let (sender, mut accepted) = mpsc::channel::<Accepted>(HANDOVER);
-    let runtime = serve::runtime()?;
-    let work = async move {
-        let worker = Arc::new(worker);
-        let sweeping = Arc::clone(&worker);
-        let sweeper = tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(LINGER).await;
-                sweeping.forwarder.sweep();
-            }
-        });
-        let (inner, inner_draining) = drain::channel();
-        let mut outer = draining;
-        loop {
-            tokio::select! {
-                connection = accepted.recv() => match connection {
-                    Some(connection) => {
-                        let (worker, draining) = (Arc::clone(&worker), inner_draining.clone());
-                        tokio::spawn(async move { Box::pin(serve_connection(worker, connection, draining)).await });
-                    }
-                    None => break,
-                },
-                () = outer.started() => break,
-            }
-        }
-        drop(inner_draining);
-        // The budget is the process's: whoever waits for `outer` ends it.
-        inner.finish(Duration::from_secs(86_400)).await;
-        sweeper.abort();
-        drop(outer);
-    };
-    std::thread::Builder::new()
-        .name(format!("worker-{number}"))
-        .spawn(move || runtime.block_on(work))
-        .context("a worker thread can't be started")?;
-    Ok(sender)
-}
-
-async fn serve_connection(worker: Arc<Worker>, accepted: Accepted, mut draining: Draining) {
-    let Accepted {
-        stream,
-        peer,
-        tls,
-        slot,
-    } = accepted;
-    let Ok(stream) = TcpStream::from_std(stream) else {
-        return;
-    };
-    let first_bytes = tokio::select! {
-        first_bytes = listener::first_bytes(&stream, worker.framing.idle_time, worker.framing.head_time) => first_bytes,
-        () = draining.started() => None,
-    };
-    let Some(version) = first_bytes else { return };
-    match tls {
-        None => {
-            let client = Client::new(&worker.config, peer.ip(), "http", None, slot, draining.clone());
-            Box::pin(serve_stream(worker, version, stream, client, draining)).await;
-        }
-        Some(config) => match Box::pin(tls::accept_front(stream, config)).await {
-            Ok((stream, certificate)) => {
-                let named = certificate.as_ref().map(certificate_caller);
-                // A certificate that names nobody must not pass for no certificate.
-                if let Some(None) = named {
-                    tracing::info!(%peer, "the client certificate's name can't be a caller's");
-                    return;
-                }
-                // Whoever vouches for clients doesn't vouch for the mesh: its own names are the mesh's to give.
-                if let Some(Some(caller)) = &named
-                    && matches!(&*caller.caller, Caller::Spiffe(id) if id.is_in(&worker.config.trust_domain))
-                {
-                    tracing::info!(%peer, "the client certificate claims a name in the mesh's own trust domain");
-                    return;
-                }
-                let client = Client::new(
-                    &worker.config,
-                    peer.ip(),
-                    "https",
-                    named.flatten(),
-                    slot,
-                    draining.clone(),
-                );
-                let version = tls::agreed_version(stream.get_ref().1);
-                Box::pin(serve_stream(worker, version, stream, client, draining)).await;
-            }
-            Err(error) => tracing::info!(%peer, %error, "handshake refused"),
-        },
-    }
-}
-
-async fn serve_stream<S>(worker: Arc<Worker>, version: HttpVersion, stream: S, client: Client, draining: Draining)
-where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-{
-    let (framing, client) = (Arc::clone(&worker.framing), Arc::new(client));
-    let handle = move |request, switch| {
-        let (worker, client) = (Arc::clone(&worker), Arc::clone(&client));
-        // Boxed, or each future that it passes through would have room for it.
-        let request = Box::new(request);
-        async move { request::handle(&worker, &client, request, switch).await }
-    };
-    match version {
-        HttpVersion::Http1 => serve::http1(stream, &framing, draining, handle).await,
-        HttpVersion::Http2 => {
-            let front = (Windows::FRONT, ExtendedConnects::Served);
-            Box::pin(serve::http2(stream, &framing, front, draining, handle)).await;
-        }
     }
 }

@@ -23,7 +23,7 @@ const MISSING: (u16, &str) = (401, "Missing or invalid Authorization header.");
 const BAD: (u16, &str) = (401, "Invalid token.");
 const FOREIGN: (u16, &str) = (
     403,
-    "Refused by the router's origin check: with a cookie, requests must come from a page of this host or of an allowed origin.",
+    "Refused by the router's origin check: with a cookie or a certificate, requests must come from a page of this host or of an allowed origin.",
 );
 const FOREIGN_UPGRADE: (u16, &str) = (403, "Upgrade requests from another origin are refused.");
 const UPGRADE: &str = "Connection: upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\

@@ -18,6 +18,9 @@ fn differences() -> String {
 
 /// What upstream's routers have and ours doesn't.
 fn gaps() -> String {
+    if UNKNOWN_FLAGS.is_empty() && UNKNOWN_VARIABLES.is_empty() {
+        return "Nothing: every flag and variable of both routers is taken.\n".to_owned();
+    }
     let mut rows = "| flag or variable | why |\n|---|---|\n".to_owned();
     let flags = UNKNOWN_FLAGS.iter().map(|(flag, why)| (format!("--{flag}"), why));
     let variables = UNKNOWN_VARIABLES

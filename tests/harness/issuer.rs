@@ -1,4 +1,4 @@
-//! An OpenID Connect issuer over HTTPS: its discovery document, its keys, and tokens that are signed with them.
+//! An OIDC issuer over HTTPS: its discovery document, its keys, and tokens that are signed with them.
 
 use crate::folder::Folder;
 use data_encoding::BASE64URL_NOPAD;

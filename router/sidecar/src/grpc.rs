@@ -3,9 +3,8 @@
 //!
 //! One question with one answer on a connection of its own needs little of HTTP/2 (RFC 9113): fixed frames out, and of
 //! what comes back the data, the end, and the two frames that must be acknowledged. Heads are not read: a call that fails
-//! has no message, and the message alone says whether the service serves. hyper's HTTP/2 client would make the program a
-//! sixth larger for this. What the app could make of a loose reading is a wrong word about its own health, which it can
-//! have cheaper.
+//! has no message, and the message alone says whether the service serves. What the app could make of a loose reading is a wrong
+//! word about its own health, which it can have cheaper.
 
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};

@@ -1,4 +1,4 @@
-//! Tokens of an OpenID Connect issuer: JWTs (RFC 7519) that the router verifies itself, as RFC 8725 advises.
+//! Tokens of an OIDC issuer: JWTs (RFC 7519) that the router verifies itself, as RFC 8725 advises.
 //! Hides where the issuer's keys come from, and that a signature is verified once and then remembered.
 
 mod claims;

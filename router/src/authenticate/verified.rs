@@ -32,13 +32,13 @@ struct Generations {
 }
 
 impl Verified {
-    /// The holder of `token`, remembered or as `verify` says, with the second in which it expires. One that has, is
-    /// `expired`.
+    /// The holder of `token`, remembered or as `verify` says, with the second in which it expires. One that has is
+    /// `past`.
     pub(super) fn get_or_verify<E>(
         &self,
         token: &[u8],
         now: SystemTime,
-        expired: E,
+        past: E,
         verify: impl FnOnce() -> Result<(Authenticated, u64), E>,
     ) -> Result<Authenticated, E> {
         let mut key = [0; SHA256_OUTPUT_LEN];
@@ -47,7 +47,7 @@ impl Verified {
             return if seconds_since_1970(now) < entry.expires {
                 Ok(entry.holder)
             } else {
-                Err(expired)
+                Err(past)
             };
         }
         // Not under the lock: others needn't wait for it.

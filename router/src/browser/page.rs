@@ -4,7 +4,7 @@
 use super::BrowserCredentials;
 use crate::error::RouterError;
 use crate::rewrite::Mount;
-use http::header::{HeaderName, HeaderValue, ORIGIN};
+use http::header::{AUTHORIZATION, HeaderName, HeaderValue, ORIGIN};
 use http::uri::Authority;
 use http::{HeaderMap, Method, Request};
 use sandgate_mesh::headers::{Repeated, only};
@@ -66,26 +66,35 @@ pub(crate) struct Page {
     origin: Result<Option<HeaderValue>, Repeated>,
     site: Result<Option<HeaderValue>, Repeated>,
     by_cookie: bool,
+    /// The browser has shown it whoever asks, as it does with a cookie; others than browsers have one, too.
+    by_certificate: bool,
 }
 
 impl Page {
-    /// Reads it, if the request changes something with a cookie, or `switches` protocols. To be called before the app's copy
-    /// of the head is made, which has no `Origin`.
-    pub(crate) fn behind<B>(request: &Request<B>, mount: &Mount, switches: bool) -> Option<Self> {
-        let by_cookie = mount.visit.is_by_cookie();
-        let reads = [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE].contains(request.method());
+    /// Reads it, if the request changes something with a cookie or `with_certificate` alone, or `switches` protocols. To be
+    /// called before the app's copy of the head is made, which has no `Origin`.
+    pub(crate) fn behind<B>(
+        request: &Request<B>,
+        mount: &Mount,
+        switches: bool,
+        with_certificate: bool,
+    ) -> Option<Self> {
         let headers: &HeaderMap = request.headers();
-        (switches || by_cookie && !reads).then(|| Self {
+        let by_cookie = mount.visit.is_by_cookie();
+        let by_certificate = with_certificate && !headers.contains_key(AUTHORIZATION);
+        let reads = [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE].contains(request.method());
+        (switches || (by_cookie || by_certificate) && !reads).then(|| Self {
             origin: only(headers, &ORIGIN).map(Option::<&_>::cloned),
             site: only(headers, &SEC_FETCH_SITE).map(Option::<&_>::cloned),
             by_cookie,
+            by_certificate,
         })
     }
 
     /// Whether it may have the app do what it asks for.
     ///
     /// # Errors
-    /// [`RouterError::ForeignPage`] and, for an upgrade without a cookie, [`RouterError::ForeignOrigin`].
+    /// [`RouterError::ForeignPage`] and, for an upgrade without cookie or certificate, [`RouterError::ForeignOrigin`].
     pub(crate) fn may_act(&self, mount: &Mount, browser: Option<&BrowserCredentials>) -> Result<(), RouterError> {
         let says_same = |site: &HeaderValue| matches!(site.as_bytes(), b"same-origin" | b"none");
         let listed = |origin: &HeaderValue| {
@@ -101,7 +110,7 @@ impl Page {
             (Ok(None), Ok(Some(site))) => says_same(site),
             (Err(Repeated), _) | (Ok(_), Err(Repeated)) | (Ok(None), Ok(None)) => false,
         };
-        match (may, self.by_cookie) {
+        match (may, self.by_cookie || self.by_certificate) {
             (true, _) => Ok(()),
             (false, true) => Err(RouterError::ForeignPage),
             (false, false) => Err(RouterError::ForeignOrigin),

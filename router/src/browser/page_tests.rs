@@ -34,7 +34,7 @@ fn judged(
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    let page = Page::behind(&request.body(()).unwrap(), &mount, switches)?;
+    let page = Page::behind(&request.body(()).unwrap(), &mount, switches, false)?;
     Some(page.may_act(&mount, Some(&browser())))
 }
 
@@ -174,4 +174,29 @@ fn an_origin_that_no_browser_writes_is_refused() {
     ] {
         assert_eq!(bad.parse::<Origin>(), Err(OriginError::NotAnOrigin), "{bad}");
     }
+}
+
+/// A browser shows a client certificate whoever asks. Others than browsers have one, too, and say nothing of pages.
+#[test]
+fn a_certificate_changes_something_for_no_page_of_another_origin() {
+    let mount = mount("router.example", Presented::Otherwise);
+    let judged = |method: &str, headers: &[(&'static str, &str)]| {
+        let mut request = Request::builder().method(method);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let page = Page::behind(&request.body(()).unwrap(), &mount, false, true)?;
+        Some(page.may_act(&mount, Some(&browser())))
+    };
+    let foreign = ("origin", "https://8888-evil--a.router.example");
+    for method in ["POST", "DELETE", "INVENTED"] {
+        assert_eq!(judged(method, &[foreign]), Some(Err(RouterError::ForeignPage)));
+        assert_eq!(judged(method, &[OWN, foreign]), Some(Err(RouterError::ForeignPage)));
+        for allowed in [&[][..], &[OWN], &[LISTED]] {
+            assert_eq!(judged(method, allowed), Some(Ok(())), "{allowed:?}");
+        }
+        // Whoever has a token and sends it can't be made to.
+        assert!(judged(method, &[foreign, ("authorization", "Bearer x")]).is_none());
+    }
+    assert!(judged("GET", &[foreign]).is_none());
 }

@@ -46,7 +46,7 @@ pub(super) enum AuthzMode {
     TokenReview,
     /// Holders of a token for the very sandbox.
     ScopedToken,
-    /// Holders of a token of an OpenID Connect issuer.
+    /// Holders of a token of an OIDC issuer.
     Oidc,
 }
 

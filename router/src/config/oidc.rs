@@ -1,4 +1,4 @@
-//! Callers by the tokens of an OpenID Connect issuer, as flags. They are called as kube-apiserver calls its own.
+//! Callers by the tokens of an OIDC issuer, as flags. They are called as kube-apiserver calls its own.
 
 use super::https_url::HttpsUrl;
 use clap::Args;
@@ -212,13 +212,11 @@ fn parsed<T, E: Display>(flag: &str, value: Result<T, E>, problems: &mut Vec<Str
 
 /// The prefix that a flag names, which `needs` asks for.
 fn prefix(flag: &str, text: Option<&String>, needs: &str, problems: &mut Vec<String>) -> Option<NamePrefix> {
-    match given(text) {
-        Some(text) => parsed(flag, text.parse(), problems),
-        None => {
-            problems.push(format!("{needs} needs {flag}, for example `oidc:`"));
-            None
-        }
-    }
+    let Some(text) = given(text) else {
+        problems.push(format!("{needs} needs {flag}, for example `oidc:`"));
+        return None;
+    };
+    parsed(flag, text.parse(), problems)
 }
 
 impl OidcFlags {
@@ -256,7 +254,7 @@ impl OidcFlags {
         })
     }
 
-    /// The issuer as tokens name it, and its discovery document (OpenID Connect Discovery 1.0 section 4).
+    /// The issuer as tokens name it, and its discovery document (OIDC Discovery 1.0 section 4).
     fn issuer(&self, problems: &mut Vec<String>) -> Option<(String, HttpsUrl)> {
         let flag = "--authz-oidc-issuer-url";
         let Some(text) = given(self.authz_oidc_issuer_url.as_ref()) else {

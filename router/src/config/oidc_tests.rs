@@ -15,7 +15,7 @@ fn read(flags: &[&str]) -> Result<Config, ConfigError> {
 
 fn settings(more: &[&str]) -> OidcSettings {
     match read(&[&NEEDED, more].concat()).unwrap().authentication {
-        Authentication::Oidc(settings) => settings,
+        Authentication::Oidc(settings) => *settings,
         other => panic!("{more:?}: {other:?}"),
     }
 }

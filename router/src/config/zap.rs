@@ -7,6 +7,7 @@ use std::str::FromStr;
 /// The flags, named as controller-runtime's zap options.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Of the Go router's logger")]
+#[allow(clippy::struct_field_names)] // clap makes the flags' names of them
 pub(super) struct ZapFlags {
     /// Log level where --log-level isn't given: debug, info, error, panic, or a number, 1 for debug and more for all.
     #[arg(long, value_name = "LEVEL")]

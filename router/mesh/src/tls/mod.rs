@@ -430,6 +430,12 @@ pub fn front_peer(connection: &ServerConnection) -> Result<Option<FrontPeer>, Fr
         .transpose()
 }
 
+/// Until when the client certificate of an established connection counts. `None` means that there is none.
+pub fn front_peer_until(connection: &ServerConnection) -> Option<SystemTime> {
+    let leaf = connection.peer_certificates()?.first()?;
+    Some(end_of_validity(leaf))
+}
+
 async fn accept<S>(stream: S, config: Arc<ServerConfig>) -> Result<server::TlsStream<S>, HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,

@@ -115,7 +115,7 @@ struct Follower {
     refreshes: IntCounterVec,
 }
 
-/// The part of a discovery document that is of use here (OpenID Connect Discovery 1.0 section 3).
+/// The part of a discovery document that is of use here (OIDC Discovery 1.0 section 3).
 #[derive(Deserialize)]
 struct Discovery {
     issuer: String,

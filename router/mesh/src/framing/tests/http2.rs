@@ -54,8 +54,7 @@ fn what_http_1_1_would_read_in_another_way_is_refused() {
     );
     assert_eq!(refused("http://a/", &[("x", " y")]), Some(Violation::FieldValue));
     assert_eq!(refused("http://a/", &[("x", "y\t")]), Some(Violation::FieldValue));
-    assert_eq!(refused("http://a/\u{e9}", &[]), Some(Violation::Target));
-    assert_eq!(refused("http://a/?\"", &[]), Some(Violation::Target));
+    assert_eq!(refused("*", &[("host", "a")]), Some(Violation::Target));
     let mut reserved = request("http://a/0", &[]);
     *reserved.method_mut() = Method::from_bytes(b"SANDGATE-REFUSED").unwrap();
     let found = refusal(&judge_http2(reserved, &Limits::default()));
