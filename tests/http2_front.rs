@@ -12,7 +12,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
 use hyper::client::conn::http2::SendRequest;
 use sandgate_tests::front::{Front, NAME, config};
-use sandgate_tests::http2::{connect, head, over, status_and_detail, text};
+use sandgate_tests::http2::{block, connect, frame, head, over, status_and_detail, text};
 use sandgate_tests::{Mesh, PATIENCE, POD_UID, RecordingApp, Step, field, ok, status};
 use std::sync::Arc;
 use std::time::Duration;
@@ -132,17 +132,13 @@ async fn a_preface_is_known_in_whatever_pieces_it_comes_and_nothing_else_is_one(
     let mesh = Mesh::open(RecordingApp::polite().await).await;
     let mut stream = TcpStream::connect(mesh.router).await.unwrap();
     stream.set_nodelay(true).unwrap();
-    let start = [
-        sandgate_tests::http2::PREFACE,
-        &sandgate_tests::http2::frame(4, 0, 0, &[]),
-    ]
-    .concat();
+    let start = [sandgate_tests::http2::PREFACE, &frame(4, 0, 0, &[])].concat();
     for piece in start.chunks(5) {
         stream.write_all(piece).await.unwrap();
         sleep(Duration::from_millis(20)).await;
     }
     // Its own settings come, and then an acknowledgement of the client's.
-    let acknowledgement = sandgate_tests::http2::frame(4, 1, 0, &[]);
+    let acknowledgement = frame(4, 1, 0, &[]);
     let mut heard = Vec::new();
     while !heard
         .windows(acknowledgement.len())
@@ -343,4 +339,44 @@ async fn a_drain_tells_clients_to_go_elsewhere_and_lets_streams_finish() {
             .is_err()
     );
     assert_eq!(mesh.app.requests().len(), 1);
+}
+
+/// An app that speaks HTTP/2 and answers with `hints` informational heads and a final one.
+async fn hinting(hints: usize) -> RecordingApp {
+    RecordingApp::serving(move |mut stream| async move {
+        let mut buffer = [0; 4096];
+        let _ = stream.write_all(&frame(4, 0, 0, &[])).await;
+        // Up to the header of a HEADERS frame of stream 1.
+        let mut heard = Vec::new();
+        while !heard.windows(6).any(|bytes| matches!(bytes, [1, _, 0, 0, 0, 1])) {
+            match stream.read(&mut buffer).await {
+                Ok(1..) => heard.extend_from_slice(&buffer),
+                _ => return,
+            }
+        }
+        let hint = frame(1, 4, 1, &block(&[(":status", "103")]));
+        let last = frame(1, 5, 1, &block(&[(":status", "200"), ("grpc-status", "0")]));
+        let _ = stream.write_all(&frame(4, 1, 0, &[])).await;
+        let _ = stream.write_all(&[hint.repeat(hints), last].concat()).await;
+        // Until nobody wants to hear more.
+        while let Ok(1..) = stream.read(&mut buffer).await {}
+    })
+    .await
+}
+
+/// Over HTTP/1.1 it is `hostile_app` that tries this. h2 keeps every such head until it is asked for, and nobody asks.
+#[tokio::test]
+async fn an_app_that_speaks_http2_has_as_few_informational_answers_as_any() {
+    // Heads are counted and not read: this answer has no trailers, and so one informational one more.
+    for (hints, expected) in [(8, 200), (10, 502), (100_000, 502)] {
+        let mesh = Mesh::open(hinting(hints).await).await;
+        for router in mesh.run_both(&[]) {
+            let mut client: Client = connect(router).await;
+            let mut request = post(&mesh, "/hint", Bytes::new());
+            let headers = request.headers_mut();
+            headers.insert("content-type", "application/grpc".parse().unwrap());
+            headers.insert("te", "trailers".parse().unwrap());
+            assert_eq!(answer(&mut client, request).await.status(), expected, "{hints}");
+        }
+    }
 }

@@ -13,12 +13,14 @@ use hyper::ext::Protocol;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use sandbox_router::config::Config;
+use sandgate_mesh::framing::Limits;
 use sandgate_tests::http2::{connect, head, status_and_detail};
 use sandgate_tests::{Mesh, PATIENCE, POD_UID, RecordingApp, Step, field, ok};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::{WebSocketStream, accept_async};
@@ -143,6 +145,27 @@ async fn several_websockets_of_one_connection_talk_with_the_app() {
         socket.close(None).await.unwrap();
         assert!(matches!(next(&mut socket).await, Message::Close(_)));
         say_hello(&mut sockets[0]).await;
+    }
+}
+
+/// A connection whose requests are all answered is idle, unless one of them has become something else.
+#[tokio::test]
+async fn a_websocket_is_no_idle_connection_however_long_it_lasts() {
+    let (app, _) = echo().await;
+    let mesh = Mesh::open(app).await;
+    let soon = Duration::from_millis(300);
+    let (router, _drain) = run(&mesh, &[], |config| {
+        config.framing = Arc::new(Limits {
+            idle_time: soon,
+            head_time: soon,
+            ..Limits::default()
+        });
+    });
+    let mut client = client(router).await;
+    let mut socket = open(&mut client, &mesh).await;
+    for _ in 0..8 {
+        sleep(soon).await;
+        say_hello(&mut socket).await;
     }
 }
 

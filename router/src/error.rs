@@ -24,6 +24,8 @@ pub enum RouterError {
     NoCredential,
     /// A wrong one.
     BadCredential,
+    /// The client certificate of the connection is over.
+    CertificateExpired,
     /// Whoever knows the caller, the API server or an OIDC issuer, can't be asked now.
     Unreviewed,
     /// The API server doesn't let the caller connect to the sandbox.
@@ -139,6 +141,9 @@ impl RouterError {
             Self::Overloaded => unavailable("The router is short of memory; try again.".into()),
             Self::NoCredential => unauthorized("Missing or invalid Authorization header."),
             Self::BadCredential => unauthorized("Invalid token."),
+            Self::CertificateExpired => {
+                unauthorized("The client certificate of this connection has expired; open another.")
+            }
             Self::Unreviewed => unavailable("Callers can't be verified at the moment; try again.".into()),
             Self::NoAccess(name) => forbidden(format!("Refused by the access review of {name}.").into()),
             Self::OutOfScope(bound) => forbidden(bound.detail().into()),

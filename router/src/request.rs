@@ -125,6 +125,10 @@ async fn admit(
     if names_too_much(request.headers()) {
         return Err(RouterError::BadRoute("Connection or Trailer header is too long."));
     }
+    // Streams of HTTP/2 may still come when the connection has been told to end.
+    if client.remaining() == Some(Duration::ZERO) {
+        return Err(RouterError::CertificateExpired).inspect_err(|_| worker.metrics.denied(None));
+    }
     // What a browser presents counts only where its URL leads to an app, so the way is looked for first: what comes of that is
     // still for those alone who are known.
     let found = match &worker.config.browser {
@@ -266,7 +270,7 @@ async fn pass(
     record.status(response.status());
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let asked = downstream.zip(upgrade);
-        let (response, tunnel) = Tunnel::dig(&worker.metrics, errand, asked, &switch, slot, lease, response)?;
+        let (response, tunnel) = Tunnel::dig(&worker.metrics, errand, asked, switch, slot, lease, response)?;
         return Ok(Passed::Switched(response, tunnel));
     }
     if upgrade.is_some_and(|upgrade| upgrade.is_feigned_by(response.status())) {

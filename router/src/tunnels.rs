@@ -29,6 +29,8 @@ pub(crate) struct Tunnel {
     lease: Lease<Arc<Target>>,
     sandbox: SandboxKey,
     request_id: Option<HeaderValue>,
+    /// Kept until the end: the client's connection is in use.
+    switch: PassThrough,
 }
 
 impl Tunnel {
@@ -40,7 +42,7 @@ impl Tunnel {
         metrics: &Metrics,
         errand: Errand<'_>,
         asked: Option<(OnUpgrade, Upgrade)>,
-        switch: &PassThrough,
+        switch: PassThrough,
         slot: Option<UpgradeSlot>,
         lease: Lease<Arc<Target>>,
         mut response: Response<Incoming>,
@@ -67,6 +69,7 @@ impl Tunnel {
             lease,
             sandbox: sandbox.clone(),
             request_id: errand.request_id.map(detached),
+            switch,
         };
         cross_hop(response.headers_mut(), Some(&upgrade));
         Ok((response.map(|_| ()), tunnel))
@@ -88,6 +91,7 @@ impl Tunnel {
             lease,
             sandbox,
             request_id,
+            switch,
         } = self;
         let (request_id, span) = (id_text(request_id.as_ref()), record.log_span());
         metrics.open_tunnels.inc();
@@ -104,6 +108,6 @@ impl Tunnel {
             }
             Err(error) => tracing::info!(%sandbox, request_id, error = chain(&error), "the tunnel did not open"),
         }
-        drop(slot);
+        drop((slot, switch));
     }
 }

@@ -25,6 +25,7 @@ use sandgate_mesh::telemetry::LineLog;
 use sandgate_mesh::tls::FrontPeer;
 use sandgate_mesh::{listener, serve, tls};
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -70,17 +71,22 @@ pub(crate) fn start(number: usize, worker: Worker, draining: Draining) -> anyhow
         });
         let (inner, inner_draining) = drain::channel();
         let mut outer = draining;
+        let serve = |connection| {
+            let (worker, draining) = (Arc::clone(&worker), inner_draining.clone());
+            tokio::spawn(async move { Box::pin(serve_connection(worker, connection, draining)).await });
+        };
         loop {
             tokio::select! {
                 connection = accepted.recv() => match connection {
-                    Some(connection) => {
-                        let (worker, draining) = (Arc::clone(&worker), inner_draining.clone());
-                        tokio::spawn(async move { Box::pin(serve_connection(worker, connection, draining)).await });
-                    }
+                    Some(connection) => serve(connection),
                     None => break,
                 },
                 () = outer.started() => break,
             }
+        }
+        // They were accepted before the drain began.
+        while let Ok(connection) = accepted.try_recv() {
+            serve(connection);
         }
         drop(inner_draining);
         // The budget is the process's: whoever waits for `outer` ends it.
@@ -106,6 +112,7 @@ async fn serve_connection(worker: Arc<Worker>, accepted: Accepted, mut draining:
         return;
     };
     let first_bytes = tokio::select! {
+        biased;
         first_bytes = listener::first_bytes(&stream, worker.framing.idle_time, worker.framing.head_time) => first_bytes,
         () = draining.started() => None,
     };
@@ -152,7 +159,7 @@ fn named(
 }
 
 /// Serves a client whose handshake is done. What its certificate proves ends with that, and so does the connection: it drains
-/// then, as it does when the process ends.
+/// then, as it does when the process ends, and within the same time.
 async fn serve_tls(
     worker: Arc<Worker>,
     stream: TlsStream<TcpStream>,
@@ -163,22 +170,27 @@ async fn serve_tls(
 ) {
     let version = tls::agreed_version(stream.get_ref().1);
     let until = tls::front_peer_until(stream.get_ref().1);
-    let (mut end, ending) = drain::channel();
-    let mut client = Client::new(&worker.config, ip, "https", certificate, slot, ending.clone());
+    let mut client = Client::new(&worker.config, ip, "https", certificate, slot, draining.clone());
     client.proven_until = until;
-    let remaining = client.remaining();
-    let over = async {
-        tokio::select! {
-            () = draining.started() => {}
-            () = tokio::time::sleep(remaining.unwrap_or_default()), if remaining.is_some() => {
-                tracing::debug!(%ip, "the client certificate of a connection has expired");
-            }
-            () = end.done() => return,
-        }
-        end.start();
-        end.done().await;
+    let Some(remaining) = client.remaining() else {
+        return serve_stream(worker, version, stream, client, draining).await;
     };
-    tokio::join!(serve_stream(worker, version, stream, client, ending), over);
+    let budget = worker.config.shutdown_timeout;
+    let (end, ending) = drain::channel();
+    let mut serving = pin!(serve_stream(worker, version, stream, client, ending));
+    let expired = tokio::select! {
+        () = &mut serving => return,
+        () = draining.started() => false,
+        () = tokio::time::sleep(remaining) => true,
+    };
+    end.start();
+    if expired {
+        tracing::debug!(%ip, "the client certificate of a connection has expired");
+        // What is still under way then is cut.
+        let _ = tokio::time::timeout(budget, serving).await;
+    } else {
+        serving.await;
+    }
 }
 
 async fn serve_stream<S>(worker: Arc<Worker>, version: HttpVersion, stream: S, client: Client, draining: Draining)

@@ -159,6 +159,7 @@ def measure_rows(lab, candidates, options, result):
 def add_table(lab, scenario, rows, options, result):
     load.measure_rounds(lab, rows, scenario, options.rounds, options.seconds)
     report.print_rows(f"{scenario.name}, {load.CONNECTIONS} connections; medians", rows)
+    report.print_costs(rows)
     result["tables"][scenario.name] = rows
 
 

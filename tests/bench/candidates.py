@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import envoy
 from certificates import POD_UID, ROUTER_IDENTITY, TRUST_DOMAIN
-from lab import Lab
+from lab import SPANS_PATH, Lab
 from processes import Process
 
 # More than the idle-connection measurement opens.
@@ -115,6 +115,12 @@ def start_router_with_access_log(lab):
     return start_plain_router(lab, "--access-log=true")
 
 
+def start_router_with_tracing(lab):
+    # The app's server takes the spans: what a collector does with them is none of the router's cost.
+    collector = f"--otlp-traces-endpoint=http://127.0.0.1:{lab.app_port}{SPANS_PATH}"
+    return start_plain_router(lab, "--access-log=false", collector, "--otlp-protocol=http/protobuf")
+
+
 def start_plain_router(lab, *flags):
     port = lab.ports.next()
     flags = [*flags, "--mesh=off", "--sandbox-endpoint", "bench/alpha=127.0.0.1"]
@@ -200,6 +206,7 @@ CANDIDATES = (
     Candidate(
         "router-access-log", "our router, access log on", 1, ("sandbox-router",), start_router_with_access_log
     ),
+    Candidate("router-tracing", "our router, all traced", 1, ("sandbox-router",), start_router_with_tracing),
     Candidate("haproxy", "HAProxy", 1, ("haproxy",), start_haproxy),
     Candidate("envoy", "Envoy", 1, ("envoy",), start_envoy),
     Candidate("go-router", "Go router", 1, ("go-router",), start_go_router),

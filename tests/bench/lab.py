@@ -14,6 +14,7 @@ SMALL_BODY = b"x" * 100
 LARGE_BODY = b"y" * 65_536
 SMALL_PATH = "/bench/small"
 LARGE_PATH = "/bench/large"
+SPANS_PATH = "/v1/traces"
 
 
 @dataclass
@@ -97,6 +98,7 @@ http {{
         root {root};
         location = {SMALL_PATH} {{ return 200 "{SMALL_BODY.decode()}"; }}
         location = {LARGE_PATH} {{ }}
+        location = {SPANS_PATH} {{ client_max_body_size 64m; return 200; }}
     }}
 }}
 """

@@ -55,6 +55,15 @@ def print_rows(title, rows):
             print(f"  {row.candidate.title}: {row.problem}")
 
 
+def print_costs(rows):
+    """What the router's signals cost that can be switched off: CPU beside the row without them."""
+    by_name = {row.candidate.name: row.median("cpu_us_per_request") for row in rows if row.is_measured}
+    for name, signal in (("router-access-log", "access log"), ("router-tracing", "a span of each request")):
+        if "router" in by_name and name in by_name:
+            added = by_name[name] - by_name["router"]
+            print(f"  {signal}: {added:+.1f} us CPU a request ({100 * added / by_name['router']:+.0f} %)")
+
+
 def row_cells(rows, row):
     if not row.is_measured:
         return [row.candidate.title, "NOT MEASURED"]

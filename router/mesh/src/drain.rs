@@ -41,11 +41,6 @@ impl Drain {
         tokio::time::timeout(budget, self.alive.recv()).await.is_ok()
     }
 
-    /// Waits until everybody is done, whether or not it has started.
-    pub async fn done(&mut self) {
-        let _ = self.alive.recv().await;
-    }
-
     /// A view that nobody waits for.
     pub fn state(&self) -> DrainState {
         DrainState(self.started.subscribe())

@@ -3,7 +3,7 @@
 
 use crate::body::{BodyError, Upload, UploadWatch};
 use crate::framing::{ExpectResponse, Limits, ResponseGuard, Violation, judge_http2_answer, violation};
-use crate::http2::{self, HttpVersion};
+use crate::http2::{self, CountedHeads, HttpVersion};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1::SendRequest, http2::SendRequest as SendRequest2};
@@ -105,7 +105,9 @@ impl Upstream {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let builder = http2::client_builder(limits);
-        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+        let (sender, connection) = builder
+            .handshake(TokioIo::new(CountedHeads::new(stream, limits)))
+            .await?;
         let driver = tokio::spawn(async move {
             let _ = connection.await;
         });

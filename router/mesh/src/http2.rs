@@ -8,6 +8,7 @@
 //! | `CONTINUATION` frames | as many as such a header list needs | a flood of them is `ENHANCE_YOUR_CALM` |
 //! | streams reset before they are looked at | [`MAX_UNSEEN_RESETS`] | a rapid reset is `ENHANCE_YOUR_CALM` |
 //! | streams that we reset ourselves | [`MAX_OWN_RESETS`] | a peer that goes on sending what is malformed is one, too |
+//! | heads of one answer | the limits' informational ones, its own and its trailers | `heads.rs`; h2 would keep any number |
 //! | answer held per stream | [`SEND_BUFFER`] | a peer that takes nothing of an answer costs no more |
 //! | server push | off | nobody here pushes |
 //! | pings | every [`PING_EVERY`], at the end that accepts | a peer that is gone must not hold its streams |
@@ -15,8 +16,10 @@
 //! Toward an upstream one connection carries one stream at a time and is kept for the next: what a connection says of who
 //! is at its ends holds for exactly one request, as over HTTP/1.1, and no stream waits for another one's window.
 
+mod heads;
 mod reset;
 
+pub(crate) use heads::CountedHeads;
 pub use reset::Reset;
 
 use crate::contract::{ALPN_MESH_HTTP1, ALPN_MESH_HTTP2};

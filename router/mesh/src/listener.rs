@@ -139,8 +139,9 @@ pub async fn first_byte(stream: &TcpStream, wait: Duration) -> bool {
 
 /// What a client that means HTTP/2 without asking begins with (RFC 9113 section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// How often a preface that comes in pieces is looked at. Clients send it whole.
-const PREFACE_PAUSE: Duration = Duration::from_millis(10);
+/// After what time a preface that comes in pieces is looked at again, for the first time and at most. Clients send it whole;
+/// each look is twice as far from the last, or many that never go on would keep the program busy.
+const PREFACE_PAUSES: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(1)];
 
 /// Which HTTP a fresh connection's first bytes are, without reading them; `None` if none come within `wait`. A preface that
 /// has begun has `whole` to end, or is none.
@@ -149,6 +150,7 @@ pub async fn first_bytes(stream: &TcpStream, wait: Duration, whole: Duration) ->
     let first = tokio::time::timeout(wait, stream.peek(&mut bytes)).await;
     let mut length = first.ok()?.ok().filter(|length| *length > 0)?;
     let until = Instant::now() + whole;
+    let [mut pause, longest] = PREFACE_PAUSES;
     loop {
         let seen = bytes.get(..length).unwrap_or_default();
         if seen == PREFACE {
@@ -158,7 +160,8 @@ pub async fn first_bytes(stream: &TcpStream, wait: Duration, whole: Duration) ->
             return Some(HttpVersion::Http1);
         }
         // What was looked at is still there, so that there is nothing to be woken by.
-        tokio::time::sleep(PREFACE_PAUSE).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(longest);
         length = stream.peek(&mut bytes).await.ok()?;
     }
 }

@@ -139,13 +139,16 @@ fn become_handshake<B>(request: &mut Request<B>) {
     headers.insert(SEC_WEBSOCKET_KEY, key);
 }
 
-/// What answers an extended CONNECT whose handshake was answered so: success means that the stream is the WebSocket now.
+/// What answers an extended CONNECT whose handshake was answered so: success means that the stream is the WebSocket now
+/// (RFC 8441 section 5), so nothing else may be one.
 pub(crate) fn answer_extended_connect<B>(response: &mut Response<B>) {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         *response.status_mut() = StatusCode::OK;
         for name in [CONNECTION, UPGRADE, SEC_WEBSOCKET_ACCEPT] {
             response.headers_mut().remove(name);
         }
+    } else if response.status().is_success() {
+        *response.status_mut() = StatusCode::BAD_GATEWAY;
     }
 }
 

@@ -30,6 +30,7 @@ mod tests;
 pub use flags::LimitFlags;
 pub use http2::judge_http2;
 pub(crate) use http2::{ExtendedConnect, answer_extended_connect, judge_http2_answer};
+pub(crate) use request::Kept;
 pub use request::{PassThrough, RequestGuard, judge_request_bytes, refusal};
 pub use response::{ExpectResponse, ResponseGuard, judge_response_bytes};
 

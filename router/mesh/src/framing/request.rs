@@ -8,8 +8,8 @@ use bytes::{Buf, Bytes};
 use http::{Method, Request, Uri, Version};
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
@@ -46,9 +46,20 @@ struct Refused {
     discard: usize,
 }
 
-/// Ends the judging of a connection's requests. Clones are the same switch.
+/// Ends the judging of a connection's requests. Clones are the same switch. Whoever goes on with what comes behind it keeps one
+/// until the end: so an HTTP/2 connection knows that a stream of it is still in use.
 #[derive(Debug, Clone)]
 pub struct PassThrough(Arc<AtomicU8>);
+
+/// Whether a [`PassThrough`] is still kept by anybody.
+#[derive(Debug)]
+pub(crate) struct Kept(Weak<AtomicU8>);
+
+impl Kept {
+    pub(crate) fn is_kept(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+}
 
 /// States of a [`PassThrough`]: only the first one can be left.
 const JUDGING: u8 = 0;
@@ -59,6 +70,11 @@ impl PassThrough {
     /// The switch of a request whose connection nobody judges byte by byte: an HTTP/2 stream, which is its own.
     pub(crate) fn of_stream() -> Self {
         Self(Arc::new(AtomicU8::new(JUDGING)))
+    }
+
+    /// To know whether anybody keeps it.
+    pub(crate) fn kept(&self) -> Kept {
+        Kept(Arc::downgrade(&self.0))
     }
 
     /// Lets everything behind the current request pass unjudged, bytes that were held back first. To be called before

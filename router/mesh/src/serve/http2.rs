@@ -3,7 +3,7 @@
 
 use super::{Watched, Writes};
 use crate::drain::Draining;
-use crate::framing::{ExtendedConnect, Limits, PassThrough, answer_extended_connect, judge_http2};
+use crate::framing::{ExtendedConnect, Kept, Limits, PassThrough, answer_extended_connect, judge_http2};
 use crate::http2::{Windows, server_builder};
 use bytes::Bytes;
 use http::{Request, Response};
@@ -56,10 +56,11 @@ pub async fn http2<S, H, F, B>(
     };
     let streams = Streams::default();
     let service = service_fn(|request| {
-        let place = streams.begin();
+        let switch = PassThrough::of_stream();
+        let place = streams.begin(&switch);
         let request = judge_http2(request, limits);
         let connects = request.extensions().get::<ExtendedConnect>().is_some();
-        let answer = handle(request, PassThrough::of_stream());
+        let answer = handle(request, switch);
         async move {
             let mut response = answer.await;
             if connects {
@@ -116,10 +117,22 @@ pub async fn http2<S, H, F, B>(
 #[derive(Default)]
 struct Streams {
     begun: AtomicU64,
-    open: Mutex<Vec<Weak<Place>>>,
+    open: Mutex<Vec<Stream>>,
 }
 
-/// One of them: counts what was taken of its answer.
+/// One of them, until its answer is through, and, where that switched protocols, until nobody uses it any more.
+struct Stream {
+    place: Weak<Place>,
+    switch: Kept,
+}
+
+impl Stream {
+    fn is_open(&self) -> bool {
+        self.place.strong_count() > 0 || self.switch.is_kept()
+    }
+}
+
+/// Counts what was taken of a stream's answer.
 #[derive(Default)]
 struct Place {
     /// 0 while the peer takes everything, or else one more than the periods that it has taken nothing for.
@@ -134,15 +147,18 @@ struct Open {
 }
 
 impl Streams {
-    fn begin(&self) -> Arc<Place> {
+    fn begin(&self, switch: &PassThrough) -> Arc<Place> {
         let place = Arc::<Place>::default();
         self.begun.fetch_add(1, Ordering::Relaxed);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         // Now and then, so that the list isn't longer than twice what is open.
         if open.len() == open.capacity() {
-            open.retain(|place| place.strong_count() > 0);
+            open.retain(Stream::is_open);
         }
-        open.push(Arc::downgrade(&place));
+        open.push(Stream {
+            place: Arc::downgrade(&place),
+            switch: switch.kept(),
+        });
         place
     }
 
@@ -153,10 +169,9 @@ impl Streams {
     fn end_period(&self) -> Open {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let mut stalled = false;
-        open.retain(|place| {
-            let Some(place) = place.upgrade() else { return false };
-            stalled |= place.end_period() > 2;
-            true
+        open.retain(|stream| {
+            stalled |= stream.place.upgrade().is_some_and(|place| place.end_period() > 2);
+            stream.is_open()
         });
         let count = open.len();
         Open { count, stalled }

@@ -69,6 +69,31 @@ async fn a_stream_that_lasts_keeps_its_connection() {
     assert!(!task.is_finished());
 }
 
+/// After its 200, an extended CONNECT has no answer under way any more.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_switched_protocols_keeps_its_connection_until_nobody_uses_it() {
+    let (_drain, draining) = drain::channel();
+    let (near, far) = duplex(64 * 1024);
+    let kept = Arc::new(Mutex::new(None));
+    let keeper = Arc::clone(&kept);
+    let task = tokio::spawn(async move {
+        let front = (Windows::FRONT, ExtendedConnects::Served);
+        let handle = |_, switch| {
+            *keeper.lock().unwrap() = Some(switch);
+            ok()
+        };
+        http2(far, &Arc::default(), front, draining, handle).await;
+    });
+    let client = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    let (mut client, connection) = client.handshake(TokioIo::new(near)).await.unwrap();
+    tokio::spawn(connection);
+    exchange(&mut client).await;
+    sleep(IDLE * 5).await;
+    assert!(!task.is_finished());
+    drop(kept.lock().unwrap().take());
+    task.await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_takes_nothing_of_an_answer_is_given_up_and_a_slow_one_is_not() {
     let (_drain, draining) = drain::channel();

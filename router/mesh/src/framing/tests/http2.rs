@@ -127,4 +127,10 @@ fn a_switch_of_protocols_is_told_as_success_without_what_only_http_1_1_says() {
     assert_eq!(switched.status(), 200);
     let names: Vec<_> = switched.headers().keys().map(http::HeaderName::as_str).collect();
     assert_eq!(names, ["sec-websocket-protocol"]);
+    // Without a switch there is no WebSocket, whatever else succeeded.
+    for (status, told) in [(200, 502), (204, 502), (404, 404), (302, 302)] {
+        let mut answer = Response::builder().status(status).body(()).unwrap();
+        answer_extended_connect(&mut answer);
+        assert_eq!(answer.status(), told);
+    }
 }
