@@ -4,6 +4,7 @@ use crate::{Cluster, Namespace, PATIENCE, documents, until};
 use sandbox_router::Router;
 use sandbox_router::config::Config;
 use sandgate_local::authority::Authority;
+use sandgate_tests::looks_complete;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -154,7 +155,7 @@ impl RunningRouter {
 }
 
 /// What a client of the router at this address gets for this sandbox and port, with further header lines. Status 0 is for
-/// no answer.
+/// no answer, or one that broke off.
 pub async fn ask(router: SocketAddr, namespace: &str, sandbox: &str, port: u16, more: &str) -> (u16, String) {
     let fields =
         format!("X-Sandbox-ID: {sandbox}\r\nX-Sandbox-Namespace: {namespace}\r\nX-Sandbox-Port: {port}\r\n{more}");
@@ -175,6 +176,9 @@ async fn get(address: SocketAddr, path: &str, fields: &str) -> (u16, String) {
         .expect("an answer in time")
         .unwrap_or_default();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    if !looks_complete(&answer) {
+        return (0, body.to_owned());
+    }
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     (status.unwrap_or(0), body.to_owned())
 }
