@@ -7,12 +7,11 @@ use rustix::process::Signal;
 use sandgate_tests::processes::{ProcessMesh, get};
 use sandgate_tests::{
     Mesh, PATIENCE, POD_UID, RecordingApp, Step, assert_detail, closed_port, head_to, ok, programs, read_until, send,
-    status,
+    status, until,
 };
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc};
@@ -154,16 +153,6 @@ impl Closing {
     }
 }
 
-/// Waits until `happened`, which no event tells.
-async fn until(happened: impl Fn() -> bool) {
-    let waiting = async {
-        while !happened() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENCE, waiting).await.expect("it did not happen");
-}
-
 fn is_stopped(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     stat.rsplit(") ").next().unwrap().starts_with('T')
@@ -195,10 +184,10 @@ async fn a_request_that_crosses_the_apps_close_is_answered_and_never_sent_twice(
         client.write_all(mesh.head("GET /first", "").as_bytes()).await.unwrap();
         assert_eq!(status(&read_until(&mut client, b"hello").await), 200);
         keeper.signal(Signal::STOP);
-        until(|| is_stopped(keeper.pid())).await;
+        until("it has happened", || is_stopped(keeper.pid())).await;
         let second = mesh.head("POST /second", "Content-Length: 0\r\n");
         client.write_all(second.as_bytes()).await.unwrap();
-        until(|| has_unread(inbox)).await;
+        until("it has happened", || has_unread(inbox)).await;
         app.close.notify_one();
         timeout(PATIENCE, app.closed.recv()).await.unwrap().unwrap();
         keeper.signal(Signal::CONT);

@@ -14,12 +14,6 @@ use std::net::SocketAddr;
 
 const INVALID: &str = "Invalid token.";
 
-fn run(mesh: &Mesh, issuer: &Issuer, more: &[&str]) -> SocketAddr {
-    let flags = issuer.flags();
-    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-    mesh.run_router(&[&flags, more].concat())
-}
-
 fn with(mesh: &Mesh, token: &str) -> String {
     mesh.head("GET /page HTTP/1.1", "").replace(TOKEN, token)
 }
@@ -44,7 +38,7 @@ impl Scene {
         let ed25519 = SigningKey::ed25519("ed25519");
         let issuer = Issuer::start(&[&rsa, &p256, &ed25519]).await;
         let mesh = Mesh::open(RecordingApp::polite().await).await;
-        let router = run(&mesh, &issuer, &[]);
+        let router = issuer.run_router(&mesh, &[]);
         let scene = Self {
             issuer,
             rsa,
@@ -146,7 +140,7 @@ async fn a_token_is_verified_by_the_key_it_names_and_in_that_keys_own_way() {
     // Without a key's ID and with two keys that could be meant, none is guessed.
     let second = SigningKey::p256("second");
     scene.issuer.serve_keys(&[p256, &second]);
-    let router = run(&scene.mesh, &scene.issuer, &[]);
+    let router = scene.issuer.run_router(&scene.mesh, &[]);
     for key in [p256, &second] {
         let token = key.sign_raw("ES256", r#"{"alg":"ES256"}"#, &claims);
         assert_detail(&send(router, with(&scene.mesh, &token)).await, 401, INVALID, "no kid");
@@ -292,7 +286,9 @@ async fn whatever_two_readers_could_read_in_two_ways_opens_nothing() {
 #[tokio::test]
 async fn an_algorithm_that_is_not_allowed_opens_nothing() {
     let scene = Scene::new().await;
-    let router = run(&scene.mesh, &scene.issuer, &["--authz-oidc-signing-algs=ES256"]);
+    let router = scene
+        .issuer
+        .run_router(&scene.mesh, &["--authz-oidc-signing-algs=ES256"]);
     let claims = scene.issuer.claims();
     for (key, algorithm, code) in [
         (&scene.rsa, "RS256", 401),

@@ -7,7 +7,9 @@ use futures_util::future::join_all;
 use sandgate_tests::api_server::{ApiServer, failure, nobody, user};
 use sandgate_tests::folder::Folder;
 use sandgate_tests::processes::{Process, Programs, command, get};
-use sandgate_tests::{Mesh, PATIENCE, POD_UID, RecordingApp, TOKEN, assert_detail, field, programs, send, status};
+use sandgate_tests::{
+    Mesh, PATIENCE, POD_UID, RecordingApp, TOKEN, assert_detail, field, programs, send, status, until,
+};
 use serde_json::Value;
 use std::future::pending;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -39,16 +41,6 @@ fn with(mesh: &Mesh, token: &str) -> String {
 fn from(mesh: &Mesh, token: &str, number: u32) -> String {
     let fields = format!("X-Forwarded-For: {}\r\n", Ipv4Addr::from(0xc000_0200 + number));
     mesh.head("GET /page HTTP/1.1", &fields).replace(TOKEN, token)
-}
-
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let waiting = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let waited = tokio::time::timeout(PATIENCE, waiting).await;
-    assert!(waited.is_ok(), "{what}");
 }
 
 /// An API server that knows one token, and whose word on all others comes when it is told to.

@@ -15,6 +15,7 @@ use hyper_util::rt::TokioIo;
 use sandbox_router::config::Config;
 use sandgate_mesh::framing::Limits;
 use sandgate_tests::http2::{connect, head, status_and_detail};
+use sandgate_tests::websocket::echo;
 use sandgate_tests::{Mesh, PATIENCE, POD_UID, RecordingApp, Step, field, ok};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,32 +28,6 @@ use tokio_tungstenite::{WebSocketStream, accept_async};
 
 type Client = SendRequest<Empty<Bytes>>;
 type Socket = WebSocketStream<TokioIo<Upgraded>>;
-
-/// An app that sends every message back, and tells what closes it was sent.
-async fn echo() -> (RecordingApp, mpsc::UnboundedReceiver<(u16, String)>) {
-    let (report, reported) = mpsc::unbounded_channel();
-    let app = RecordingApp::serving(move |stream| {
-        let report = report.clone();
-        async move {
-            // What doesn't ask for a WebSocket is not answered with one.
-            let Ok(mut socket) = accept_async(stream).await else {
-                return;
-            };
-            while let Some(Ok(message)) = socket.next().await {
-                match message {
-                    Message::Close(Some(close)) => {
-                        let _ = report.send((close.code.into(), close.reason.as_str().to_owned()));
-                    }
-                    Message::Text(_) | Message::Binary(_) => {
-                        let _ = socket.send(message).await;
-                    }
-                    _ => {}
-                }
-            }
-        }
-    });
-    (app.await, reported)
-}
 
 /// A client that has heard that extended CONNECTs are served: settings come before any answer.
 async fn client(router: SocketAddr) -> Client {

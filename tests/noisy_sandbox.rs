@@ -5,14 +5,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use futures_util::future::join_all;
-use sandgate_tests::{Mesh, PATIENCE, RecordingApp, Step, ok, read_until, send, status};
+use sandgate_tests::{Mesh, PATIENCE, RecordingApp, Step, ok, read_until, send, status, until};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 /// Requests to the noisy one that are never answered, and as many whose answers nobody reads.
 const NOISE: usize = 150;
@@ -82,15 +81,6 @@ async fn ask_the_quiet_one(mesh: &Mesh, router: SocketAddr) {
         kept.write_all(request.as_bytes()).await.unwrap();
         assert_eq!(status(&read_until(&mut kept, b"hello").await), 200);
     }
-}
-
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let waiting = async {
-        while !condition() {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    assert!(timeout(PATIENCE, waiting).await.is_ok(), "{what}");
 }
 
 #[tokio::test]

@@ -9,17 +9,10 @@ use sandgate_tests::folder::Folder;
 use sandgate_tests::issuer::{Issuer, JWKS, SigningKey, seconds_from_now};
 use sandgate_tests::{Mesh, PATIENCE, RecordingApp, TOKEN, assert_detail, field, rule, send, status};
 use serde_json::{Value, json};
-use std::net::SocketAddr;
 use std::time::Duration;
 
 const MISSING: &str = "Missing or invalid Authorization header.";
 const INVALID: &str = "Invalid token.";
-
-fn run(mesh: &Mesh, issuer: &Issuer, more: &[&str]) -> SocketAddr {
-    let flags = issuer.flags();
-    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-    mesh.run_router(&[&flags, more].concat())
-}
 
 /// A request with this token.
 fn with(mesh: &Mesh, token: &str) -> String {
@@ -40,7 +33,7 @@ async fn a_token_of_each_algorithm_is_taken_and_the_app_does_not_see_it() {
     ];
     let issuer = Issuer::start(&keys.each_ref()).await;
     let mesh = everybody().await;
-    let router = run(&mesh, &issuer, &[]);
+    let router = issuer.run_router(&mesh, &[]);
     for (key, algorithm) in [
         (0, "RS256"),
         (0, "RS384"),
@@ -123,7 +116,7 @@ async fn the_gate_is_told_the_name_and_the_groups_with_the_issuers_prefix() {
         let context = format!("{admitted:?}");
         let app = RecordingApp::polite().await;
         let mesh = Mesh::start(app, |ports| rule(admitted, ports.app, &[], &[])).await;
-        let response = send(run(&mesh, &issuer, &[]), with(&mesh, &token)).await;
+        let response = send(issuer.run_router(&mesh, &[]), with(&mesh, &token)).await;
         assert_eq!(status(&response), code, "{context}: {response}");
         match code {
             200 => drop(mesh.app.take_only_request()),
@@ -136,7 +129,7 @@ async fn the_gate_is_told_the_name_and_the_groups_with_the_issuers_prefix() {
 async fn every_request_needs_a_token() {
     let key = SigningKey::p256("k");
     let (issuer, mesh) = (Issuer::start(&[&key]).await, everybody().await);
-    let router = run(&mesh, &issuer, &[]);
+    let router = issuer.run_router(&mesh, &[]);
     let bare = with(&mesh, "x").replace("Authorization: Bearer x\r\n", "");
     let response = send(router, &bare).await;
     assert_detail(&response, 401, MISSING, "no token");
@@ -157,7 +150,7 @@ async fn every_request_needs_a_token() {
 async fn a_remembered_token_is_refused_once_it_has_expired() {
     let key = SigningKey::p256("k");
     let (issuer, mesh) = (Issuer::start(&[&key]).await, everybody().await);
-    let router = run(&mesh, &issuer, &["--authz-oidc-clock-leeway=0s"]);
+    let router = issuer.run_router(&mesh, &["--authz-oidc-clock-leeway=0s"]);
     let mut claims = issuer.claims();
     claims["exp"] = seconds_from_now(3).into();
     let token = key.sign("ES256", &claims);
@@ -184,7 +177,7 @@ async fn the_api_server_is_asked_about_rights_in_the_name_with_the_prefix() {
     let (issuer, mesh) = (Issuer::start(&[&key]).await, everybody().await);
     let api_server =
         ApiServer::answering(|review| (201, json!({"allowed": review["spec"]["user"] == "oidc:alice"}))).await;
-    let router = run(&mesh, &issuer, &["--authz-subject-access-review", &api_server.flag()]);
+    let router = issuer.run_router(&mesh, &["--authz-subject-access-review", &api_server.flag()]);
     let mut claims = issuer.claims();
     let response = send(router, with(&mesh, &key.sign("EdDSA", &claims))).await;
     assert_eq!(status(&response), 200, "{response}");

@@ -11,6 +11,7 @@ use sandgate_tests::processes::get;
 use sandgate_tests::websocket::{connect_raw, handshake};
 use sandgate_tests::{
     Mesh, PATIENCE, POD_UID, RecordingApp, TOKEN, assert_detail, default_policy, field, ok, read_until, send, status,
+    until,
 };
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -103,15 +104,6 @@ async fn held(router: SocketAddr, mesh: &Mesh, asked: &AtomicUsize) -> TcpStream
     until("the app is asked", || asked.load(Ordering::SeqCst) > 0).await;
     assert_eq!(App::asked(asked), 1);
     stream
-}
-
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let waiting = async {
-        while !condition() {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    assert!(timeout(PATIENCE, waiting).await.is_ok(), "{what}");
 }
 
 /// Asks until somebody is let in: that a client has gone, the router learns in its own time.

@@ -8,7 +8,7 @@ use futures_util::{SinkExt, StreamExt};
 use sandbox_router::config::Config;
 use sandgate_mesh::policy::model::DefaultPolicy;
 use sandgate_tests::processes::until_metric;
-use sandgate_tests::websocket::{self, Socket, close_in, closed, connect_raw, frame, masked, next, read};
+use sandgate_tests::websocket::{self, Socket, close_in, closed, connect_raw, echo, frame, masked, next, read};
 use sandgate_tests::{Mesh, POD_UID, RecordingApp, default_policy, read_until};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -18,7 +18,6 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_tungstenite::accept_async;
 use tokio_tungstenite::tungstenite::Message;
 
 /// No step of an exchange takes longer, or the test fails.
@@ -27,29 +26,6 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const SOON: Duration = Duration::from_millis(300);
 /// Longest message where a test says so.
 const LONGEST: u64 = 1000;
-
-/// An app that sends every text and binary message back, and tells what closes it was sent.
-async fn echo() -> (RecordingApp, UnboundedReceiver<(u16, String)>) {
-    let (report, reported) = mpsc::unbounded_channel();
-    let app = RecordingApp::serving(move |stream| {
-        let report = report.clone();
-        async move {
-            let mut socket = accept_async(stream).await.unwrap();
-            while let Some(Ok(message)) = socket.next().await {
-                match message {
-                    Message::Close(Some(close)) => {
-                        let _ = report.send((close.code.into(), close.reason.as_str().to_owned()));
-                    }
-                    Message::Text(_) | Message::Binary(_) => {
-                        let _ = socket.send(message).await;
-                    }
-                    _ => {}
-                }
-            }
-        }
-    });
-    (app.await, reported)
-}
 
 /// An app that makes the handshake with the `fields` given, says `says` when it has heard a byte, and tells every byte that
 /// it was sent once its connection ends.

@@ -127,7 +127,8 @@ async fn admit(
     }
     // Streams of HTTP/2 may still come when the connection has been told to end.
     if client.remaining() == Some(Duration::ZERO) {
-        return Err(RouterError::CertificateExpired).inspect_err(|_| worker.metrics.denied(None));
+        worker.metrics.denied(None);
+        return Err(RouterError::CertificateExpired);
     }
     // What a browser presents counts only where its URL leads to an app, so the way is looked for first: what comes of that is
     // still for those alone who are known.

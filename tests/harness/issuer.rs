@@ -1,5 +1,6 @@
 //! An OIDC issuer over HTTPS: its discovery document, its keys, and tokens that are signed with them.
 
+use crate::Mesh;
 use crate::folder::Folder;
 use data_encoding::BASE64URL_NOPAD;
 use ring::rand::SystemRandom;
@@ -257,6 +258,13 @@ impl Issuer {
         tokio::time::timeout(crate::PATIENCE, asked)
             .await
             .expect("it was not asked");
+    }
+
+    /// A router of `mesh` that takes its tokens, with `more` flags.
+    pub fn run_router(&self, mesh: &Mesh, more: &[&str]) -> SocketAddr {
+        let flags = self.flags();
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        mesh.run_router(&[&flags, more].concat())
     }
 
     /// The flags of a router that takes its tokens for the audience `sandboxes`.

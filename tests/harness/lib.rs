@@ -25,7 +25,7 @@ pub mod websocket;
 mod wire;
 
 pub use app::{RecordingApp, Request, Step, closed_port, ok};
-pub use wire::{assert_detail, exchange, exchange_without_end, field, looks_complete, read_until, send, status};
+pub use wire::{assert_detail, exchange, exchange_without_end, field, looks_complete, read_until, send, status, until};
 
 use sandbox_router::Router;
 use sandbox_router::config::Config;

@@ -1,15 +1,16 @@
 //! A real client of WebSockets, and one that says what no library would.
 
-use crate::{PATIENCE, TOKEN, read_until, status};
-use futures_util::StreamExt;
+use crate::{PATIENCE, RecordingApp, TOKEN, read_until, status};
+use futures_util::{SinkExt, StreamExt};
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Message, http::Request};
-use tokio_tungstenite::{WebSocketStream, client_async};
+use tokio_tungstenite::{WebSocketStream, accept_async, client_async};
 
 /// A WebSocket of the real client, or of an app.
 pub type Socket = WebSocketStream<TcpStream>;
@@ -117,4 +118,30 @@ pub fn close_in(bytes: &[u8]) -> (bool, u16, String) {
         .collect();
     let code = u16::from_be_bytes([payload[0], payload[1]]);
     (is_masked, code, String::from_utf8(payload[2..].to_vec()).unwrap())
+}
+
+/// An app that sends every text and binary message back, and tells what closes it was sent.
+pub async fn echo() -> (RecordingApp, UnboundedReceiver<(u16, String)>) {
+    let (report, reported) = unbounded_channel();
+    let app = RecordingApp::serving(move |stream| {
+        let report = report.clone();
+        async move {
+            // What doesn't ask for a WebSocket is not answered with one.
+            let Ok(mut socket) = accept_async(stream).await else {
+                return;
+            };
+            while let Some(Ok(message)) = socket.next().await {
+                match message {
+                    Message::Close(Some(close)) => {
+                        let _ = report.send((close.code.into(), close.reason.as_str().to_owned()));
+                    }
+                    Message::Text(_) | Message::Binary(_) => {
+                        let _ = socket.send(message).await;
+                    }
+                    _ => {}
+                }
+            }
+        }
+    });
+    (app.await, reported)
 }

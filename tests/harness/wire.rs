@@ -119,3 +119,13 @@ pub fn looks_complete(response: &str) -> bool {
         _ => !field(head, "transfer-encoding").is_empty() && body.ends_with("0\r\n\r\n"),
     }
 }
+
+/// Waits until `condition` holds, which no event tells; it must within 10 s.
+pub async fn until(what: &str, condition: impl Fn() -> bool) {
+    let waiting = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, waiting).await.is_ok(), "{what}");
+}

@@ -89,7 +89,7 @@ pub(crate) fn decided<B>(
         rule,
         reason: decision.err().map(ToString::to_string),
         caller: Some(caller.to_string()),
-        router: peer.direct.is_none().then(|| peer.id.to_string()),
+        router: peer.is_router().then(|| peer.id.to_string()),
         peer: None,
         sandbox: &gate.settings.sandbox,
         pod_uid: gate.settings.pod_uid.as_str(),

@@ -88,7 +88,7 @@ async fn pass(
 
     // On every request: connections outlive policies.
     let facts = RequestFacts {
-        direct: peer.direct.is_some(),
+        direct: !peer.is_router(),
         port: parsed.port,
         method: request.method(),
         path: parsed.target.path(),
@@ -103,7 +103,7 @@ async fn pass(
     gate.metrics.allowed.inc();
 
     let upgrade = requested_upgrade(&request);
-    if peer.direct.is_some() {
+    if !peer.is_router() {
         attribute(peer, request.headers_mut());
     }
     sanitise(&mut request, parsed.target, parsed.port, upgrade.as_ref())?;

@@ -18,7 +18,7 @@ impl Span {
     /// Begins a span below the router's, if the router records that and asks for one; to the app, the request is then sent
     /// in this one. Anybody else may send what they like: it is as if they hadn't.
     pub(crate) fn begin<B>(peer: &Peer, request: &mut Request<B>) -> Option<Self> {
-        if peer.direct.is_some() || !is_asked(request.headers()) {
+        if !peer.is_router() || !is_asked(request.headers()) {
             return None;
         }
         let parent = TraceParent::of(request.headers()).filter(|parent| parent.sampled)?;
