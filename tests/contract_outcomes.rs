@@ -9,7 +9,7 @@ use sandgate_local::authority::{LeafSpec, Usage};
 use sandgate_mesh::framing::{Limits, Violation};
 use sandgate_tests::{
     Mesh, POD_UID, ROUTER, RecordingApp, Step, TOKEN, WORKLOAD, assert_detail, closed_port, exchange, field, head_to,
-    read_until, rule, send, status, token_holder,
+    read_until, rule, send, send_whole, status, token_holder,
 };
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -33,6 +33,27 @@ async fn a_name_that_does_not_resolve_is_502() {
         let head = mesh.head("GET / HTTP/1.1", "").replace("ID: alpha", "ID: nobody");
         let text = "Could not connect to the backend sandbox: nobody";
         assert_detail(&send(router, head).await, 502, text, "no such name");
+    }
+    mesh.app.assert_untouched("no such name");
+}
+
+/// Longer than what the sockets between the two hold, so that closing the connection without a look at it resets that.
+const LONG_BODY: usize = 1_000_000;
+
+#[tokio::test]
+async fn whoever_sends_a_long_body_to_a_name_that_does_not_resolve_gets_the_whole_answer() {
+    let mesh = polite().await;
+    let domain = format!("--cluster-domain={}", "x".repeat(64));
+    let text = "Could not connect to the backend sandbox: nobody";
+    for router in mesh.run_both(&[&domain]) {
+        for (framing, upload) in uploads(&mesh, LONG_BODY) {
+            let upload = upload.replace("ID: alpha", "ID: nobody");
+            assert_detail(&send_whole(router, upload).await, 502, text, framing);
+        }
+        // Who asks before it sends isn't told to send what nobody will get.
+        let head = mesh.head("POST /up HTTP/1.1", "Content-Length: 4\r\nExpect: 100-continue\r\n");
+        let head = head.replace("ID: alpha", "ID: nobody");
+        assert_detail(&send(router, head).await, 502, text, "Expect");
     }
     mesh.app.assert_untouched("no such name");
 }

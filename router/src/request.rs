@@ -1,4 +1,4 @@
-//! THE PATH of a request through the router: authenticate, parse, resolve, sanitise, forward, answer.
+//! THE PATH of a request through the router: authenticate, parse, sanitise, resolve, forward, answer.
 
 use crate::access::{End, Record};
 use crate::authenticate::Authenticated;
@@ -9,14 +9,15 @@ use crate::forward::Errand;
 use crate::limits::Who;
 use crate::outcomes::heed;
 use crate::resolve::Target;
+use crate::rewrite::Mount;
 use crate::routing::{Destination, Way};
 use crate::scope::narrow;
 use crate::tunnels::Tunnel;
-use crate::upgrades::client_address;
+use crate::upgrades::{UpgradeSlot, client_address};
 use crate::worker::Worker;
 use http::header::{EXPECT, HOST, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use sandgate_mesh::admin;
@@ -67,14 +68,20 @@ async fn answer(
     mut record: Record,
     switch: PassThrough,
 ) -> Response<Answer<End>> {
-    let (caller, way) = match admit(worker, client, &mut request, &mut record).await {
-        Ok(admitted) => admitted,
+    // Looked at before the app's copy of the head is made, which doesn't say it.
+    let is_sending = !request.headers().contains_key(EXPECT);
+    let (trip, target) = match set_out(worker, client, &mut request, &mut record).await {
+        Ok(found) => found,
+        // Whoever refused the request, it is still whole. Its body is read as far as it goes, within bounds, or closing the
+        // connection could overtake the answer; but nobody is told to send one for that.
         Err(error) => {
-            hear_out(request).await;
+            if is_sending {
+                Box::pin(discard(request.into_body())).await;
+            }
             return answer_error(&error, record);
         }
     };
-    match pass(worker, client, &caller, way, request, &mut record, switch).await {
+    match pass(worker, trip, target, request, &mut record, switch).await {
         Ok(Passed::Answered(lease, response, watch, silence)) => {
             response.map(|body| Answer::relay(body, silence, watch, End { lease, record }))
         }
@@ -89,13 +96,6 @@ async fn answer(
             response.map(|()| Answer::empty())
         }
         Err(error) => answer_error(&error, record),
-    }
-}
-
-/// Reads a bounded rest of a refused request's body, or closing the connection could overtake the answer.
-async fn hear_out(request: Box<Request<Incoming>>) {
-    if !request.headers().contains_key(EXPECT) {
-        Box::pin(discard(request.into_body())).await;
     }
 }
 
@@ -169,6 +169,101 @@ async fn admit(
     Ok((caller, way))
 }
 
+/// A request that was let in, and how it travels.
+struct Trip {
+    to: Arc<Destination>,
+    /// Where the client sees the app, if its URL led here.
+    mount: Option<Box<Mount>>,
+    /// What the client wants to switch to, and its place among its upgraded connections.
+    upgrade: Option<Upgrade>,
+    slot: Option<UpgradeSlot>,
+    request_id: Option<HeaderValue>,
+    /// The version of HTTP in which it travels.
+    over: HttpVersion,
+    /// How long the wait for an answer may last, and each silence of it.
+    budget: Duration,
+}
+
+impl Trip {
+    fn errand(&self) -> Errand<'_> {
+        Errand {
+            route: &self.to.route,
+            request_id: self.request_id.as_ref(),
+            over: self.over,
+        }
+    }
+}
+
+/// All that happens before the request is sent. Its body stays where it is.
+async fn set_out(
+    worker: &Worker,
+    client: &Client,
+    request: &mut Request<Incoming>,
+    record: &mut Record,
+) -> Result<(Trip, Arc<Target>), RouterError> {
+    let (caller, way) = admit(worker, client, request, record).await?;
+    let trip = make_ready(worker, client, way, request)?;
+    let target = find(worker, &trip, record).await?;
+    if target.expected.is_some() {
+        tell_gate(&trip, &caller, record.is_traced(), request.headers_mut());
+    }
+    Ok((trip, target))
+}
+
+/// Leaves in the head what any next hop may see. Judges the page that it comes from before anything is looked up for it.
+fn make_ready(
+    worker: &Worker,
+    client: &Client,
+    way: Way,
+    request: &mut Request<Incoming>,
+) -> Result<Trip, RouterError> {
+    let Way { to, rest, mut mount } = way;
+    let upgrade = requested_upgrade(request);
+    let slot = match worker.upgrades.as_ref().filter(|_| upgrade.is_some()) {
+        Some(upgrades) => Some(upgrades.enter(client.ip, request.headers())?),
+        None => None,
+    };
+    let over = HttpVersion::needed_by(request);
+    // Both read before the app's copy of the head is made, which has no `Origin`.
+    let request_id = request.headers().get(X_REQUEST_ID).cloned();
+    let page = mount
+        .as_deref()
+        .and_then(|mount| Page::behind(request, mount, upgrade.is_some(), client.certificate.is_some()));
+    sanitise(client, &to, rest, request, upgrade.as_ref())?;
+    if let Some(mount) = &mut mount {
+        mount.told(request.headers_mut());
+        let may_act = page.map_or(Ok(()), |page| page.may_act(mount, worker.config.browser.as_ref()));
+        may_act.inspect_err(|_| worker.metrics.denied(Some(&to.route.sandbox.namespace)))?;
+    }
+    // HTTP/1.1, unless the request has to stay what it came in.
+    if over == HttpVersion::Http1 {
+        *request.version_mut() = Version::HTTP_11;
+    }
+    let longest = worker.config.proxy_timeout;
+    Ok(Trip {
+        budget: to.route.timeout.map_or(longest, |wanted| wanted.min(longest)),
+        to,
+        mount,
+        upgrade,
+        slot,
+        request_id,
+        over,
+    })
+}
+
+/// Finds the sandbox, and a place at it. The identity that must answer is part of the target: decided before anything is
+/// dialed.
+async fn find(worker: &Worker, trip: &Trip, record: &mut Record) -> Result<Arc<Target>, RouterError> {
+    let errand = trip.errand();
+    let resolved = worker.resolver.resolve(errand.route, trip.budget).await;
+    let target = resolved.map_err(|error| worker.forwarder.unresolved(&error, errand))?;
+    record.upstream(target.endpoint);
+    if let Some((limits, places)) = worker.limits.as_ref().zip(record.places()) {
+        limits.enter_sandbox(places, errand.route, &target)?;
+    }
+    Ok(target)
+}
+
 /// What became of a request that was let in.
 enum Passed {
     Answered(
@@ -180,113 +275,77 @@ enum Passed {
     Switched(Response<()>, Tunnel),
 }
 
-#[allow(clippy::too_many_arguments)] // each phase of the path needs another of them
+/// Sends the request, and makes its answer ready for the client.
 async fn pass(
     worker: &Worker,
-    client: &Arc<Client>,
-    caller: &Authenticated,
-    way: Way,
+    mut trip: Trip,
+    target: Arc<Target>,
     mut request: Box<Request<Incoming>>,
     record: &mut Record,
     switch: PassThrough,
 ) -> Result<Passed, RouterError> {
-    let Way { to, rest, mut mount } = way;
-    let route = &to.route;
-    let budget = route.timeout.map_or(worker.config.proxy_timeout, |wanted| {
-        wanted.min(worker.config.proxy_timeout)
-    });
-
-    let upgrade = requested_upgrade(&request);
-    let slot = match worker.upgrades.as_ref().filter(|_| upgrade.is_some()) {
-        Some(upgrades) => Some(upgrades.enter(client.ip, request.headers())?),
-        None => None,
-    };
-
-    // Read before the app's copy of the head is made, which has no `Origin`.
-    let page = mount
-        .as_deref()
-        .and_then(|mount| Page::behind(&request, mount, upgrade.is_some(), client.certificate.is_some()));
-
-    // The identity that must answer is part of the target: decided before anything is dialed.
-    let request_id = request.headers().get(X_REQUEST_ID).cloned();
-    let errand = Errand {
-        route,
-        request_id: request_id.as_ref(),
-        over: HttpVersion::needed_by(&request),
-    };
-    let resolved = worker.resolver.resolve(route, budget).await;
-    let target = resolved.map_err(|error| worker.forwarder.unresolved(&error, errand))?;
-    record.upstream(target.endpoint);
-    if let Some((limits, places)) = worker.limits.as_ref().zip(record.places())
-        && let Err(error) = limits.enter_sandbox(places, route, &target)
-    {
-        hear_out(request).await;
-        return Err(error);
-    }
-
-    let through_gate = target.expected.is_some();
-    let shows_namespace = worker.resolver.shows_namespace(route, &target);
-    let assertion = through_gate.then(|| caller.assertion.clone());
-    sanitise(client, assertion, &to, rest, &mut request, upgrade.as_ref())?;
-    if through_gate && record.is_traced() {
-        request.headers_mut().insert(X_SANDGATE_TRACE, trace_context::ask());
-    }
-    // HTTP/1.1, unless the request has to stay what it came in.
-    if errand.over == HttpVersion::Http1 {
-        *request.version_mut() = Version::HTTP_11;
-    }
-    if let Some(mount) = &mut mount {
-        mount.told(request.headers_mut());
-        let may_act = page.map_or(Ok(()), |page| page.may_act(mount, worker.config.browser.as_ref()));
-        may_act.inspect_err(|_| worker.metrics.denied(Some(&route.sandbox.namespace)))?;
-    }
+    let upgrade = trip.upgrade.take();
     let downstream = upgrade.is_some().then(|| hyper::upgrade::on(&mut *request));
     let (head, body) = request.into_parts();
     let body = Upload::new(body, worker.config.max_request_body, record.started());
     let watch = body.watch();
     record.upload(watch.clone());
-
     let request = Box::new(Request::from_parts(head, body));
-    let (lease, mut response) = worker
-        .forwarder
-        .forward(&worker.resolver, errand, target, request, budget)
-        .await
-        .inspect_err(|_| worker.metrics.allowed(&route.sandbox.namespace))?;
-    if through_gate {
-        record.told(lease.key(), &response);
-    }
-    // A namespace is worth a label where more than a caller's word says that there is one.
-    if shows_namespace && to.answers_first() {
-        worker.metrics.learn(&route.sandbox.namespace);
-    }
-    heed(worker, errand, through_gate.then_some(&response))?;
+
+    let (lease, mut response) = forward(worker, &trip, target, request, record).await?;
 
     strip_ours(response.headers_mut());
-    if let Some(mount) = &mount {
+    if let Some(mount) = &trip.mount {
         mount.rewrite(response.headers_mut());
     }
     if let Some(browser) = &worker.config.browser {
-        browser.answer(mount.as_deref(), response.headers_mut());
+        browser.answer(trip.mount.as_deref(), response.headers_mut());
     }
     record.status(response.status());
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let asked = downstream.zip(upgrade);
+        let (asked, slot) = (downstream.zip(upgrade), trip.slot.take());
+        let errand = trip.errand();
         let (response, tunnel) = Tunnel::dig(&worker.metrics, errand, asked, switch, slot, lease, response)?;
         return Ok(Passed::Switched(response, tunnel));
     }
     if upgrade.is_some_and(|upgrade| upgrade.is_feigned_by(response.status())) {
-        return Err(RouterError::Broken(route.sandbox.name.clone()));
+        return Err(RouterError::Broken(trip.to.route.sandbox.name.clone()));
     }
     cross_hop(response.headers_mut(), None);
     *response.version_mut() = Version::HTTP_11;
-    Ok(Passed::Answered(lease, response, watch, budget))
+    Ok(Passed::Answered(lease, response, watch, trip.budget))
 }
 
-/// Leaves in the head what the next hop may see, and adds what it must: to a gate, the port and the `assertion` of who calls.
-/// The app is asked for `rest`, or for all that the router was asked for.
+/// Sends it, and hears what the gate says of itself beside its answer.
+async fn forward(
+    worker: &Worker,
+    trip: &Trip,
+    target: Arc<Target>,
+    request: Box<Request<Upload>>,
+    record: &mut Record,
+) -> Result<(Lease<Arc<Target>>, Response<Incoming>), RouterError> {
+    let (errand, sandbox) = (trip.errand(), &trip.to.route.sandbox);
+    let through_gate = target.expected.is_some();
+    let shows_namespace = worker.resolver.shows_namespace(errand.route, &target);
+    let (lease, response) = worker
+        .forwarder
+        .forward(&worker.resolver, errand, target, request, trip.budget)
+        .await
+        .inspect_err(|_| worker.metrics.allowed(&sandbox.namespace))?;
+    if through_gate {
+        record.told(lease.key(), &response);
+    }
+    // A namespace is worth a label where more than a caller's word says that there is one.
+    if shows_namespace && trip.to.answers_first() {
+        worker.metrics.learn(&sandbox.namespace);
+    }
+    heed(worker, errand, through_gate.then_some(&response))?;
+    Ok((lease, response))
+}
+
+/// Leaves in the head what the next hop may see. The app is asked for `rest`, or for all that the router was asked for.
 fn sanitise(
     client: &Client,
-    assertion: Option<HeaderValue>,
     to: &Destination,
     rest: Option<Box<PathAndQuery>>,
     request: &mut Request<Incoming>,
@@ -301,11 +360,16 @@ fn sanitise(
     sanitise_request(headers, upgrade);
     let asked_for = headers.insert(HOST, to.host.clone());
     forwarded(client, asked_for, headers);
-    if let Some(assertion) = assertion {
-        headers.insert(X_SANDBOX_PORT, to.port.clone());
-        headers.insert(X_SANDGATE_CALLER, assertion);
-    }
     // Origin form, whatever form it came in.
     *request.uri_mut() = Uri::from(target);
     Ok(())
+}
+
+/// Adds to the head what a gate must know: the port and who calls, and whether its part of the trace is wanted.
+fn tell_gate(trip: &Trip, caller: &Authenticated, is_traced: bool, headers: &mut HeaderMap) {
+    headers.insert(X_SANDBOX_PORT, trip.to.port.clone());
+    headers.insert(X_SANDGATE_CALLER, caller.assertion.clone());
+    if is_traced {
+        headers.insert(X_SANDGATE_TRACE, trace_context::ask());
+    }
 }

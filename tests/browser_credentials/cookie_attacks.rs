@@ -1,7 +1,7 @@
 //! Other pages, forged requests and hostile apps: of none of them the app sees anything, and none sets the cookie.
 
-use crate::{BAD, FOREIGN, FOREIGN_UPGRADE, HOST, MISSING, UPGRADE, World, cookie, request};
-use sandgate_tests::{RecordingApp, Step, TOKEN, field, read_until, status};
+use crate::{BAD, FLAGS, FOREIGN, FOREIGN_UPGRADE, HOST, MISSING, UPGRADE, World, cookie, request};
+use sandgate_tests::{Mesh, RecordingApp, Step, TOKEN, assert_detail, field, read_until, send, send_whole, status};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
@@ -56,6 +56,50 @@ async fn no_other_page_acts_with_the_cookie() {
             .assert_refused(&attack, FOREIGN_UPGRADE, "a WebSocket with a token")
             .await;
     }
+}
+
+/// No page can have a router ask a name server, or learn whether there is a sandbox of that name.
+#[tokio::test]
+async fn no_other_page_has_anything_looked_up() {
+    let mesh = Mesh::open(RecordingApp::polite().await).await;
+    // A label has at most 63 bytes: no resolver asks a server for this name.
+    let domain = format!("--cluster-domain={}", "x".repeat(64));
+    for router in mesh.run_both(&[&FLAGS[..], &[&domain]].concat()) {
+        for (host, target) in [
+            (HOST, "/p/default/nobody/8888/x"),
+            ("8888-nobody--default.sandboxes.example", "/x"),
+        ] {
+            let ask = async |line: &str, origin: &str, fields: &str| {
+                let fields = format!("{}Origin: https://{origin}\r\n{fields}", cookie());
+                send(router, request(&format!("{line} {target}"), host, &fields)).await
+            };
+            for (line, fields) in [("POST", ""), ("GET", UPGRADE)] {
+                let own = ask(line, host, fields).await;
+                let unknown = (502, "Could not connect to the backend sandbox: nobody");
+                assert_detail(&own, unknown.0, unknown.1, "a page of its own");
+                let other = ask(line, "evil.example", fields).await;
+                assert_detail(&other, FOREIGN.0, FOREIGN.1, "another page");
+            }
+        }
+    }
+    mesh.app.assert_untouched("no such sandbox");
+}
+
+#[tokio::test]
+async fn a_page_that_is_refused_gets_the_whole_answer_however_much_it_sends() {
+    let world = World::new().await;
+    let (host, target) = (world.host(), "/x");
+    let foreign = format!("{}Origin: https://evil.example\r\n", cookie());
+    for router in world.routers {
+        let fields = format!("{foreign}Content-Length: 1000000\r\n");
+        let attack = request(&format!("POST {target}"), &host, &fields) + &"e".repeat(1_000_000);
+        assert_detail(&send_whole(router, attack).await, FOREIGN.0, FOREIGN.1, "a long form");
+        // Who asks before it sends isn't told to send what nobody will get.
+        let fields = format!("{foreign}Content-Length: 4\r\nExpect: 100-continue\r\n");
+        let attack = request(&format!("POST {target}"), &host, &fields);
+        assert_detail(&send(router, attack).await, FOREIGN.0, FOREIGN.1, "a form that asks");
+    }
+    world.mesh.app.assert_untouched("a form");
 }
 
 #[tokio::test]

@@ -25,7 +25,9 @@ pub mod websocket;
 mod wire;
 
 pub use app::{RecordingApp, Request, Step, closed_port, ok};
-pub use wire::{assert_detail, exchange, exchange_without_end, field, looks_complete, read_until, send, status, until};
+pub use wire::{
+    assert_detail, exchange, exchange_without_end, field, looks_complete, read_until, send, send_whole, status, until,
+};
 
 use sandbox_router::Router;
 use sandbox_router::config::Config;

@@ -4,7 +4,7 @@ use crate::PATIENCE;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 /// Sends bytes over a connection of their own; see [`exchange`].
 pub async fn send(address: SocketAddr, bytes: impl AsRef<[u8]>) -> String {
@@ -30,6 +30,25 @@ pub async fn exchange(
     };
     let answer = tokio::time::timeout(PATIENCE, talk).await;
     answer.expect("the peer did not close the connection")
+}
+
+/// Sends a whole request, however early it is answered, and returns what comes until the peer closes. Panics if the peer
+/// resets the connection before it has read all of it, whereby a client may lose the answer.
+pub async fn send_whole(address: SocketAddr, bytes: impl AsRef<[u8]>) -> String {
+    let socket = TcpSocket::new_v4().unwrap();
+    // Or all of it would lie with the kernel, and nobody would see that it isn't read.
+    socket.set_send_buffer_size(16 * 1024).unwrap();
+    let mut stream = socket.connect(address).await.unwrap();
+    let talk = async {
+        stream.write_all(bytes.as_ref()).await?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await?;
+        std::io::Result::Ok(answer)
+    };
+    let answer = tokio::time::timeout(PATIENCE, talk).await;
+    let answer = answer.expect("the peer did not close the connection");
+    let answer = answer.unwrap_or_else(|error| panic!("{error} instead of an answer"));
+    String::from_utf8_lossy(&answer).into_owned()
 }
 
 /// Writes `start`, then `piece` again and again with `pause` in between for as long as the peer takes it. Returns what
