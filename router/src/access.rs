@@ -1,7 +1,7 @@
 //! The end of a request: its access line and its metrics, written once, whenever its answer is over.
 
 use crate::limits::Places;
-use crate::metrics::{Metrics, method_label};
+use crate::metrics::{Decision, Metrics, method_label};
 use crate::otlp::{self, OpenSpan, Tracer};
 use crate::resolve::Target;
 use crate::routing::Destination;
@@ -139,6 +139,12 @@ impl Record {
         let context = span.context();
         // Whatever level is logged: a line that is written names it.
         tracing::error_span!("request", trace_id = %context.trace, span_id = %context.span)
+    }
+
+    /// Counts whether its caller may make the request. For the one moment at which that is known.
+    pub(crate) fn decided(&self, decision: Decision) {
+        let namespace = self.to.as_ref().map(|to| &to.route.sandbox.namespace);
+        self.metrics.decided(decision, namespace);
     }
 
     /// Hears what the gate that `target` leads to tells beside its answer.

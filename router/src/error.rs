@@ -126,6 +126,37 @@ impl RouterError {
         response
     }
 
+    /// Whether it is the caller who is refused, or who can't be judged now, and not what is asked for.
+    pub(crate) const fn is_of_caller(&self) -> bool {
+        match self {
+            Self::NoCredential
+            | Self::BadCredential
+            | Self::CertificateExpired
+            | Self::Unreviewed
+            | Self::TooManyReviews(_)
+            | Self::NoAccess(_)
+            | Self::OutOfScope(_)
+            | Self::ForeignOrigin
+            | Self::ForeignPage => true,
+            Self::Framing(_)
+            | Self::Connect
+            | Self::Overloaded
+            | Self::BadRoute(_)
+            | Self::Duplicate(_)
+            | Self::NoIdentity
+            | Self::NotReady(_)
+            | Self::Ungated(_)
+            | Self::ForeignPod(_)
+            | Self::Unreachable(_)
+            | Self::TimedOut(_)
+            | Self::Broken(_)
+            | Self::Upload(_)
+            | Self::EarlyBytes
+            | Self::TooManyUpgrades(_)
+            | Self::LimitReached(_) => false,
+        }
+    }
+
     fn words(&self) -> Words {
         let bad_request = |text: Cow<'static, str>| Words::new(StatusCode::BAD_REQUEST, text);
         // The credential's realm isn't told: there is one.

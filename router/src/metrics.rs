@@ -59,6 +59,15 @@ impl Reason {
     }
 }
 
+/// Whether a request's caller may make it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// The sandbox was asked, and its gate didn't refuse.
+    Allow,
+    /// The router or the gate refused, or nobody could be asked who or what the caller is.
+    Deny,
+}
+
 /// Client connections that nothing was said on, by reason.
 #[derive(Debug)]
 pub(crate) struct RefusedConnections {
@@ -389,19 +398,18 @@ impl Metrics {
         self.ended_tunnels.with_label_values(&[reason]).inc();
     }
 
-    /// Counts a request that its sandbox was asked, and whose caller its gate didn't refuse.
-    pub(crate) fn allowed(&self, namespace: &Namespace) {
+    /// Counts a request by whether its caller may make it.
+    pub(crate) fn decided(&self, decision: Decision, namespace: Option<&Namespace>) {
+        if decision == Decision::Deny {
+            self.decisions.with_label_values(&[self.label(namespace), "deny"]).inc();
+            return;
+        }
         self.with_known(|known| {
-            let found = known.namespaces.get(namespace);
-            let (index, label) = found.map_or((0, OTHER), |index| (*index, namespace.as_str()));
+            let found = namespace.and_then(|namespace| Some((*known.namespaces.get(namespace)?, namespace.as_str())));
+            let (index, label) = found.unwrap_or((0, OTHER));
             let make = || self.decisions.with_label_values(&[label, "allow"]);
             known.allowed.entry(index).or_insert_with(make).inc();
         });
-    }
-
-    /// Counts a request whose caller was refused.
-    pub(crate) fn denied(&self, namespace: Option<&Namespace>) {
-        self.decisions.with_label_values(&[self.label(namespace), "deny"]).inc();
     }
 }
 

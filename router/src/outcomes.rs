@@ -4,31 +4,25 @@ use crate::error::RouterError;
 use crate::forward::{Errand, UNANSWERED};
 use crate::metrics::Reason;
 use crate::worker::Worker;
-use http::Response;
-use hyper::body::Incoming;
+use http::{Response, StatusCode};
 use sandgate_mesh::contract::X_SANDGATE_OUTCOME;
 use sandgate_mesh::outcome::Outcome;
 
-/// What the gate said of itself, if the `response` is a gate's, belongs to the log and the metrics; the caller gets the answer
-/// without it.
+/// What a gate's answer says of itself, if it is the gate's own and not the app's.
+pub(crate) fn said<B>(answer: &Response<B>) -> Option<Outcome> {
+    Outcome::from_header(answer.headers().get(X_SANDGATE_OUTCOME)?)
+}
+
+/// What the gate said of itself belongs to the log and the metrics; the caller gets the answer without it.
 ///
 /// # Errors
 /// The gate refused this router, and not the caller: that is for the router to answer.
 pub(crate) fn heed(
     worker: &Worker,
     errand: Errand<'_>,
-    response: Option<&Response<Incoming>>,
+    outcome: Outcome,
+    status: StatusCode,
 ) -> Result<(), RouterError> {
-    let said = response.and_then(|response| {
-        Some((
-            Outcome::from_header(response.headers().get(X_SANDGATE_OUTCOME)?)?,
-            response,
-        ))
-    });
-    if !matches!(said, Some((Outcome::Denied, _))) {
-        worker.metrics.allowed(&errand.route.sandbox.namespace);
-    }
-    let Some((outcome, response)) = said else { return Ok(()) };
     let (sandbox, request_id, reason) = (&errand.route.sandbox, errand.id(), outcome.as_str());
     let count = |reason| worker.metrics.error(&sandbox.namespace, reason);
     match outcome {
@@ -36,8 +30,7 @@ pub(crate) fn heed(
         Outcome::Timeout => count(Reason::Timeout),
         Outcome::Broken => count(Reason::Eof),
         Outcome::BadAnswer | Outcome::NotReady | Outcome::Overloaded => count(Reason::Other),
-        Outcome::Denied => worker.metrics.denied(Some(&sandbox.namespace)),
-        Outcome::Malformed | Outcome::Upload => {}
+        Outcome::Denied | Outcome::Malformed | Outcome::Upload => {}
         Outcome::NotARouter => {
             count(Reason::Tls);
             let (identity, text) = (
@@ -54,7 +47,7 @@ pub(crate) fn heed(
             return Err(RouterError::NoIdentity);
         }
     }
-    let status = response.status().as_u16();
+    let status = status.as_u16();
     tracing::info!(target: UNANSWERED, %sandbox, request_id, reason, status, "the gate answered itself");
     Ok(())
 }

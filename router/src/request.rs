@@ -7,7 +7,8 @@ use crate::client::{Client, forwarded};
 use crate::error::RouterError;
 use crate::forward::Errand;
 use crate::limits::Who;
-use crate::outcomes::heed;
+use crate::metrics::Decision;
+use crate::outcomes::{heed, said};
 use crate::resolve::Target;
 use crate::rewrite::Mount;
 use crate::routing::{Destination, Way};
@@ -28,6 +29,7 @@ use sandgate_mesh::headers::{
     Upgrade, cross_hop, ensure_request_id, names_too_much, requested_upgrade, sanitise_request, strip_ours,
 };
 use sandgate_mesh::http2::HttpVersion;
+use sandgate_mesh::outcome::Outcome;
 use sandgate_mesh::pool::Lease;
 use sandgate_mesh::trace_context;
 use std::sync::Arc;
@@ -127,7 +129,6 @@ async fn admit(
     }
     // Streams of HTTP/2 may still come when the connection has been told to end.
     if client.remaining() == Some(Duration::ZERO) {
-        worker.metrics.denied(None);
         return Err(RouterError::CertificateExpired);
     }
     // What a browser presents counts only where its URL leads to an app, so the way is looked for first: what comes of that is
@@ -136,8 +137,7 @@ async fn admit(
         None => None,
         Some(browser) => {
             let mut way = Way::find(&worker.config, &client.last, request);
-            let taken = browser.take(request, &mut way);
-            taken.inspect_err(|_| worker.metrics.denied(None))?;
+            browser.take(request, &mut way)?;
             Some(way)
         }
     };
@@ -145,7 +145,7 @@ async fn admit(
     let verdict = worker
         .authenticator
         .authenticate(request.headers(), client.certificate.as_ref(), address);
-    let caller = verdict.get().await.inspect_err(|_| worker.metrics.denied(None))?;
+    let caller = verdict.get().await?;
     record.caller(&caller.caller);
     let who = || Who::of(&caller.caller, address);
     if let Some(limits) = &worker.limits {
@@ -154,17 +154,14 @@ async fn admit(
     let mut way = found.unwrap_or_else(|| Way::find(&worker.config, &client.last, request))?;
     record.destination(&way.to);
     if let Some(scope) = caller.scope.as_deref() {
-        narrow(scope, request, &mut way)
-            .inspect_err(|_| worker.metrics.denied(Some(&way.to.route.sandbox.namespace)))?;
+        narrow(scope, request, &mut way)?;
     }
     let declared = request.body().size_hint().lower();
     if worker.config.max_request_body.is_some_and(|limit| declared > limit) {
         return Err(RouterError::Upload(BodyError::TooLarge));
     }
     if let Some(reviews) = &worker.access_reviews {
-        let sandbox = &way.to.route.sandbox;
-        let verdict = reviews.check(&caller, sandbox, who).get().await;
-        verdict.inspect_err(|_| worker.metrics.denied(Some(&sandbox.namespace)))?;
+        reviews.check(&caller, &way.to.route.sandbox, who).get().await?;
     }
     Ok((caller, way))
 }
@@ -201,13 +198,29 @@ async fn set_out(
     request: &mut Request<Incoming>,
     record: &mut Record,
 ) -> Result<(Trip, Arc<Target>), RouterError> {
-    let (caller, way) = admit(worker, client, request, record).await?;
-    let trip = make_ready(worker, client, way, request)?;
+    let let_in = let_in(worker, client, request, record).await;
+    let (caller, trip) = let_in.inspect_err(|error| {
+        if error.is_of_caller() {
+            record.decided(Decision::Deny);
+        }
+    })?;
     let target = find(worker, &trip, record).await?;
     if target.expected.is_some() {
         tell_gate(&trip, &caller, record.is_traced(), request.headers_mut());
     }
     Ok((trip, target))
+}
+
+/// Whoever may not make the request is refused here.
+async fn let_in(
+    worker: &Worker,
+    client: &Client,
+    request: &mut Request<Incoming>,
+    record: &mut Record,
+) -> Result<(Authenticated, Trip), RouterError> {
+    let (caller, way) = admit(worker, client, request, record).await?;
+    let trip = make_ready(worker, client, way, request)?;
+    Ok((caller, trip))
 }
 
 /// Leaves in the head what any next hop may see. Judges the page that it comes from before anything is looked up for it.
@@ -232,8 +245,7 @@ fn make_ready(
     sanitise(client, &to, rest, request, upgrade.as_ref())?;
     if let Some(mount) = &mut mount {
         mount.told(request.headers_mut());
-        let may_act = page.map_or(Ok(()), |page| page.may_act(mount, worker.config.browser.as_ref()));
-        may_act.inspect_err(|_| worker.metrics.denied(Some(&to.route.sandbox.namespace)))?;
+        page.map_or(Ok(()), |page| page.may_act(mount, worker.config.browser.as_ref()))?;
     }
     // HTTP/1.1, unless the request has to stay what it came in.
     if over == HttpVersion::Http1 {
@@ -324,22 +336,30 @@ async fn forward(
     request: Box<Request<Upload>>,
     record: &mut Record,
 ) -> Result<(Lease<Arc<Target>>, Response<Incoming>), RouterError> {
-    let (errand, sandbox) = (trip.errand(), &trip.to.route.sandbox);
+    let errand = trip.errand();
     let through_gate = target.expected.is_some();
     let shows_namespace = worker.resolver.shows_namespace(errand.route, &target);
-    let (lease, response) = worker
+    let sent = worker
         .forwarder
         .forward(&worker.resolver, errand, target, request, trip.budget)
-        .await
-        .inspect_err(|_| worker.metrics.allowed(&sandbox.namespace))?;
+        .await;
+    // A namespace is worth a label where more than a caller's word says that there is one.
+    if sent.is_ok() && shows_namespace && trip.to.answers_first() {
+        worker.metrics.learn(&trip.to.route.sandbox.namespace);
+    }
+    let answer = sent.as_ref().ok().filter(|_| through_gate);
+    let said = answer.and_then(|(_, response)| said(response));
+    record.decided(match said {
+        Some(Outcome::Denied) => Decision::Deny,
+        _ => Decision::Allow,
+    });
+    let (lease, response) = sent?;
     if through_gate {
         record.told(lease.key(), &response);
     }
-    // A namespace is worth a label where more than a caller's word says that there is one.
-    if shows_namespace && trip.to.answers_first() {
-        worker.metrics.learn(&sandbox.namespace);
+    if let Some(outcome) = said {
+        heed(worker, errand, outcome, response.status())?;
     }
-    heed(worker, errand, through_gate.then_some(&response))?;
     Ok((lease, response))
 }
 
