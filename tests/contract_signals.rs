@@ -10,13 +10,15 @@ use serde_json::{Value, json};
 
 const PROGRAMS: Programs = programs!();
 
-/// The fields of an access line, and the two that tell it from the other lines of the same stream.
-const FIELDS: [&str; 17] = [
+/// The fields of an access line, the two that tell it from the other lines of the same stream, and why the router answered
+/// itself.
+const FIELDS: [&str; 18] = [
     "bytes_in",
     "bytes_out",
     "caller",
     "client_ip",
     "duration_ms",
+    "error",
     "log",
     "method",
     "path",
@@ -82,6 +84,7 @@ async fn an_access_line_holds_exactly_the_fields_of_the_contract() {
             "sandbox_namespace": "default", "bytes_in": 4, "bytes_out": 5, "user_agent": "curl/8", "request_id": "id-1",
             "caller": "static:default", "upstream": mesh.mesh.to_string(),
             "trace_id": "0af7651916cd43dd8448eb211c80319c", "span_id": "b7ad6b7169203331",
+            "error": null,
         }),
     );
     let refused = r#"{"detail":"Missing or invalid Authorization header."}"#;
@@ -91,6 +94,7 @@ async fn an_access_line_holds_exactly_the_fields_of_the_contract() {
             "method": "CUSTOM", "path": "/p", "status": 401, "client_ip": "127.0.0.1", "sandbox_id": null,
             "sandbox_namespace": null, "bytes_in": 0, "bytes_out": refused.len(), "user_agent": null, "caller": null,
             "upstream": null, "trace_id": null, "span_id": null,
+            "error": "Missing or invalid Authorization header.",
         }),
     );
     app.only_request();
@@ -178,6 +182,44 @@ async fn no_log_line_holds_a_token_a_query_or_a_cookie() {
             assert_eq!(line, None, "{secret}");
         }
     }
+}
+
+#[tokio::test]
+async fn an_access_line_says_why_the_router_itself_answered() {
+    let app = RecordingApp::polite().await;
+    let flags = ["--max-request-body-bytes=9", "--path-routing-prefix=/p", &no_domain()];
+    let mut mesh = ProcessMesh::start(PROGRAMS, app.port(), &flags).await;
+    let head = |line: &str, fields: &str| mesh.head(line, &format!("Connection: close\r\n{fields}"));
+    let page = format!("GET /p/default/alpha/{}/", app.port());
+    let upgrade = "Connection: upgrade\r\nUpgrade: x\r\nOrigin: https://evil.example\r\n";
+    let gates = head("GET /", "").replace("X-Sandbox-Port: ", "X-Sandbox-Port: 1\r\nX-Not-The-Port: ");
+    let requests = [
+        (head("POST /", "Content-Length: 10\r\n") + "0123456789", 413),
+        (head("GET /", "").replace("ID: alpha", "ID: Alpha"), 400),
+        (head("GET /", "").replace("ID: alpha", "ID: nobody"), 502),
+        (head(&page, upgrade), 403),
+        (
+            head("POST /", "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n") + "0\r\n\r\n",
+            400,
+        ),
+        (head("GET /", &format!("X-Long: {}\r\n", "a".repeat(61_440))), 431),
+    ];
+    for (number, (request, code)) in (1..).zip(&requests) {
+        let answer = send(mesh.http, request).await;
+        assert_eq!(status(&answer), *code, "{answer}");
+        mesh.router.logs("\"log\":\"access\"", number).await;
+        let body: Value = serde_json::from_str(answer.split("\r\n\r\n").last().unwrap()).unwrap();
+        let lines = access_lines(&mesh.router.stderr());
+        let error = &lines.last().unwrap()["error"];
+        assert!(error.is_string() && *error == body["detail"], "{error}: {answer}");
+    }
+    // What a gate says, its own log explains.
+    assert_eq!(status(&send(mesh.http, gates).await), 403);
+    mesh.router.logs("\"log\":\"access\"", requests.len() + 1).await;
+    assert_eq!(
+        access_lines(&mesh.router.stderr()).last().unwrap()["error"],
+        Value::Null
+    );
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The end of a request: its access line and its metrics, written once, whenever its answer is over.
 
+use crate::error::RouterError;
 use crate::limits::Places;
 use crate::metrics::{Decision, Metrics, method_label};
 use crate::otlp::{self, OpenSpan, Tracer};
@@ -29,6 +30,8 @@ struct Line {
     request_id: String,
     caller: Option<String>,
     upstream: Option<SocketAddr>,
+    /// What the answer says, if it is the router's own.
+    error: Option<Cow<'static, str>>,
 }
 
 /// A request under way. It is counted, and logged if that is wanted, when it is dropped.
@@ -70,6 +73,7 @@ struct AccessLine<'a> {
     upstream: Option<SocketAddr>,
     trace_id: Option<&'a str>,
     span_id: Option<&'a str>,
+    error: Option<&'a str>,
 }
 
 impl Record {
@@ -93,6 +97,7 @@ impl Record {
                 request_id: text(request.headers(), &X_REQUEST_ID).unwrap_or_default(),
                 caller: None,
                 upstream: None,
+                error: None,
             })
         });
         Self {
@@ -199,6 +204,13 @@ impl Record {
         self.upload = upload;
     }
 
+    /// Says why the router answers itself.
+    pub(crate) fn refused(&mut self, error: &RouterError) {
+        if let Some(line) = &mut self.line {
+            line.error = Some(error.detail());
+        }
+    }
+
     pub(crate) fn status(&mut self, status: StatusCode) {
         self.status = status;
     }
@@ -282,6 +294,7 @@ impl Drop for Record {
             upstream: line.upstream,
             trace_id: trace.next(),
             span_id: trace.next(),
+            error: line.error.as_deref(),
         });
     }
 }

@@ -126,6 +126,11 @@ impl RouterError {
         response
     }
 
+    /// The answer's text, which is the same for whoever reads the log.
+    pub(crate) fn detail(&self) -> Cow<'static, str> {
+        self.words().detail
+    }
+
     /// Whether it is the caller who is refused, or who can't be judged now, and not what is asked for.
     pub(crate) const fn is_of_caller(&self) -> bool {
         match self {

@@ -103,6 +103,7 @@ async fn answer(
 
 fn answer_error(error: &RouterError, mut record: Record) -> Response<Answer<End>> {
     let response = error.response();
+    record.refused(error);
     record.status(response.status());
     let length = response.body().size_hint().lower();
     record.bytes_out(length);

@@ -138,6 +138,6 @@ decisions! {
         "namespaces and methods that nobody knows are counted as `other`",
         "every caller can make new series with a namespace or a method";
     LOG_FIELDS: 7, Some("Access log: one JSON line per request with `method,path,status,duration_ms,client_ip,sandbox_id,sandbox_namespace,bytes_in,bytes_out,user_agent,request_id,caller,upstream,trace_id,span_id`"),
-        "an access line also has `bytes_in`, `request_id`, `caller` and `upstream`, and the trace without tracing; a default namespace is named",
+        "an access line also has `bytes_in`, `request_id`, `caller` and `upstream`, the trace without tracing, and in `error` what the router's own answer says; a default namespace is named",
         "an access line has fewer fields, and an empty namespace where the client named none";
 }
