@@ -9,9 +9,10 @@ use crate::routing::Destination;
 use http::header::USER_AGENT;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use sandgate_mesh::body::{BodyEnd, BodyError, Ending, UploadWatch};
-use sandgate_mesh::contract::{TRACEPARENT, X_REQUEST_ID};
+use sandgate_mesh::contract::X_REQUEST_ID;
 use sandgate_mesh::pool::Lease;
 use sandgate_mesh::telemetry::{LONGEST_METHOD, LONGEST_PATH, LONGEST_TEXT, LineLog, cut, timestamp};
+use sandgate_mesh::trace_context::TraceParent;
 use serde::Serialize;
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
@@ -26,7 +27,7 @@ struct Line {
     path: String,
     client_ip: IpAddr,
     user_agent: Option<String>,
-    traceparent: Option<String>,
+    trace: Option<TraceParent>,
     request_id: String,
     caller: Option<String>,
     upstream: Option<SocketAddr>,
@@ -71,8 +72,8 @@ struct AccessLine<'a> {
     request_id: &'a str,
     caller: Option<&'a str>,
     upstream: Option<SocketAddr>,
-    trace_id: Option<&'a str>,
-    span_id: Option<&'a str>,
+    trace_id: Option<String>,
+    span_id: Option<String>,
     error: Option<&'a str>,
 }
 
@@ -93,7 +94,7 @@ impl Record {
                 path: cut(request.uri().path(), LONGEST_PATH).into_owned(),
                 client_ip,
                 user_agent: text(request.headers(), &USER_AGENT),
-                traceparent: text(request.headers(), &TRACEPARENT),
+                trace: TraceParent::of(request.headers()),
                 request_id: text(request.headers(), &X_REQUEST_ID).unwrap_or_default(),
                 caller: None,
                 upstream: None,
@@ -127,7 +128,7 @@ impl Record {
     ) {
         self.span = tracer.begin(request, client, scheme);
         if let Some(line) = &mut self.line {
-            line.traceparent = text(request.headers(), &TRACEPARENT);
+            line.trace = TraceParent::of(request.headers());
         }
     }
 
@@ -275,7 +276,6 @@ impl Drop for Record {
             });
         }
         let Some(line) = &self.line else { return };
-        let mut trace = line.traceparent.as_deref().unwrap_or_default().split('-').skip(1);
         line.log.write(&AccessLine {
             time: timestamp(),
             log: "access",
@@ -292,8 +292,8 @@ impl Drop for Record {
             request_id: &line.request_id,
             caller: line.caller.as_deref(),
             upstream: line.upstream,
-            trace_id: trace.next(),
-            span_id: trace.next(),
+            trace_id: line.trace.map(|parent| parent.trace.to_string()),
+            span_id: line.trace.map(|parent| parent.span.to_string()),
             error: line.error.as_deref(),
         });
     }

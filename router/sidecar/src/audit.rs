@@ -8,11 +8,12 @@ use crate::peer::Peer;
 use http::{HeaderValue, Method, Request};
 use sandgate_mesh::body::BodyError;
 use sandgate_mesh::caller::Caller;
-use sandgate_mesh::contract::{TRACEPARENT, X_REQUEST_ID};
+use sandgate_mesh::contract::X_REQUEST_ID;
 use sandgate_mesh::outcome::Outcome;
 use sandgate_mesh::policy::Basis;
 use sandgate_mesh::sandbox::{AppPort, SandboxKey};
 use sandgate_mesh::telemetry::{LONGEST_METHOD, LONGEST_PATH, LONGEST_TEXT, chain, cut, timestamp};
+use sandgate_mesh::trace_context::TraceParent;
 use sandgate_mesh::tunnel::{Ended, NotSwitched};
 use serde::{Serialize, Serializer};
 use std::borrow::Cow;
@@ -36,8 +37,8 @@ struct AuditLine<'a> {
     method: Option<Cow<'a, str>>,
     path: Option<Cow<'a, str>>,
     request_id: Option<Cow<'a, str>>,
-    trace_id: Option<Cow<'a, str>>,
-    span_id: Option<Cow<'a, str>>,
+    trace_id: Option<String>,
+    span_id: Option<String>,
 }
 
 /// As `Display` has it, without a text of its own.
@@ -54,10 +55,12 @@ fn request_id<B>(request: &Request<B>) -> Option<Cow<'_, str>> {
 }
 
 /// Trace and span that the request was sent in, or is in here; see [`crate::span`].
-fn trace<B>(request: &Request<B>) -> [Option<Cow<'_, str>>; 2] {
-    let value = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
-    let mut parts = value.unwrap_or_default().split('-').skip(1);
-    [(); 2].map(|()| parts.next().map(|part| cut(part, LONGEST_TEXT)))
+fn trace<B>(request: &Request<B>) -> [Option<String>; 2] {
+    let parent = TraceParent::of(request.headers());
+    [
+        parent.map(|parent| parent.trace.to_string()),
+        parent.map(|parent| parent.span.to_string()),
+    ]
 }
 
 fn id_text(id: &HeaderValue) -> Option<Cow<'_, str>> {
