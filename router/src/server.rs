@@ -18,7 +18,7 @@ use crate::upgrades::UpgradeCount;
 use crate::worker::{self, Worker};
 use sandgate_mesh::admin::{Admin, Readiness};
 use sandgate_mesh::credentials::{Credentials, Unfit};
-use sandgate_mesh::drain;
+use sandgate_mesh::drain::{self, Drain, Draining};
 use sandgate_mesh::listener;
 use sandgate_mesh::memory::MemoryBudget;
 use sandgate_mesh::standing::{IdentityWatch, fit};
@@ -180,51 +180,16 @@ impl Router {
         let (leaving, _) = drain::channel();
         // Probes and scrapers are answered until the very end.
         let (admin_drain, admin_draining) = drain::channel();
-        let health = Admin {
-            readiness: Some(self.readiness(leaving.state(), &authenticator)),
-            ..Admin::default()
-        };
-        tokio::spawn(health.serve(self.health, admin_draining.clone()));
-        let scraped = Admin {
-            metrics: Some(self.metrics.registry.clone()),
-            ..Admin::default()
-        };
-        tokio::spawn(scraped.serve(self.metrics_listener, admin_draining));
+        let readiness = self.readiness(leaving.state(), &authenticator);
+        let access = self.config.access_log.then(LineLog::stderr).transpose()?;
+        let acceptor = self.start_workers(&authenticator, access_reviews.as_ref(), access.as_ref(), &draining)?;
+
+        answer_probes(self.health, readiness, admin_draining.clone());
+        answer_scrapers(self.metrics_listener, &self.metrics, admin_draining);
         if let Some(enrolment) = self.enrolment {
             tokio::spawn(enrolment.serve(draining.clone()));
         }
         let watcher = self.identity.map(|identity| tokio::spawn(identity.run(|| {})));
-
-        let access = self.config.access_log.then(LineLog::stderr).transpose()?;
-        let framing = Arc::clone(&self.config.framing);
-        let upgrades = UpgradeCount::new(&self.config).map(Arc::new);
-        let limits = Limits::new(self.config.request_limits, &self.metrics).map(Arc::new);
-        let breakers = Breakers::of(&self.config, &self.metrics)?.map(Arc::new);
-        let mut workers = Vec::new();
-        for number in 0..self.config.workers {
-            let worker = Worker {
-                config: Arc::clone(&self.config),
-                framing: Arc::clone(&framing),
-                authenticator: Arc::clone(&authenticator),
-                access_reviews: access_reviews.clone(),
-                resolver: Arc::clone(&self.resolver),
-                forwarder: Forwarder::new(
-                    &self.config,
-                    &framing,
-                    self.credentials.clone(),
-                    &self.metrics,
-                    breakers.clone(),
-                ),
-                metrics: Arc::clone(&self.metrics),
-                access: access.clone(),
-                memory: self.memory.clone(),
-                upgrades: upgrades.clone(),
-                tracer: self.otlp.as_ref().and_then(Otlp::tracer),
-                limits: limits.clone(),
-            };
-            workers.push(worker::start(number, worker, draining.clone())?);
-        }
-        let acceptor = Acceptor::new(workers, &self.config, self.memory, &self.metrics);
         if let Some(listener) = self.http {
             tokio::spawn(acceptor.clone().accept(listener, None, draining.clone()));
         }
@@ -236,15 +201,7 @@ impl Router {
         }
 
         shutdown.await;
-        tracing::info!(delay = ?self.config.drain_delay, "draining");
-        leaving.start();
-        tokio::time::sleep(self.config.drain_delay).await;
-        if !drain
-            .finish(self.config.shutdown_timeout.saturating_sub(self.config.drain_delay))
-            .await
-        {
-            tracing::warn!("requests were still under way when the shutdown budget ended");
-        }
+        leave(&self.config, &leaving, drain).await;
         if let Some(otlp) = self.otlp {
             otlp.finish().await;
         }
@@ -256,6 +213,45 @@ impl Router {
             access.flush();
         }
         Ok(())
+    }
+
+    /// Starts the worker threads, and what hands them connections.
+    fn start_workers(
+        &self,
+        authenticator: &Arc<Authenticator>,
+        access_reviews: Option<&Arc<AccessReviews>>,
+        access: Option<&LineLog>,
+        draining: &Draining,
+    ) -> anyhow::Result<Acceptor> {
+        let framing = Arc::clone(&self.config.framing);
+        let upgrades = UpgradeCount::new(&self.config).map(Arc::new);
+        let limits = Limits::new(self.config.request_limits, &self.metrics).map(Arc::new);
+        let breakers = Breakers::of(&self.config, &self.metrics)?.map(Arc::new);
+        let mut workers = Vec::new();
+        for number in 0..self.config.workers {
+            let worker = Worker {
+                config: Arc::clone(&self.config),
+                framing: Arc::clone(&framing),
+                authenticator: Arc::clone(authenticator),
+                access_reviews: access_reviews.cloned(),
+                resolver: Arc::clone(&self.resolver),
+                forwarder: Forwarder::new(
+                    &self.config,
+                    &framing,
+                    self.credentials.clone(),
+                    &self.metrics,
+                    breakers.clone(),
+                ),
+                metrics: Arc::clone(&self.metrics),
+                access: access.cloned(),
+                memory: self.memory.clone(),
+                upgrades: upgrades.clone(),
+                tracer: self.otlp.as_ref().and_then(Otlp::tracer),
+                limits: limits.clone(),
+            };
+            workers.push(worker::start(number, worker, draining.clone())?);
+        }
+        Ok(Acceptor::new(workers, &self.config, self.memory.clone(), &self.metrics))
     }
 
     fn readiness(&self, drain: drain::DrainState, authenticator: &Arc<Authenticator>) -> Readiness {
@@ -277,5 +273,32 @@ impl Router {
                 _ => unfit.to_string().into(),
             })
         })
+    }
+}
+
+fn answer_probes(listener: TcpListener, readiness: Readiness, draining: Draining) {
+    let health = Admin {
+        readiness: Some(readiness),
+        ..Admin::default()
+    };
+    tokio::spawn(health.serve(listener, draining));
+}
+
+fn answer_scrapers(listener: TcpListener, metrics: &Metrics, draining: Draining) {
+    let scraped = Admin {
+        metrics: Some(metrics.registry.clone()),
+        ..Admin::default()
+    };
+    tokio::spawn(scraped.serve(listener, draining));
+}
+
+/// Says that the router is leaving, serves who comes until that is known, and lets requests finish.
+async fn leave(config: &Config, leaving: &Drain, drain: Drain) {
+    tracing::info!(delay = ?config.drain_delay, "draining");
+    leaving.start();
+    tokio::time::sleep(config.drain_delay).await;
+    let budget = config.shutdown_timeout.saturating_sub(config.drain_delay);
+    if !drain.finish(budget).await {
+        tracing::warn!("requests were still under way when the shutdown budget ended");
     }
 }
