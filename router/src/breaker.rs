@@ -4,11 +4,9 @@
 //!
 //! It is the host that counts, together with the identity that is expected there: a sandbox's next pod is another.
 
-use crate::config::Config;
-use crate::metrics::Metrics;
-use crate::resolve::Target;
+use crate::metrics::{BreakerMetrics, Metrics};
+use crate::target::Target;
 use foldhash::HashMap;
-use prometheus::{IntCounter, IntGauge};
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,13 +24,6 @@ pub struct BreakerSettings {
     pub window: Duration,
     /// How long nobody dials then.
     pub open_time: Duration,
-}
-
-/// What is counted of hosts that are gone.
-#[derive(Debug)]
-pub(crate) struct BreakerMetrics {
-    pub(crate) open: IntGauge,
-    pub(crate) refused: IntCounter,
 }
 
 /// What a dial has found.
@@ -93,13 +84,13 @@ pub(crate) struct Dial<'a> {
 }
 
 impl Breakers {
-    /// Those of a router; `None` where it is to dial always.
+    /// Those of a router with these settings; `None` where it is to dial always.
     ///
     /// # Errors
     /// A metric of that name is registered already.
-    pub(crate) fn of(config: &Config, metrics: &Metrics) -> prometheus::Result<Option<Self>> {
+    pub(crate) fn of(settings: Option<BreakerSettings>, metrics: &Metrics) -> prometheus::Result<Option<Self>> {
         let breakers = |settings| Ok(Self::new(settings, metrics.breakers()?));
-        config.breaker.map(breakers).transpose()
+        settings.map(breakers).transpose()
     }
 
     fn new(settings: BreakerSettings, metrics: BreakerMetrics) -> Self {

@@ -3,10 +3,10 @@
 
 use crate::certificates::POLL_PERIOD;
 use crate::config::Enrolment;
-use crate::metrics::Metrics;
+use crate::metrics::{EnrolmentMetrics, Metrics};
 use anyhow::Context;
 use sandgate_mesh::control::Enrollee;
-use sandgate_mesh::control::server::{Control, ControlMetrics, ControlSettings, Identity};
+use sandgate_mesh::control::server::{Control, ControlSettings, Identity};
 use sandgate_mesh::credentials::{Credentials, roots_from_pem};
 use sandgate_mesh::drain::Draining;
 use sandgate_mesh::listener::{self, Newcomer, Newcomers};
@@ -26,17 +26,6 @@ pub(crate) struct EnrolmentListener {
     anchors: Anchors,
     newcomers: Newcomers,
     metrics: EnrolmentMetrics,
-}
-
-/// What is counted of it.
-#[derive(Debug, Clone)]
-pub(crate) struct EnrolmentMetrics {
-    /// Of the control API.
-    pub(crate) control: ControlMetrics,
-    /// Handshakes that came to nothing.
-    pub(crate) refused: prometheus::IntCounter,
-    /// So many others were in their handshake that the oldest of them had to go.
-    pub(crate) handshakes: prometheus::IntCounter,
 }
 
 impl EnrolmentListener {

@@ -117,6 +117,12 @@ impl Words {
     }
 }
 
+impl From<LimitReached> for RouterError {
+    fn from(reached: LimitReached) -> Self {
+        Self::LimitReached(reached)
+    }
+}
+
 impl RouterError {
     /// The answer.
     pub(crate) fn response(&self) -> Response<Full<Bytes>> {

@@ -1,10 +1,10 @@
 //! What the router counts, under the names and labels that existing dashboards use (CONTRACT section 7). Label values
 //! that a caller can choose are bounded: what isn't known counts as `other`.
 
-use crate::breaker::BreakerMetrics;
-use crate::enrolment::EnrolmentMetrics;
-use crate::limits::Limit;
-use crate::reviews::ReviewMetrics;
+mod kinds;
+
+pub(crate) use kinds::{BreakerMetrics, Decision, EnrolmentMetrics, Limit, Reason, ReviewMetrics};
+
 use foldhash::HashMap;
 use http::{Method, StatusCode};
 use prometheus::{
@@ -31,42 +31,6 @@ const DURATION_BUCKETS: [f64; 14] = [
 
 /// The end of a tunnel of which one side never switched.
 const NOT_OPENED: &str = "not-opened";
-
-/// Why a request has no answer from its sandbox, as dashboards that come from elsewhere name it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reason {
-    /// Nothing to connect to.
-    Dial,
-    /// It took too long.
-    Timeout,
-    /// The connection broke before a response head.
-    Eof,
-    /// The two ends don't accept each other.
-    Tls,
-    /// An answer that can't be passed on, or a gate that has none.
-    Other,
-}
-
-impl Reason {
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Dial => "dial",
-            Self::Timeout => "timeout",
-            Self::Eof => "eof",
-            Self::Tls => "tls",
-            Self::Other => "other",
-        }
-    }
-}
-
-/// Whether a request's caller may make it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Decision {
-    /// The sandbox was asked, and its gate didn't refuse.
-    Allow,
-    /// The router or the gate refused, or nobody could be asked who or what the caller is.
-    Deny,
-}
 
 /// Client connections that nothing was said on, by reason.
 #[derive(Debug)]

@@ -9,10 +9,10 @@ use crate::forward::Errand;
 use crate::limits::Who;
 use crate::metrics::Decision;
 use crate::outcomes::{heed, said};
-use crate::resolve::Target;
 use crate::rewrite::Mount;
 use crate::routing::{Destination, Way};
 use crate::scope::narrow;
+use crate::target::Target;
 use crate::tunnels::Tunnel;
 use crate::upgrades::{UpgradeSlot, client_address};
 use crate::worker::Worker;
@@ -132,17 +132,22 @@ async fn admit(
     if client.remaining() == Some(Duration::ZERO) {
         return Err(RouterError::CertificateExpired);
     }
+    let config = &worker.config;
+    let find = |request: &Request<Incoming>| {
+        let urls = config.url_routing.as_ref();
+        Way::find(urls, config.allow_loopback_pod_ip, &client.last, request)
+    };
     // What a browser presents counts only where its URL leads to an app, so the way is looked for first: what comes of that is
     // still for those alone who are known.
-    let found = match &worker.config.browser {
+    let found = match &config.browser {
         None => None,
         Some(browser) => {
-            let mut way = Way::find(&worker.config, &client.last, request);
+            let mut way = find(request);
             browser.take(request, &mut way)?;
             Some(way)
         }
     };
-    let address = || client_address(&worker.config, client.ip, request.headers());
+    let address = || client_address(config, client.ip, request.headers());
     let verdict = worker
         .authenticator
         .authenticate(request.headers(), client.certificate.as_ref(), address);
@@ -152,13 +157,13 @@ async fn admit(
     if let Some(limits) = &worker.limits {
         record.hold(limits.enter(who())?);
     }
-    let mut way = found.unwrap_or_else(|| Way::find(&worker.config, &client.last, request))?;
+    let mut way = found.unwrap_or_else(|| find(request))?;
     record.destination(&way.to);
     if let Some(scope) = caller.scope.as_deref() {
         narrow(scope, request, &mut way)?;
     }
     let declared = request.body().size_hint().lower();
-    if worker.config.max_request_body.is_some_and(|limit| declared > limit) {
+    if config.max_request_body.is_some_and(|limit| declared > limit) {
         return Err(RouterError::Upload(BodyError::TooLarge));
     }
     if let Some(reviews) = &worker.access_reviews {
@@ -272,7 +277,7 @@ async fn find(worker: &Worker, trip: &Trip, record: &mut Record) -> Result<Arc<T
     let target = resolved.map_err(|error| worker.forwarder.unresolved(&error, errand))?;
     record.upstream(target.endpoint);
     if let Some((limits, places)) = worker.limits.as_ref().zip(record.places()) {
-        limits.enter_sandbox(places, errand.route, &target)?;
+        limits.enter_sandbox(places, &errand.route.sandbox.name, target.whither())?;
     }
     Ok(target)
 }

@@ -4,6 +4,7 @@ use crate::config::{Authentication, Config, Mesh, StaticSandbox};
 use crate::error::{Bound, RouterError};
 use crate::pods::{Found, Known, PodCache};
 use crate::routing::{Route, may_be_a_pod};
+use crate::target::Target;
 use foldhash::HashMap;
 use sandgate_mesh::contract::MESH_PORT;
 use sandgate_mesh::identity::{ExpectedSandbox, TrustDomain};
@@ -16,14 +17,6 @@ use tokio::sync::Semaphore;
 
 /// Look-ups of names that may be under way at once.
 const LOOK_UPS: usize = 32;
-
-/// Where a request is sent, and who must be there. Decided before anything is dialed.
-#[derive(Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Target {
-    pub(crate) endpoint: SocketAddr,
-    /// `None`: plain HTTP, where no gate is asked for.
-    pub(crate) expected: Option<ExpectedSandbox>,
-}
 
 /// Why there is no target.
 #[derive(Debug, thiserror::Error)]

@@ -5,8 +5,8 @@
 
 use crate::error::RouterError;
 use crate::limits::Who;
+use crate::metrics::ReviewMetrics;
 use foldhash::HashMap;
-use prometheus::{Histogram, IntCounter};
 use ring::digest::{Context, SHA256};
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -87,25 +87,6 @@ impl From<Unanswered> for RouterError {
 }
 
 pub(crate) type Outcome<T> = Result<Answer<T>, Unanswered>;
-
-/// What is counted of one kind of questions.
-#[derive(Debug, Clone)]
-pub(crate) struct ReviewMetrics {
-    /// Answered without asking.
-    pub(crate) cached: IntCounter,
-    /// Waited for what somebody else had asked.
-    pub(crate) joined: IntCounter,
-    pub(crate) allowed: IntCounter,
-    pub(crate) refused: IntCounter,
-    /// No answer, or none in time.
-    pub(crate) failed: IntCounter,
-    /// Not asked: too many were under way.
-    pub(crate) shed: IntCounter,
-    /// Not asked: too many were under way of whoever asked.
-    pub(crate) limited: IntCounter,
-    /// Seconds, of those that were asked.
-    pub(crate) duration: Histogram,
-}
 
 /// Answers to questions of one kind. Clones are the same.
 #[derive(Debug)]

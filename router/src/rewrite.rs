@@ -1,7 +1,10 @@
 //! An app's answer as it must be for a browser that sees the app below a path of the router's, or on a host of its own:
 //! where it leads, and what it sets, stays with the app. Hides which headers speak of URLs and origins (upstream #1109).
 
-use crate::browser::Visit;
+mod visit;
+
+pub(crate) use visit::{Presented, Visit};
+
 use http::header::{ALT_SVC, CONTENT_LOCATION, LOCATION, ORIGIN, SET_COOKIE, STRICT_TRANSPORT_SECURITY};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use sandgate_mesh::contract::X_FORWARDED_HOST;

@@ -7,6 +7,7 @@ use crate::authorize::AccessReviews;
 use crate::breaker::Breakers;
 use crate::certificates::{FrontTls, front_tls, mesh_identity};
 use crate::config::{Config, Mesh};
+use crate::connections;
 use crate::enrolment::EnrolmentListener;
 use crate::forward::Forwarder;
 use crate::limits::Limits;
@@ -15,7 +16,7 @@ use crate::otlp::Otlp;
 use crate::pods::{self, PodCache};
 use crate::resolve::Resolver;
 use crate::upgrades::UpgradeCount;
-use crate::worker::{self, Worker};
+use crate::worker::Worker;
 use sandgate_mesh::admin::{Admin, Readiness};
 use sandgate_mesh::credentials::{Credentials, Unfit};
 use sandgate_mesh::drain::{self, Drain, Draining};
@@ -226,7 +227,7 @@ impl Router {
         let framing = Arc::clone(&self.config.framing);
         let upgrades = UpgradeCount::new(&self.config).map(Arc::new);
         let limits = Limits::new(self.config.request_limits, &self.metrics).map(Arc::new);
-        let breakers = Breakers::of(&self.config, &self.metrics)?.map(Arc::new);
+        let breakers = Breakers::of(self.config.breaker, &self.metrics)?.map(Arc::new);
         let mut workers = Vec::new();
         for number in 0..self.config.workers {
             let worker = Worker {
@@ -249,7 +250,7 @@ impl Router {
                 tracer: self.otlp.as_ref().and_then(Otlp::tracer),
                 limits: limits.clone(),
             };
-            workers.push(worker::start(number, worker, draining.clone())?);
+            workers.push(connections::start(number, worker, draining.clone())?);
         }
         Ok(Acceptor::new(workers, &self.config, self.memory.clone(), &self.metrics))
     }

@@ -5,7 +5,7 @@ use crate::client::Client;
 use crate::error::RouterError;
 use crate::forward::{Errand, UNANSWERED, id_text};
 use crate::metrics::{Metrics, Reason};
-use crate::resolve::Target;
+use crate::target::Target;
 use crate::upgrades::UpgradeSlot;
 use http::Response;
 use http::header::HeaderValue;

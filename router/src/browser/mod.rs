@@ -12,7 +12,7 @@ pub(crate) use page::Page;
 pub use query::ParameterName;
 
 use crate::error::RouterError;
-use crate::rewrite::Mount;
+use crate::rewrite::{Mount, Presented, Visit};
 use crate::routing::Way;
 use http::header::{AUTHORIZATION, CACHE_CONTROL, REFERRER_POLICY, SET_COOKIE, UPGRADE};
 use http::{HeaderMap, HeaderValue, Method, Request};
@@ -31,26 +31,6 @@ pub struct BrowserCredentials {
     pub secure: bool,
     /// Whose pages may act with the cookie, beside those of the host itself.
     pub allowed_origins: Vec<Origin>,
-}
-
-/// What a request presents its credential in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Presented {
-    /// In `Authorization`, over the connection, or not at all.
-    #[default]
-    Otherwise,
-    InAddress,
-    InCookie,
-}
-
-/// How a browser came to an app.
-#[derive(Debug, Default)]
-pub(crate) struct Visit {
-    presented: Presented,
-    /// Whether the address that the browser shows has a token in it, be it of use or not.
-    told_by_address: bool,
-    /// The token that the answer makes a cookie of.
-    kept: Option<HeaderValue>,
 }
 
 impl BrowserCredentials {
@@ -131,13 +111,6 @@ impl BrowserCredentials {
         if let Some(cookie) = cookie {
             headers.append(SET_COOKIE, cookie);
         }
-    }
-}
-
-impl Visit {
-    /// Whether it was a cookie that let the browser in: the browser sends it whoever asks.
-    fn is_by_cookie(&self) -> bool {
-        self.presented == Presented::InCookie
     }
 }
 

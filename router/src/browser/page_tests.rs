@@ -1,5 +1,6 @@
 use super::*;
-use crate::browser::{BrowserCredentials, Presented, SameSite, Visit};
+use crate::browser::{BrowserCredentials, SameSite};
+use crate::rewrite::{Presented, Visit};
 use sandgate_mesh::contract::X_FORWARDED_HOST;
 
 fn mount(host: &str, presented: Presented) -> Mount {

@@ -31,7 +31,12 @@ fn take(line: (&str, &str), headers: &[(&'static str, &str)]) -> Taken {
         "--host-routing-domain=sandboxes.example",
     ];
     let config = Config::from_args(args.map(Into::into).into()).unwrap();
-    let mut way = Way::find(&config, &LastDestination::default(), &request);
+    let mut way = Way::find(
+        config.url_routing.as_ref(),
+        false,
+        &LastDestination::default(),
+        &request,
+    );
     let outcome = browser().take(&mut request, &mut way);
     Taken { request, way, outcome }
 }

@@ -1,7 +1,7 @@
 //! Traces and metrics by OTLP, as flags and as the variables that OpenTelemetry gives them
 //! (<https://opentelemetry.io/docs/specs/otel/protocol/exporter/>). Hides which of them holds for which signal.
 
-use crate::otlp::Sampler;
+use super::Sampler;
 use clap::Args;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};

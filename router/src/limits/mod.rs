@@ -6,17 +6,13 @@ mod reached;
 mod table;
 
 pub use rate::Rate;
-pub(crate) use reached::Limit;
 pub use reached::LimitReached;
 pub use table::Share;
 
-use crate::error::RouterError;
 use crate::metrics::Metrics;
-use crate::resolve::Target;
-use crate::routing::Route;
 use reached::Of;
 use sandgate_mesh::caller::Caller;
-use sandgate_mesh::sandbox::SandboxKey;
+use sandgate_mesh::sandbox::{SandboxKey, SandboxName};
 use std::net::IpAddr;
 use std::sync::Arc;
 use table::{Full, Place, Table};
@@ -66,7 +62,7 @@ enum Kind {
 
 /// Which sandbox it is that a request reaches, whatever it calls it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Whither {
+pub(crate) enum Whither {
     /// Its gate proves it.
     Gate(SandboxKey),
     /// Nobody proves anything there.
@@ -104,8 +100,8 @@ impl Limits {
     /// A place for a request of `who`, wherever it wants to go.
     ///
     /// # Errors
-    /// [`RouterError::LimitReached`].
-    pub(crate) fn enter(&self, who: Who) -> Result<Box<Places>, RouterError> {
+    /// [`LimitReached`].
+    pub(crate) fn enter(&self, who: Who) -> Result<Box<Places>, LimitReached> {
         let caller = self
             .callers
             .as_ref()
@@ -115,27 +111,29 @@ impl Limits {
         Ok(Box::new(Places { who, caller, sandbox }))
     }
 
-    /// A place for the same request at the sandbox that it has been found to lead to. A name that leads nowhere isn't counted.
+    /// A place for the same request at the sandbox `name`, which has been found to be `whither`. A name that leads nowhere isn't
+    /// counted.
     ///
     /// # Errors
-    /// [`RouterError::LimitReached`].
-    pub(crate) fn enter_sandbox(&self, places: &mut Places, route: &Route, to: &Target) -> Result<(), RouterError> {
+    /// [`LimitReached`].
+    pub(crate) fn enter_sandbox(
+        &self,
+        places: &mut Places,
+        name: &SandboxName,
+        whither: Whither,
+    ) -> Result<(), LimitReached> {
         let Some(sandboxes) = &self.sandboxes else {
             return Ok(());
         };
-        let whither = match &to.expected {
-            Some(expected) => Whither::Gate(expected.sandbox.clone()),
-            None => Whither::Pod(to.endpoint.ip()),
-        };
         let place = sandboxes.enter(whither, &places.who);
-        let place = place.map_err(|full| self.refused(full, Of::Sandbox(route.sandbox.name.clone())))?;
+        let place = place.map_err(|full| self.refused(full, Of::Sandbox(name.clone())))?;
         places.sandbox = Some(place);
         Ok(())
     }
 
-    fn refused(&self, full: Full, of: Of) -> RouterError {
+    fn refused(&self, full: Full, of: Of) -> LimitReached {
         let reached = LimitReached::new(full, of);
         self.metrics.limited(reached.limit());
-        RouterError::LimitReached(reached)
+        reached
     }
 }

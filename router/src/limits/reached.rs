@@ -1,47 +1,12 @@
 //! What a client hears whose request is one too many.
 
 use super::table::Full;
+use crate::metrics::Limit;
 use http::StatusCode;
 use sandgate_mesh::sandbox::SandboxName;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::time::Duration;
-
-/// A limit, as metrics name it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Limit {
-    CallerRate,
-    CallerConcurrency,
-    SandboxRate,
-    SandboxConcurrency,
-    /// Requests of so many callers are counted that no more fit.
-    Callers,
-    /// The same of sandboxes.
-    Sandboxes,
-}
-
-impl Limit {
-    /// All of them.
-    pub(crate) const ALL: [Self; 6] = [
-        Self::CallerRate,
-        Self::CallerConcurrency,
-        Self::SandboxRate,
-        Self::SandboxConcurrency,
-        Self::Callers,
-        Self::Sandboxes,
-    ];
-
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::CallerRate => "caller-rate",
-            Self::CallerConcurrency => "caller-concurrency",
-            Self::SandboxRate => "sandbox-rate",
-            Self::SandboxConcurrency => "sandbox-concurrency",
-            Self::Callers => "callers",
-            Self::Sandboxes => "sandboxes",
-        }
-    }
-}
 
 /// Whose limit it is.
 #[derive(Debug, Clone, PartialEq, Eq)]

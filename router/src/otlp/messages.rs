@@ -2,7 +2,7 @@
 //! HTTP (<https://opentelemetry.io/docs/specs/semconv/http/http-spans/>), and the sandbox.
 
 use super::tracer::{AtGate, Begun, End, Ended};
-use crate::resolve::Target;
+use crate::target::Target;
 use http::{StatusCode, Version};
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;

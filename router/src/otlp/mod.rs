@@ -6,10 +6,8 @@
 mod collector;
 mod export;
 mod messages;
-mod sampler;
 mod tracer;
 
-pub use sampler::Sampler;
 pub(crate) use tracer::{End, OpenSpan, Tracer};
 
 use crate::config::OtlpSettings;

@@ -1,9 +1,9 @@
 //! A request as a span. Hides what of it is recorded, and when: nothing is, of a request that isn't sampled.
 
-use super::Sampler;
+use crate::config::Sampler;
 use crate::metrics::method_label;
-use crate::resolve::Target;
 use crate::routing::Destination;
+use crate::target::Target;
 use http::header::USER_AGENT;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use prometheus::IntCounter;

@@ -1,8 +1,8 @@
 //! Which pod is whose: by name, by the Sandbox's UID, by address.
 
 use super::seen::{Pod, Sighting};
-use crate::resolve::Target;
 use crate::routing::{Route, may_be_a_pod};
+use crate::target::Target;
 use foldhash::{HashMap, HashSet};
 use sandgate_mesh::contract::MESH_PORT;
 use sandgate_mesh::identity::{ExpectedSandbox, TrustDomain};

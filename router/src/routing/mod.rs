@@ -9,7 +9,6 @@ pub(crate) use headers::{LastDestination, may_be_a_pod};
 pub use host::HostDomain;
 pub use path::PathPrefix;
 
-use crate::config::Config;
 use crate::error::RouterError;
 use crate::rewrite::Mount;
 use http::uri::PathAndQuery;
@@ -105,18 +104,23 @@ pub(crate) struct Way {
 }
 
 impl Way {
-    /// Finds it.
+    /// Finds it, by `urls` if any lead to apps. A hint at this very machine counts only with `allow_loopback`.
     ///
     /// # Errors
     /// [`RouterError::BadRoute`] or [`RouterError::Duplicate`].
-    pub(crate) fn find<B>(config: &Config, last: &LastDestination, request: &Request<B>) -> Result<Self, RouterError> {
-        if let Some(urls) = &config.url_routing
+    pub(crate) fn find<B>(
+        urls: Option<&UrlRouting>,
+        allow_loopback: bool,
+        last: &LastDestination,
+        request: &Request<B>,
+    ) -> Result<Self, RouterError> {
+        if let Some(urls) = urls
             && let Some(way) = urls.way(request)?
         {
             return Ok(way);
         }
         Ok(Self {
-            to: last.parse(request.headers(), config.allow_loopback_pod_ip)?,
+            to: last.parse(request.headers(), allow_loopback)?,
             rest: None,
             mount: None,
         })

@@ -59,7 +59,7 @@ impl Sampler {
     }
 
     /// Whether the span of a request is recorded that was sent in `parent`, or else begins `trace`.
-    pub(super) fn samples(self, parent: Option<&TraceParent>, trace: TraceId) -> bool {
+    pub(crate) fn samples(self, parent: Option<&TraceParent>, trace: TraceId) -> bool {
         match (parent, self.otherwise) {
             (Some(parent), _) if self.parent_based => parent.sampled,
             (_, Choice::All) => true,
