@@ -6,6 +6,7 @@
 
 use sandgate_local::authority::{Authority, Issued};
 use sandgate_mesh::credentials::{MeshCredentials, Role};
+use sandgate_mesh::http2::HttpVersion;
 use sandgate_mesh::identity::ExpectedSandbox;
 use sandgate_mesh::pool::LINGER;
 use sandgate_mesh::tls;
@@ -43,7 +44,12 @@ async fn to_gate(mesh: &ProcessMesh, authority: &Authority, bundle: &str) -> Tls
         sandbox: sandbox("alpha", POD_UID).sandbox,
         pod_uid: Some(POD_UID.parse().unwrap()),
     };
-    let config = tls::router_client_config(&credentials(Role::Router, &issued, bundle), &expected).unwrap();
+    let config = tls::router_client_config(
+        HttpVersion::Http1,
+        &credentials(Role::Router, &issued, bundle),
+        &expected,
+    )
+    .unwrap();
     let stream = TcpStream::connect(mesh.mesh).await.unwrap();
     tls::connect_mesh(stream, config).await.unwrap().0
 }

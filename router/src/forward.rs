@@ -411,7 +411,7 @@ async fn handshake(
     credentials: &MeshCredentials,
     expected: &ExpectedSandbox,
 ) -> Result<(tokio_rustls::client::TlsStream<TcpStream>, SystemTime), DialError> {
-    let config = tls::router_client_config_for(version, credentials, expected)
+    let config = tls::router_client_config(version, credentials, expected)
         .map_err(|error| DialError::Connect(io::Error::other(error.to_string())))?;
     // Boxed: a handshake is large, and requests on kept connections never need one.
     Box::pin(tls::connect_mesh(stream, config))

@@ -36,6 +36,7 @@ use sandbox_sidecar::{Caps, Gate, Settings};
 use sandgate_local::authority::{Authority, Issued};
 use sandgate_mesh::credentials::{MeshCredentials, Role};
 use sandgate_mesh::drain::{self, Drain};
+use sandgate_mesh::http2::HttpVersion;
 use sandgate_mesh::identity::{ExpectedSandbox, SandboxIdentity, TrustDomain, WorkloadIdentity};
 use sandgate_mesh::memory::MemoryBudget;
 use sandgate_mesh::policy::{PolicySnapshot, model};
@@ -282,7 +283,8 @@ impl Mesh {
             sandbox: self.identity.sandbox.clone(),
             pod_uid: None,
         };
-        let mut config = ClientConfig::clone(&tls::router_client_config(&router, &expected).unwrap());
+        let mut config =
+            ClientConfig::clone(&tls::router_client_config(HttpVersion::Http1, &router, &expected).unwrap());
         config.client_auth_cert_resolver = match certificate {
             None => Arc::new(NoCertificate),
             Some(issued) => Arc::new(signer(issued)),

@@ -15,6 +15,7 @@ use sandgate_cluster_tests::router_pod::RouterPod;
 use sandgate_cluster_tests::{Cluster, process, runner::Test, runner::note, tests, until};
 use sandgate_mesh::control::ENROLMENT_PATH;
 use sandgate_mesh::credentials::MeshCredentials;
+use sandgate_mesh::http2::HttpVersion;
 use sandgate_mesh::identity::ExpectedSandbox;
 use sandgate_mesh::tls;
 use sandgate_tests::control::{ControlPlane, get};
@@ -132,7 +133,7 @@ async fn who_has_another_intermediate_is_nobody(
             sandbox: sandbox.sandbox.clone(),
             pod_uid: Some(sandbox.pod_uid.clone()),
         };
-        let config = tls::router_client_config(&credentials, &expected).unwrap();
+        let config = tls::router_client_config(HttpVersion::Http1, &credentials, &expected).unwrap();
         let stream = TcpStream::connect(mesh).await.unwrap();
         let stream = tls::connect_mesh(stream, config).await.unwrap().0;
         let request = "GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";

@@ -11,6 +11,7 @@ use sandgate_cluster_tests::router::{PodApp, RunningRouter};
 use sandgate_cluster_tests::{Cluster, process, runner::Test, runner::note, tests, until};
 use sandgate_mesh::control::ENROLMENT_PATH;
 use sandgate_mesh::credentials::{MeshCredentials, Role};
+use sandgate_mesh::http2::HttpVersion;
 use sandgate_mesh::identity::ExpectedSandbox;
 use sandgate_mesh::tls;
 use sandgate_tests::control::{ControlPlane, get};
@@ -129,7 +130,7 @@ async fn who_has_the_old_key_is_nobody(
             sandbox: sandbox.sandbox.clone(),
             pod_uid: Some(sandbox.pod_uid.clone()),
         };
-        let config = tls::router_client_config(&credentials, &expected).unwrap();
+        let config = tls::router_client_config(HttpVersion::Http1, &credentials, &expected).unwrap();
         let stream = TcpStream::connect(mesh).await.unwrap();
         let stream = tls::connect_mesh(stream, config).await.unwrap().0;
         let answer = exchange(

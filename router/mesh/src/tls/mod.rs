@@ -114,22 +114,12 @@ pub fn sidecar_server_config(credentials: &MeshCredentials) -> Result<Arc<Server
     )
 }
 
-/// The router's end of the mesh, for one dial and requests in HTTP/1.1: it accepts the expected sandbox and nobody else.
+/// The router's end of the mesh, for one dial and requests in this `version` of HTTP: it accepts the expected sandbox and
+/// nobody else.
 ///
 /// # Errors
 /// The credentials aren't a router's, or rustls refuses them.
 pub fn router_client_config(
-    credentials: &MeshCredentials,
-    expected: &ExpectedSandbox,
-) -> Result<Arc<ClientConfig>, TlsError> {
-    router_client_config_for(HttpVersion::Http1, credentials, expected)
-}
-
-/// The same for requests in this version of HTTP.
-///
-/// # Errors
-/// The same.
-pub fn router_client_config_for(
     version: HttpVersion,
     credentials: &MeshCredentials,
     expected: &ExpectedSandbox,

@@ -73,7 +73,8 @@ fn router_dialing(authority: &Authority, sandbox: &str) -> Arc<ClientConfig> {
     let issued = authority
         .issue(&LeafSpec::new("router", ROUTER, Usage::Client))
         .unwrap();
-    router_client_config(&credentials(Role::Router, &issued, authority), &expected(sandbox)).unwrap()
+    let credentials = credentials(Role::Router, &issued, authority);
+    router_client_config(HttpVersion::Http1, &credentials, &expected(sandbox)).unwrap()
 }
 
 fn expected(sandbox: &str) -> ExpectedSandbox {

@@ -127,7 +127,7 @@ fn credentials_of_the_other_role_make_no_configuration() {
         Err(TlsError::WrongRole { .. })
     ));
     assert!(matches!(
-        router_client_config(&sidecar, &expected(SANDBOX)),
+        router_client_config(HttpVersion::Http1, &sidecar, &expected(SANDBOX)),
         Err(TlsError::WrongRole { .. })
     ));
 }
