@@ -124,11 +124,18 @@ impl UploadWatch {
     }
 }
 
+/// Where an upload comes from.
+#[derive(Debug)]
+enum Source {
+    Client(Incoming),
+    /// A request of our own: what is still to be sent.
+    Own(Bytes),
+}
+
 /// A request's body on its way up.
 #[derive(Debug)]
 pub struct Upload {
-    /// `None` of a request of our own, which has no body.
-    incoming: Option<Incoming>,
+    source: Source,
     limit: u64,
     started: Instant,
     watch: Option<Arc<UploadWatch>>,
@@ -150,14 +157,19 @@ impl Upload {
             limit: limit.unwrap_or(u64::MAX),
             started,
             watch: (!incoming.is_end_stream()).then(|| Arc::new(watch())),
-            incoming: Some(incoming),
+            source: Source::Client(incoming),
         }
     }
 
     /// No body, of a request that begins at `started`.
     pub fn empty(started: Instant) -> Self {
+        Self::own(Bytes::new(), started)
+    }
+
+    /// The body of a request of our own that begins at `started`.
+    pub fn own(body: Bytes, started: Instant) -> Self {
         Self {
-            incoming: None,
+            source: Source::Own(body),
             limit: 0,
             started,
             watch: None,
@@ -169,7 +181,7 @@ impl Upload {
         self.started
     }
 
-    /// A view for whoever waits for the answer; `None` of a body that has no bytes.
+    /// A view for whoever waits for the answer; `None` of a body that has no bytes, or is our own.
     pub fn watch(&self) -> Option<Arc<UploadWatch>> {
         self.watch.clone()
     }
@@ -191,7 +203,14 @@ impl Body for Upload {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        let (Some(watch), Some(incoming)) = (&this.watch, &mut this.incoming) else {
+        let incoming = match &mut this.source {
+            Source::Client(incoming) => incoming,
+            Source::Own(body) => {
+                let rest = std::mem::take(body);
+                return Poll::Ready((!rest.is_empty()).then(|| Ok(Frame::data(rest))));
+            }
+        };
+        let Some(watch) = &this.watch else {
             return Poll::Ready(None);
         };
         let polled = Pin::new(incoming).poll_frame(cx);
@@ -209,12 +228,17 @@ impl Body for Upload {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+        match &self.source {
+            Source::Client(incoming) => incoming.is_end_stream(),
+            Source::Own(body) => body.is_empty(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        let empty = || SizeHint::with_exact(0);
-        self.incoming.as_ref().map_or_else(empty, Body::size_hint)
+        match &self.source {
+            Source::Client(incoming) => incoming.size_hint(),
+            Source::Own(body) => SizeHint::with_exact(body.len() as u64),
+        }
     }
 }
 

@@ -137,7 +137,10 @@ impl Declared {
         match &self.probe.action {
             Action::TcpSocket => Ok(()),
             Action::HttpGet { target, headers } => self.get(stream, target, headers).await,
-            Action::Grpc { service } => Ok(grpc::check(stream, &self.authority(), service).await?),
+            Action::Grpc { service } => {
+                let (authority, wait) = (self.authority(), self.probe.timeout);
+                Ok(grpc::check(stream, &self.framing, (&authority, service), wait).await?)
+            }
         }
     }
 
