@@ -21,6 +21,7 @@ mod forward;
 mod limits;
 mod metrics;
 mod otlp;
+mod outbound;
 mod outcomes;
 mod pods;
 mod request;

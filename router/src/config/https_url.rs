@@ -26,26 +26,14 @@ pub enum HttpsUrlError {
 }
 
 impl HttpsUrl {
-    /// The host, without the brackets of an IPv6 address.
-    pub(crate) fn host(&self) -> &str {
-        let host = self.0.host().unwrap_or_default();
-        let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-        inner.unwrap_or(host)
-    }
-
-    /// The port; 443 where none is written.
-    pub(crate) fn port(&self) -> u16 {
-        self.0.port_u16().unwrap_or(443)
+    /// The whole of it.
+    pub(crate) fn uri(&self) -> &Uri {
+        &self.0
     }
 
     /// Host and port as `Host` has them.
     pub(crate) fn authority(&self) -> &str {
         self.0.authority().map(http::uri::Authority::as_str).unwrap_or_default()
-    }
-
-    /// Path and query.
-    pub(crate) fn path_and_query(&self) -> &str {
-        self.0.path_and_query().map_or("/", http::uri::PathAndQuery::as_str)
     }
 
     /// Whether it holds a query.
@@ -92,23 +80,14 @@ mod tests {
 
     #[test]
     fn a_url_is_taken_apart_as_connections_need_it() {
-        for (text, host, port, authority, path) in [
-            ("https://a.example", "a.example", 443, "a.example", "/"),
-            (
-                "https://a.example:8443/x?y=z",
-                "a.example",
-                8443,
-                "a.example:8443",
-                "/x?y=z",
-            ),
-            ("https://[::1]:1/x/", "::1", 1, "[::1]:1", "/x/"),
+        for (text, authority) in [
+            ("https://a.example", "a.example"),
+            ("https://a.example:8443/x?y=z", "a.example:8443"),
+            ("https://[::1]:1/x/", "[::1]:1"),
         ] {
             let url: HttpsUrl = text.parse().unwrap();
-            assert_eq!(
-                (url.host(), url.port(), url.authority(), url.path_and_query()),
-                (host, port, authority, path),
-                "{text}"
-            );
+            assert_eq!(url.authority(), authority, "{text}");
+            assert_eq!(*url.uri(), text, "{text}");
         }
     }
 

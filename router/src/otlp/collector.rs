@@ -1,23 +1,19 @@
-//! One collector: sends it a message and waits for its answer. Hides the two protocols, and TLS.
+//! One collector: sends it a message and waits for its answer. Hides the two protocols, and where the roots come from.
 
 use crate::config::{OtlpExport, OtlpProtocol};
+use crate::outbound::Outbound;
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, USER_AGENT};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use http_body_util::Full;
 use prost::Message;
-use sandgate_mesh::contract::CONNECT_TIMEOUT;
+use sandgate_mesh::http2::HttpVersion;
 use sandgate_mesh::telemetry::{LONGEST_TEXT, chain, cut};
-use sandgate_mesh::tls;
 use std::error::Error;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Arc;
 use tokio_rustls::rustls::RootCertStore;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -29,16 +25,12 @@ use tonic_prost::ProstCodec;
 
 /// Longest answer of a collector that is read, in bytes. It has little to say.
 const LONGEST_ANSWER: usize = 64 * 1024;
-/// How long a connection over which nothing comes is believed in, and then a ping's answer is waited for.
-const KEEPALIVE: Duration = Duration::from_secs(10);
 const OWN_NAME: &str = concat!("sandbox-router/", env!("CARGO_PKG_VERSION"));
-
-type Client = legacy::Client<HttpsConnector<HttpConnector>, Body>;
 
 /// Where one signal goes.
 #[derive(Debug)]
 pub(super) struct Collector {
-    client: Client,
+    outbound: Outbound<Body>,
     export: OtlpExport,
     headers: HeaderMap,
 }
@@ -64,34 +56,19 @@ impl Collector {
     /// # Errors
     /// Roots that can't be used.
     pub(super) fn new(export: &OtlpExport) -> anyhow::Result<Self> {
-        let mut http = HttpConnector::new();
-        http.enforce_http(false);
-        http.set_connect_timeout(Some(CONNECT_TIMEOUT));
         let roots = if export.endpoint.scheme_str() == Some("https") {
             roots(export.roots.as_deref())?
         } else {
             RootCertStore::empty()
         };
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls::collector_client_config(roots)?)
-            .https_or_http();
-        let is_grpc = export.protocol == OtlpProtocol::Grpc;
-        let connector = if is_grpc {
-            connector.enable_http2().wrap_connector(http)
-        } else {
-            connector.enable_http1().wrap_connector(http)
+        let version = match export.protocol {
+            OtlpProtocol::Grpc => HttpVersion::Http2,
+            OtlpProtocol::HttpProtobuf => HttpVersion::Http1,
         };
-        let mut builder = legacy::Client::builder(TokioExecutor::new());
-        builder.http2_only(is_grpc).pool_timer(TokioTimer::new());
-        // A collector that is gone without a word must not be waited for again and again on the connection of before.
-        builder
-            .timer(TokioTimer::new())
-            .http2_keep_alive_interval(KEEPALIVE)
-            .http2_keep_alive_timeout(KEEPALIVE);
         let mut headers = export.headers.clone();
         headers.entry(USER_AGENT).or_insert(HeaderValue::from_static(OWN_NAME));
         Ok(Self {
-            client: builder.build(connector),
+            outbound: Outbound::new(version, Arc::new(roots), LONGEST_ANSWER)?,
             export: export.clone(),
             headers,
         })
@@ -123,7 +100,7 @@ impl Collector {
         M: Message + 'static,
         A: Message + Default + 'static,
     {
-        let mut grpc = Grpc::with_origin(self.client.clone(), self.export.endpoint.clone())
+        let mut grpc = Grpc::with_origin(self.outbound.client(), self.export.endpoint.clone())
             .max_decoding_message_size(LONGEST_ANSWER);
         grpc.ready().await.map_err(|error| Failure::passing(chain(&error)))?;
         let mut request = tonic::Request::new(message);
@@ -144,7 +121,7 @@ impl Collector {
         *request.headers_mut() = self.headers.clone();
         let protobuf = HeaderValue::from_static("application/x-protobuf");
         request.headers_mut().insert(CONTENT_TYPE, protobuf);
-        let answer = self.client.request(request).await;
+        let answer = self.outbound.ask(request).await;
         let answer = answer.map_err(|error| Failure::passing(chain(&error)))?;
         let status = answer.status();
         if !status.is_success() {
@@ -160,10 +137,10 @@ impl Collector {
                 text: format!("it answered {status}"),
             });
         }
-        let body = Limited::new(answer.into_body(), LONGEST_ANSWER).collect().await;
+        let body = self.outbound.read(answer.into_body()).await;
         let body = body.map_err(|error| Failure::passing(format!("its answer broke off: {error}")))?;
         // What it can't say in these terms it says with the status, and that was a good one.
-        Ok(A::decode(body.to_bytes()).unwrap_or_default())
+        Ok(A::decode(body).unwrap_or_default())
     }
 }
 

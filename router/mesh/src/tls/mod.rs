@@ -33,7 +33,7 @@ pub use control::{
 };
 pub use server_tls::ServerTls;
 pub use verify::{FrontPeer, FrontPeerError, PeerRejected};
-pub use web::connect_web;
+pub use web::web_client_config;
 
 use crate::contract::{ALPN_HTTP1, ALPN_HTTP2, ALPN_MESH_HTTP1, ALPN_MESH_HTTP2, HANDSHAKE_TIMEOUT};
 use crate::credentials::{FrontCredentials, MeshCredentials, Role, Validity};
@@ -127,18 +127,6 @@ pub fn router_client_config(
     check_role(credentials, Role::Router)?;
     let verifier = Arc::new(SandboxVerifier::new(credentials, expected));
     client_config(verifier, credentials, version.mesh_alpn())
-}
-
-/// The router's end of a connection to a collector of traces and metrics, which is no part of the mesh and proves its name
-/// under `roots`. ALPN is for the HTTP client to set.
-///
-/// # Errors
-/// rustls refuses it.
-pub fn collector_client_config(roots: RootCertStore) -> Result<ClientConfig, TlsError> {
-    Ok(ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(VERSIONS)?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
 }
 
 /// A client's configuration, for one dial.

@@ -1,23 +1,19 @@
 //! One document over HTTPS: bounded in size and time, and from nowhere but where it was asked for.
 
 use crate::config::HttpsUrl;
+use crate::outbound::{Cause, Outbound};
 use bytes::Bytes;
 use http::header::{ACCEPT, CACHE_CONTROL, CONNECTION, HOST, HeaderMap};
 use http::{Request, StatusCode};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use sandgate_mesh::tls::{HandshakeError, connect_web};
+use http_body_util::Empty;
+use sandgate_mesh::http2::HttpVersion;
+use sandgate_mesh::tls::{HandshakeError, TlsError};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpStream;
-use tokio::task::JoinSet;
 use tokio_rustls::rustls::RootCertStore;
 
 /// Longest document in bytes. Large issuers' key sets have some 20 KiB.
 const MAX_BODY: usize = 512 * 1024;
-/// Longest head of an answer in bytes.
-const MAX_HEAD: usize = 64 * 1024;
 
 /// A document, and how long it may be kept, where its server says so.
 pub(super) struct Document {
@@ -37,43 +33,41 @@ pub(super) enum FetchError {
     #[error("{0} answers with status {1}")]
     Status(String, StatusCode),
     #[error("{0} broke off: {1}")]
-    Broken(String, hyper::Error),
+    Broken(String, String),
     #[error("{0} answers with more than 512 KiB, or breaks off")]
     Body(String),
     #[error("{0} can't be asked for: {1}")]
     Request(String, http::Error),
+    #[error("{0} can't be asked for: {1}")]
+    Unasked(String, TlsError),
 }
 
 /// Gets a document. Whoever asks sets the time limit.
 pub(super) async fn get(url: &HttpsUrl, roots: Arc<RootCertStore>) -> Result<Document, FetchError> {
     let text = || url.to_string();
-    let stream = TcpStream::connect((url.host(), url.port())).await;
-    let stream = stream.map_err(|error| FetchError::Connect(text(), error))?;
-    let stream = connect_web(stream, roots, url.host()).await;
-    let stream = stream.map_err(|error| FetchError::Tls(text(), error))?;
-    let mut builder = http1::Builder::new();
-    builder.max_buf_size(MAX_HEAD);
-    let handshake = builder.handshake(TokioIo::new(stream)).await;
-    let (mut sender, connection) = handshake.map_err(|error| FetchError::Broken(text(), error))?;
-    // The connection ends with this.
-    let mut connections = JoinSet::new();
-    connections.spawn(connection);
-    let request = Request::get(url.path_and_query())
+    let request = Request::get(url.uri().clone())
         .header(HOST, url.authority())
         .header(ACCEPT, "application/json")
         .header(CONNECTION, "close")
         .body(Empty::<Bytes>::new())
         .map_err(|error| FetchError::Request(text(), error))?;
-    let answer = sender.send_request(request).await;
-    let (head, body) = answer.map_err(|error| FetchError::Broken(text(), error))?.into_parts();
+    let outbound = Outbound::new(HttpVersion::Http1, roots, MAX_BODY);
+    let outbound = outbound.map_err(|error| FetchError::Unasked(text(), error))?;
+    let answer = outbound.ask(request).await;
+    let answer = answer.map_err(|error| match error.into() {
+        Cause::Connect(error) => FetchError::Connect(text(), error),
+        Cause::Tls(error) => FetchError::Tls(text(), error),
+        Cause::Broken(error) => FetchError::Broken(text(), error),
+    })?;
+    let (head, body) = answer.into_parts();
     match head.status {
         StatusCode::OK => {}
         status if status.is_redirection() => return Err(FetchError::Redirect(text())),
         status => return Err(FetchError::Status(text(), status)),
     }
-    let body = Limited::new(body, MAX_BODY).collect().await;
+    let body = outbound.read(body).await;
     Ok(Document {
-        body: body.map_err(|_| FetchError::Body(text()))?.to_bytes(),
+        body: body.map_err(|_| FetchError::Body(text()))?,
         max_age: max_age(&head.headers),
     })
 }
