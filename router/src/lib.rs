@@ -38,5 +38,5 @@ mod worker;
 
 pub use error::{Bound, RouterError};
 pub use limits::LimitReached;
-pub use routing::{HostDomain, PathPrefix, Place, Route};
+pub use routing::{HostDomain, NamedApp, PathPrefix, Route};
 pub use server::Router;

@@ -27,7 +27,7 @@ const RENEW_AFTER: Duration = Duration::from_secs(12 * 60 * 60);
 const RENEW_CHECK: Duration = Duration::from_secs(60);
 
 /// Where the router finds a gate, and whom it must meet there.
-pub(crate) struct Place {
+pub(crate) struct GateAddress {
     pub(crate) key: SandboxKey,
     pub(crate) uid: PodUid,
     pub(crate) port: u16,
@@ -35,7 +35,7 @@ pub(crate) struct Place {
 
 /// The gates and what they live on.
 pub(crate) struct Gates {
-    pub(crate) places: Vec<Place>,
+    pub(crate) places: Vec<GateAddress>,
     pub(crate) router_credentials: Credentials,
     pub(crate) drain: Drain,
     _policies: Policies,
@@ -79,7 +79,7 @@ impl Gates {
             let gate = Gate::new(settings, credentials, policies.of(sandbox)?)
                 .with_context(|| format!("the gate of sandbox {} can't start", sandbox.name))?;
             tokio::spawn(gate.serve(listener, draining.clone()));
-            places.push(Place { key, uid, port });
+            places.push(GateAddress { key, uid, port });
         }
         let router_credentials = issuer.credentials(Subject::Router(router))?;
         tokio::spawn(issuer.renew());

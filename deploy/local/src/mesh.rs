@@ -2,7 +2,7 @@
 
 use crate::apps::Apps;
 use crate::cli::{Failure, MeshMode, Options};
-use crate::gates::{Gates, Place, random};
+use crate::gates::{GateAddress, Gates, random};
 use crate::scene::{SandboxScene, Scene};
 use anyhow::{Context, anyhow};
 use sandbox_router::Router;
@@ -184,7 +184,7 @@ fn places(options: &Options, apps: &Apps, gates: Option<&Gates>) -> Vec<StaticSa
     if let Some(gates) = gates {
         let places = gates.places.iter();
         return places
-            .map(|Place { key, uid, port }| place(key.clone(), *port, Some(uid.clone())))
+            .map(|GateAddress { key, uid, port }| place(key.clone(), *port, Some(uid.clone())))
             .collect();
     }
     let key = |name: &SandboxName| SandboxKey {

@@ -172,7 +172,7 @@ impl Connection {
         let deadline = Instant::now() + head_time;
         // A connection that says nothing costs a socket and little more.
         let speaks = tokio::select! {
-            speaks = listener::first_byte(&stream, head_time) => speaks,
+            speaks = listener::speaks(&stream, head_time) => speaks,
             () = self.newcomer.displaced() => false,
         };
         if speaks {

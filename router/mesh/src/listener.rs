@@ -133,7 +133,7 @@ pub async fn accept(listener: &TcpListener, draining: &mut Draining) -> Option<(
 }
 
 /// Waits until a fresh connection's first byte has come, without reading it. Says whether one came within `wait`.
-pub async fn first_byte(stream: &TcpStream, wait: Duration) -> bool {
+pub async fn speaks(stream: &TcpStream, wait: Duration) -> bool {
     matches!(tokio::time::timeout(wait, stream.peek(&mut [0])).await, Ok(Ok(1)))
 }
 

@@ -14,7 +14,7 @@ use crate::error::RouterError;
 use crate::metrics::Metrics;
 use crate::reviews::Verdict;
 use http::HeaderMap;
-use issuer::{Issuer, Place};
+use issuer::{Issuer, KeySource};
 use jwt::Jwt;
 use keys::KeySet;
 use sandgate_mesh::caller::CallerError;
@@ -118,13 +118,13 @@ impl OidcTokens {
                     |_| {},
                     |content| roots_from_pem(content).map_err(|error| error.to_string()),
                 )?;
-                let place = Place {
+                let source = KeySource {
                     issuer: settings.issuer.clone(),
                     discovery: discovery.clone(),
                     roots,
                     refresh: *refresh,
                 };
-                Keys::Issuer(Issuer::follow(place, refreshes))
+                Keys::Issuer(Issuer::follow(source, refreshes))
             }
         };
         Ok(Self {

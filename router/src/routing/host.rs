@@ -1,7 +1,7 @@
 //! `<port>-<id>--<namespace>.<domain>` in `Host` -> the app that is meant: each app has an origin of its own. Hides how a
 //! host is read.
 
-use super::Place;
+use super::NamedApp;
 use crate::error::RouterError;
 use http::header::HOST;
 use http::uri::Authority;
@@ -56,7 +56,7 @@ const TWO_HOSTS: RouterError = RouterError::BadRoute("Request target and Host he
 impl HostDomain {
     /// The app that a request's host names. In absolute form the target names a host, too (RFC 9112 section 3.2.2): where
     /// one of the two is an app's, the other must be the same app's.
-    pub(super) fn find(&self, uri: &Uri, headers: &HeaderMap) -> Result<Option<Place>, RouterError> {
+    pub(super) fn find(&self, uri: &Uri, headers: &HeaderMap) -> Result<Option<NamedApp>, RouterError> {
         let target = uri.authority().map(|authority| Authority::as_str(authority).as_bytes());
         let header = headers.get(HOST).map(HeaderValue::as_bytes);
         match (target, header) {
@@ -78,7 +78,7 @@ impl HostDomain {
     ///
     /// # Errors
     /// [`RouterError::BadRoute`].
-    pub fn parse(&self, host: &[u8]) -> Result<Option<Place>, RouterError> {
+    pub fn parse(&self, host: &[u8]) -> Result<Option<NamedApp>, RouterError> {
         let after_user = host.rsplit(|b| *b == b'@').next().unwrap_or_default();
         let mut parts = after_user.splitn(2, |b| *b == b':');
         let (name, port) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
@@ -102,7 +102,7 @@ impl HostDomain {
 /// Reads `<port>-<id>--<namespace>`. An ID may have `--` in it, but not at its end, and a namespace doesn't start with `-`:
 /// so it is the last `--` that separates them, and a namespace with `--` in it has no label. A port has one spelling, or
 /// one app would have several origins.
-fn place(label: &str) -> Option<Place> {
+fn place(label: &str) -> Option<NamedApp> {
     if label.len() > LONGEST_LABEL {
         return None;
     }
@@ -111,7 +111,7 @@ fn place(label: &str) -> Option<Place> {
     if port.starts_with('0') {
         return None;
     }
-    Some(Place {
+    Some(NamedApp {
         sandbox: SandboxKey {
             namespace: namespace.parse().ok()?,
             name: id.parse().ok()?,

@@ -77,7 +77,7 @@ impl Destination {
 
 /// An app, as far as a URL can name one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct NamedApp {
     /// Which sandbox.
     pub sandbox: SandboxKey,
     /// The app's port.
@@ -156,7 +156,7 @@ impl UrlRouting {
             Some(asked_for) if !base.is_empty() => Some(Box::new(below(asked_for, base)?)),
             _ => None,
         };
-        let Place { sandbox, port } = place;
+        let NamedApp { sandbox, port } = place;
         let route = Route {
             sandbox,
             port,

@@ -1,7 +1,7 @@
 //! `<prefix>/<namespace>/<id>/<port>/<rest>` -> the app that is meant (upstream #1413). Hides where in a path the app's own
 //! path begins.
 
-use super::Place;
+use super::NamedApp;
 use crate::error::RouterError;
 use sandgate_mesh::sandbox::SandboxKey;
 use std::str::FromStr;
@@ -53,7 +53,7 @@ impl PathPrefix {
     ///
     /// # Errors
     /// [`RouterError::BadRoute`].
-    pub fn find<'a>(&self, path: &'a str) -> Result<Option<(Place, &'a str)>, RouterError> {
+    pub fn find<'a>(&self, path: &'a str) -> Result<Option<(NamedApp, &'a str)>, RouterError> {
         let below = path.strip_prefix(&*self.0).and_then(|rest| rest.strip_prefix('/'));
         let Some(below) = below else { return Ok(None) };
         let mut segments = below.split('/');
@@ -68,7 +68,7 @@ impl PathPrefix {
                 .iter()
                 .sum::<usize>();
         let bad = RouterError::BadRoute;
-        let place = Place {
+        let place = NamedApp {
             sandbox: SandboxKey {
                 namespace: namespace.parse().map_err(|_| bad("Invalid namespace format."))?,
                 name: id.parse().map_err(|_| bad("Invalid sandbox ID format."))?,

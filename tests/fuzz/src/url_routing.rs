@@ -1,7 +1,7 @@
 //! Paths and hosts that name an app.
 
 use super::is_dns_label;
-use sandbox_router::{HostDomain, PathPrefix, Place};
+use sandbox_router::{HostDomain, NamedApp, PathPrefix};
 
 /// A path or a host names one app or none, by one spelling of its names, and what is under the prefix or the domain is never
 /// taken for something else. The input is two lines: a path and a host.
@@ -14,7 +14,7 @@ pub fn url_routing(data: &[u8]) -> bool {
     by_path || by_host
 }
 
-fn names(place: &Place) -> [&str; 2] {
+fn names(place: &NamedApp) -> [&str; 2] {
     let names = [place.sandbox.namespace.as_str(), place.sandbox.name.as_str()];
     assert!(names.iter().all(|name| is_dns_label(name)), "{place:?}");
     assert_ne!(place.port.get(), 0);

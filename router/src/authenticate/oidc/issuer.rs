@@ -23,7 +23,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Where an issuer is asked, and when.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct KeySource {
     /// Its name in tokens.
     pub(super) issuer: String,
     pub(super) discovery: HttpsUrl,
@@ -55,12 +55,12 @@ pub(super) struct Issuer {
 
 impl Issuer {
     /// Asks at once, and from then on. To be called inside the runtime that is to ask.
-    pub(super) fn follow(place: Place, refreshes: IntCounterVec) -> Self {
+    pub(super) fn follow(source: KeySource, refreshes: IntCounterVec) -> Self {
         let (sender, known) = watch::channel(Known::default());
         let demand = Arc::new(Notify::new());
-        let refresh = place.refresh;
+        let refresh = source.refresh;
         let follower = Follower {
-            place,
+            source,
             known: sender,
             demand: Arc::clone(&demand),
             refreshes,
@@ -109,7 +109,7 @@ impl Issuer {
 
 /// The task that asks.
 struct Follower {
-    place: Place,
+    source: KeySource,
     known: watch::Sender<Known>,
     demand: Arc<Notify>,
     refreshes: IntCounterVec,
@@ -124,7 +124,7 @@ struct Discovery {
 
 impl Follower {
     async fn run(self) {
-        let shortest = self.place.refresh.shortest;
+        let shortest = self.source.refresh.shortest;
         let mut pause = FIRST_PAUSE.min(shortest);
         loop {
             self.known.send_modify(|known| known.under_way = true);
@@ -153,7 +153,7 @@ impl Follower {
 
     /// When to ask again that has answered.
     fn next(&self, max_age: Option<Duration>) -> Duration {
-        let OidcRefresh { longest, shortest, .. } = self.place.refresh;
+        let OidcRefresh { longest, shortest, .. } = self.source.refresh;
         let soonest = SHORTEST_MAX_AGE.min(longest).max(shortest);
         let next = max_age.map_or(longest, |max_age| max_age.max(soonest).min(longest));
         // So that routers that were started together don't ask together forever.
@@ -161,12 +161,12 @@ impl Follower {
     }
 
     async fn fetch(&self) -> Result<(KeySet, Option<Duration>), String> {
-        let Place {
+        let KeySource {
             issuer,
             discovery,
             roots,
             ..
-        } = &self.place;
+        } = &self.source;
         let roots = roots.borrow().as_deref().cloned().ok_or("there are no roots")?;
         let document = fetch::get(discovery, Arc::clone(&roots)).await;
         let document = document.map_err(|error| chain(&error))?;

@@ -5,12 +5,12 @@ fn domain() -> HostDomain {
     "Sandboxes.Example".parse().unwrap()
 }
 
-fn parse(host: &str) -> Result<Option<Place>, RouterError> {
+fn parse(host: &str) -> Result<Option<NamedApp>, RouterError> {
     domain().parse(host.as_bytes())
 }
 
 /// The label that leads to an app, by the documentation.
-fn label(Place { sandbox, port }: &Place) -> String {
+fn label(NamedApp { sandbox, port }: &NamedApp) -> String {
     format!("{port}-{}--{}", sandbox.name, sandbox.namespace)
 }
 
@@ -214,7 +214,7 @@ fn every_app_whose_namespace_has_no_double_hyphen_has_a_label_and_no_other_has()
     assert!(names.iter().any(|name| name.contains("--")));
     for name in &names {
         for namespace in &names {
-            let app = Place {
+            let app = NamedApp {
                 sandbox: SandboxKey {
                     namespace: namespace.parse().unwrap(),
                     name: name.parse().unwrap(),
