@@ -13,7 +13,9 @@ import tempfile
 from pathlib import Path
 
 import checks
+import idle_websockets
 import load
+import neighbour
 import peers
 import report
 from callgrind import ProfiledLab, print_profiles
@@ -23,7 +25,7 @@ from processes import MeasurementError
 from report import MIB, Target
 
 ROWS = tuple(candidate.name for candidate in CANDIDATES)
-CHECKS = ("binary-size", "sidecar-rss", "start", "idle", "transfer")
+CHECKS = ("binary-size", "sidecar-rss", "start", "idle", "transfer", "websockets", "neighbour")
 QUICK_ROUNDS, QUICK_SECONDS = 3, 1
 BUSY_LOAD_AVERAGE = 0.7
 
@@ -236,12 +238,44 @@ def transfer_targets(lab, _options, result):
     return fill(targets, measure, lab)
 
 
+def websocket_targets(lab, _options, result):
+    target = Target(f"router RSS, {idle_websockets.WANTED} idle WebSockets of plain clients", "MB", 200, None)
+
+    def measure():
+        held = idle_websockets.measure_both(lab)
+        result["idle_websockets"] = {clients: dataclasses.asdict(one) for clients, one in held.items()}
+        for clients, one in held.items():
+            print(
+                f"    {clients}: {one.opened} idle WebSockets, {one.each / 1e3:.1f} kB each:"
+                f" RSS {one.before / 1e6:.1f} -> {one.after / 1e6:.1f} MB,"
+                f" so {one.with_wanted() / 1e6:.1f} MB with {idle_websockets.WANTED}"
+            )
+        return [held[idle_websockets.PLAIN].with_wanted() / 1e6]
+
+    return fill([target], measure, lab)
+
+
+def neighbour_targets(lab, _options, result):
+    names = (neighbour.DEFAULTS, neighbour.LIMITED)
+    targets = [Target(f"p99 beside a noisy sandbox ({name}) / alone", "x", 2, None) for name in names]
+
+    def measure():
+        samples = neighbour.neighbour_samples(lab)
+        result["neighbour"] = {name: [dataclasses.asdict(one) for one in taken] for name, taken in samples.items()}
+        report.print_neighbour(samples, neighbour.ALONE)
+        return [report.neighbour_ratio(samples, name, neighbour.ALONE) for name in names]
+
+    return fill(targets, measure, lab)
+
+
 CHECK_TARGETS = {
     "binary-size": binary_targets,
     "sidecar-rss": sidecar_rss_targets,
     "start": start_targets,
     "idle": idle_targets,
     "transfer": transfer_targets,
+    "websockets": websocket_targets,
+    "neighbour": neighbour_targets,
 }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import envoy
-from certificates import POD_UID, ROUTER_IDENTITY, TRUST_DOMAIN
+from certificates import ALPHA, POD_UID, ROUTER_IDENTITY, TRUST_DOMAIN
 from lab import SPANS_PATH, Lab
 from processes import Process
 
@@ -21,10 +21,10 @@ class Running:
     processes: list[Process]
     extra_headers: tuple[str, ...] = ()
 
-    def headers(self, app_port):
+    def headers(self, app_port, sandbox=ALPHA):
         """The routing headers of a request to the app on `app_port`, the same for every candidate, plus its own."""
         return [
-            "X-Sandbox-ID: alpha",
+            f"X-Sandbox-ID: {sandbox}",
             "X-Sandbox-Namespace: bench",
             f"X-Sandbox-Port: {app_port}",
             *self.extra_headers,
@@ -131,6 +131,11 @@ def start_mesh(lab):
     """Our router and, behind mutual TLS, our sidecar with a policy of ten rules."""
     port, mesh_port = lab.ports.next(), lab.ports.next()
     sidecar = lab.spawn_proxy("sidecar", sidecar_argv(lab, mesh_port, lab.ports.next()), mesh_port)
+    return Running(port, [spawn_router(lab, port, mesh_flags(lab, {ALPHA: mesh_port})), sidecar])
+
+
+def mesh_flags(lab, mesh_ports):
+    """Flags of a router in front of sandboxes whose sidecars listen on these ports."""
     tls = lab.certificates
     flags = [
         "--access-log=false",
@@ -139,9 +144,10 @@ def start_mesh(lab):
         "--mesh-key-file", tls.router.key,
         "--mesh-trust-bundle-file", tls.trust_bundle,
         "--trust-domain", TRUST_DOMAIN,
-        "--sandbox-endpoint", f"bench/alpha=127.0.0.1:{mesh_port},uid={POD_UID}",
     ]  # fmt: skip
-    return Running(port, [spawn_router(lab, port, flags), sidecar])
+    for sandbox, mesh_port in mesh_ports.items():
+        flags += ["--sandbox-endpoint", f"bench/{sandbox}=127.0.0.1:{mesh_port},uid={POD_UID}"]
+    return flags
 
 
 def spawn_router(lab, port, flags):
@@ -159,19 +165,20 @@ def spawn_router(lab, port, flags):
     return lab.spawn_proxy("router", argv, port)
 
 
-def sidecar_argv(lab, mesh_port, health_port):
+def sidecar_argv(lab, mesh_port, health_port, sandbox=ALPHA):
     tls = lab.certificates
+    leaf = tls.sidecar if sandbox == ALPHA else tls.noisy_sidecar
     return [
         lab.programs.paths["sandbox-sidecar"],
         "--mesh-bind-address", f"127.0.0.1:{mesh_port}",
         "--health-bind-address", f"127.0.0.1:{health_port}",
         "--namespace", "bench",
-        "--sandbox", "alpha",
+        "--sandbox", sandbox,
         "--pod-uid", POD_UID,
         "--trust-domain", TRUST_DOMAIN,
         "--router-identity", ROUTER_IDENTITY,
-        "--tls-cert-file", tls.sidecar.certificate,
-        "--tls-key-file", tls.sidecar.key,
+        "--tls-cert-file", leaf.certificate,
+        "--tls-key-file", leaf.key,
         "--trust-bundle-file", tls.trust_bundle,
         "--policy-file", lab.write("policy.json", json.dumps(ten_rules(lab), indent=2)),
         "--audit-log=false",
@@ -180,7 +187,7 @@ def sidecar_argv(lab, mesh_port, health_port):
 
 def ten_rules(lab):
     """A policy snapshot of which only the last rule matches the benchmark's requests."""
-    ports = [lab.app_port, lab.transfer_port]
+    ports = lab.app_ports()
     rules = [
         {
             "from": [{"users": [f"someone-{number}"]}],

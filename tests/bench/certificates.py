@@ -1,4 +1,4 @@
-"""One root and the two leaves of the mTLS rows, made with openssl: ECDSA P-256, PKCS#8 keys, one URI SAN each."""
+"""One root and the leaves under it, made with openssl: ECDSA P-256, PKCS#8 keys, one URI SAN each."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,15 @@ import peers
 TRUST_DOMAIN = "cluster.local"
 ROUTER_IDENTITY = f"spiffe://{TRUST_DOMAIN}/ns/agent-sandbox-system/sa/sandbox-router"
 POD_UID = "0000-bench"
-SIDECAR_IDENTITY = f"spiffe://{TRUST_DOMAIN}/ns/bench/sandbox/alpha/pod/{POD_UID}"
+# The sandbox that the rows ask, and the one that is beside it in the measurement of a noisy neighbour.
+ALPHA, NOISY = "alpha", "noisy"
+
+
+def sidecar_identity(sandbox):
+    return f"spiffe://{TRUST_DOMAIN}/ns/bench/sandbox/{sandbox}/pod/{POD_UID}"
+
+
+SIDECAR_IDENTITY = sidecar_identity(ALPHA)
 
 
 @dataclass(frozen=True)
@@ -22,6 +30,9 @@ class Certificates:
     trust_bundle: Path
     router: Leaf
     sidecar: Leaf
+    noisy_sidecar: Leaf
+    # Of the router's HTTPS listener.
+    front: Leaf
 
 
 def make_certificates(openssl, directory):
@@ -35,6 +46,8 @@ def make_certificates(openssl, directory):
         trust_bundle=root.certificate,
         router=make_leaf(openssl, root, directory / "router", ROUTER_IDENTITY, "clientAuth"),
         sidecar=make_leaf(openssl, root, directory / "sidecar", SIDECAR_IDENTITY, "serverAuth"),
+        noisy_sidecar=make_leaf(openssl, root, directory / "noisy-sidecar", sidecar_identity(NOISY), "serverAuth"),
+        front=make_leaf(openssl, root, directory / "front", ROUTER_IDENTITY, "serverAuth"),
     )
 
 

@@ -11,7 +11,7 @@ import time
 from candidates import CANDIDATES, HAPROXY_MAX_CONNECTIONS, sidecar_argv, start_mesh
 from lab import curl, start_transfer_app
 from load import SMALL, check_answer
-from processes import START_TIMEOUT_SECONDS, MeasurementError, accepts
+from processes import START_TIMEOUT_SECONDS, MeasurementError, accepts, allow_files
 from transfer_app import CHUNK, PAUSE_AFTER_BYTES, PAUSE_SECONDS
 
 STARTS = 11
@@ -71,16 +71,6 @@ def idle_connection_bytes(lab, names):
         for candidate in CANDIDATES
         if candidate.name in names and not lab.programs.first_missing(candidate.needs)
     }
-
-
-def allow_files(count):
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft >= count:
-        return
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (count, max(hard, count)))
-    except (ValueError, OSError) as error:
-        raise MeasurementError(f"{count} open files are needed and not allowed: {error}") from error
 
 
 def measure_idle_connections(lab, candidate):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from certificates import Certificates, make_certificates
 from peers import Programs
-from processes import MeasurementError, PortAllocator, Supervisor, wait_until_listening
+from processes import MeasurementError, PortAllocator, Supervisor, in_background, wait_until_listening
 
 SMALL_BODY = b"x" * 100
 LARGE_BODY = b"y" * 65_536
@@ -28,6 +28,12 @@ class Lab:
     ports: PortAllocator = field(default_factory=PortAllocator)
     app_port: int = 0
     transfer_port: int = 0
+    socket_port: int = 0
+    # Of the noisy sandbox's own app.
+    noisy_port: int = 0
+
+    def app_ports(self):
+        return [self.app_port, self.transfer_port, self.socket_port, self.noisy_port]
 
     def write(self, name, text):
         path = self.directory / name
@@ -60,6 +66,8 @@ def make_lab(directory, programs, kind=Lab):
     )
     lab.app_port = lab.ports.next()
     lab.transfer_port = lab.ports.next()
+    lab.socket_port = lab.ports.next()
+    lab.noisy_port = lab.ports.next()
     return lab
 
 
@@ -71,7 +79,16 @@ def choose_cpus():
 
 def start_app(lab):
     """nginx: one worker that answers fixed bodies of 100 bytes and 64 KiB and never closes a connection on its own."""
-    root = lab.directory / "app"
+    return start_nginx(lab, "app", lab.app_port)
+
+
+def start_noisy_app(lab):
+    """The same again, for the noisy sandbox."""
+    return start_nginx(lab, "noisy-app", lab.noisy_port, in_background())
+
+
+def start_nginx(lab, name, port, prefix=()):
+    root = lab.directory / name
     (root / "bench").mkdir(parents=True)
     (root / LARGE_PATH.lstrip("/")).write_bytes(LARGE_BODY)
     config = f"""
@@ -94,7 +111,7 @@ http {{
     uwsgi_temp_path {root}/uwsgi;
     scgi_temp_path {root}/scgi;
     server {{
-        listen 127.0.0.1:{lab.app_port} backlog=1024;
+        listen 127.0.0.1:{port} backlog=1024;
         root {root};
         location = {SMALL_PATH} {{ return 200 "{SMALL_BODY.decode()}"; }}
         location = {LARGE_PATH} {{ }}
@@ -102,9 +119,9 @@ http {{
     }}
 }}
 """
-    path = lab.write("nginx.conf", config)
-    argv = [lab.programs.paths["nginx"], "-p", root, "-e", "stderr", "-c", path]
-    return lab.spawn_server("nginx", argv, lab.load_cpu, lab.app_port)
+    path = lab.write(f"nginx-{name}.conf", config)
+    argv = [*prefix, lab.programs.paths["nginx"], "-p", root, "-e", "stderr", "-c", path]
+    return lab.spawn_server(f"nginx-{name}", argv, lab.load_cpu, port)
 
 
 def start_transfer_app(lab):
@@ -112,6 +129,13 @@ def start_transfer_app(lab):
     script = Path(__file__).with_name("transfer_app.py")
     argv = [sys.executable, script, str(lab.transfer_port)]
     return lab.spawn_server("transfer-app", argv, lab.load_cpu, lab.transfer_port)
+
+
+def start_socket_app(lab, prefix=()):
+    """The app of connections that are held; see socket_app.py."""
+    script = Path(__file__).with_name("socket_app.py")
+    argv = [*prefix, sys.executable, script, str(lab.socket_port)]
+    return lab.spawn_server("socket-app", argv, lab.load_cpu, lab.socket_port)
 
 
 def curl(lab, target, *arguments, timeout_seconds=120):

@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 ENVOY_VERSION = "1.40"
 OURS = ("sandbox-router", "sandbox-sidecar")
 # Without these nothing can be measured.
-REQUIRED = ("nginx", "wrk", "openssl", "curl", "taskset", "setpriv")
+REQUIRED = ("nginx", "wrk", "openssl", "curl", "taskset", "chrt", "setpriv")
 
 
 class Missing(Exception):

@@ -6,6 +6,7 @@ Only processes started here are ever signalled, each by its own pid.
 import contextlib
 import os
 import random
+import resource
 import socket
 import subprocess
 import time
@@ -123,9 +124,24 @@ class Supervisor:
             process.stop()
 
 
+def allow_files(count):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= count:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, max(hard, count)))
+    except (ValueError, OSError) as error:
+        raise MeasurementError(f"{count} open files are needed and not allowed: {error}") from error
+
+
 def pinned(cpu):
     """Commands that pin a program to `cpu`, tie its life to ours and then become it, so the pid is the program's."""
     return ["setpriv", "--pdeathsig", "KILL", "taskset", "-c", str(cpu)]
+
+
+def in_background():
+    """Commands that have a program run only when nothing else wants its CPU, and then become it."""
+    return ["chrt", "--idle", "0"]
 
 
 class PortAllocator:

@@ -1,5 +1,6 @@
 """Targets, tables and JSON."""
 
+import statistics
 from dataclasses import asdict, dataclass
 
 MIB = 1 << 20
@@ -91,6 +92,37 @@ def row_cells(rows, row):
 
 def mebibytes(by_process):
     return " + ".join(f"{value / MIB:.1f}" for value in by_process.values())
+
+
+def neighbour_ratio(samples, name, alone):
+    """The median of the rounds' p99 over that of the rounds without noise."""
+    middle = {key: statistics.median(sample.p99_ms for sample in samples[key]) for key in (name, alone)}
+    return middle[name] / middle[alone]
+
+
+def print_neighbour(samples, alone):
+    """What one sandbox's clients wait beside each noise, and what that noise got of its own sandbox."""
+    heads = ["", "p50 ms", "p99 ms", "spread ms", "/alone", "noise answered/s", "refused/s", "held"]
+    print_table([heads, *(neighbour_cells(samples, name, alone) for name in samples)])
+
+
+def neighbour_cells(samples, name, alone):
+    taken = samples[name]
+    waits = [sample.p99_ms for sample in taken]
+    cells = [
+        name,
+        f"{statistics.median(sample.p50_ms for sample in taken):.2f}",
+        f"{statistics.median(waits):.2f}",
+        f"{min(waits):.2f}-{max(waits):.2f}",
+        f"{neighbour_ratio(samples, name, alone):.2f}",
+    ]
+    if name == alone:
+        return cells
+    for kind in ("answered", "refused"):
+        rates = [sum(got[kind] for got in sample.noise["hammers"].values()) for sample in taken]
+        cells.append(f"{statistics.median(rates):.0f}")
+    held = [sum(sample.noise["held"].values()) for sample in taken]
+    return [*cells, f"{statistics.median(held):.0f}"]
 
 
 def print_targets(targets):
