@@ -18,7 +18,7 @@ from pathlib import Path
 
 from candidates import Running, mesh_flags, sidecar_argv, spawn_router
 from certificates import ALPHA, NOISY
-from lab import LARGE_PATH, SMALL_BODY, SMALL_PATH, start_noisy_app, start_socket_app
+from lab import LARGE_PATH, SMALL_BODY, SMALL_PATH, curl, start_noisy_app, start_socket_app
 from load import WRK_SCRIPT
 from processes import MeasurementError, in_background, pinned
 
@@ -56,6 +56,7 @@ def neighbour_samples(lab):
             process = spawn_router(lab, port, [*mesh_flags(lab, ports), *flags])
             started.append(process)
             routers[name] = Running(port, [process])
+            expect_answered(lab, routers[name])
         # What stands beside the noise, and what the noise goes through.
         situations = {
             ALONE: (routers[DEFAULTS], None),
@@ -73,6 +74,14 @@ def neighbour_samples(lab):
     finally:
         for process in reversed(started):
             process.stop()
+
+
+def expect_answered(lab, router):
+    """The noise would be none if the noisy app could not be reached."""
+    headers = [argument for header in router.headers(lab.noisy_port, NOISY) for argument in ("-H", header)]
+    status, body = curl(lab, f"http://127.0.0.1:{router.port}{SMALL_PATH}", *headers)
+    if status != 200 or body != SMALL_BODY:
+        raise MeasurementError(f"the noisy sandbox answers {status} with {body[:200]!r}")
 
 
 def through(router):
