@@ -239,20 +239,24 @@ def transfer_targets(lab, _options, result):
 
 
 def websocket_targets(lab, _options, result):
-    target = Target(f"router RSS, {idle_websockets.WANTED} idle WebSockets of plain clients", "MB", 200, None)
+    clients = (idle_websockets.PLAIN, idle_websockets.TLS)
+    targets = [
+        Target(f"router RSS, {idle_websockets.WANTED} idle WebSockets of {one}", "MB", 200, None)
+        for one in clients
+    ]
 
     def measure():
         held = idle_websockets.measure_both(lab)
-        result["idle_websockets"] = {clients: dataclasses.asdict(one) for clients, one in held.items()}
-        for clients, one in held.items():
+        result["idle_websockets"] = {name: dataclasses.asdict(one) for name, one in held.items()}
+        for name, one in held.items():
             print(
-                f"    {clients}: {one.opened} idle WebSockets, {one.each / 1e3:.1f} kB each:"
+                f"    {name}: {one.opened} idle WebSockets, {one.each / 1e3:.1f} kB each:"
                 f" RSS {one.before / 1e6:.1f} -> {one.after / 1e6:.1f} MB,"
                 f" so {one.with_wanted() / 1e6:.1f} MB with {idle_websockets.WANTED}"
             )
-        return [held[idle_websockets.PLAIN].with_wanted() / 1e6]
+        return [held[one].with_wanted() / 1e6 for one in clients]
 
-    return fill([target], measure, lab)
+    return fill(targets, measure, lab)
 
 
 def neighbour_targets(lab, _options, result):
