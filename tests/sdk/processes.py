@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ class Trap:
             connection.close()
 
 
-def start_gate(binary: str, sandbox: str, port: int, token: str, log: Path) -> Process:
-    """`sandgate-local` in front of one sandbox; its `ready` is the URL clients use."""
-    command = [binary, "--listen", "127.0.0.1:0", "--sandbox", f"{sandbox}={port}"]
-    return Process([*command, "--token", token, "--namespace", "default"], log, patience=60)
+def start_gate(binary: str, listen: str, sandbox: str, port: int, callers: Sequence[str], log: Path) -> Process:
+    """`sandgate-local` in front of one sandbox, with flags that say who may call; its `ready` is the URL clients use."""
+    command = [binary, "--listen", listen, "--sandbox", f"{sandbox}={port}", "--namespace", "default"]
+    return Process([*command, *callers], log, patience=60)

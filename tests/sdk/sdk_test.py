@@ -2,6 +2,9 @@
 
 The SDK is used as published. `SandboxDirectConnectionConfig` needs no cluster, but `Sandbox` asks Kubernetes for the
 pod's IP on every call: `NoCluster` answers that there is none, so no `X-Sandbox-Pod-IP` is sent.
+
+`SandboxGatewayConnectionConfig` looks for a Gateway at the API server, for which gateway.py has a stand-in, and calls port 80
+of its address. Router and gate are the same real ones.
 """
 
 import io
@@ -23,12 +26,17 @@ from typing import Any
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
 
 from k8s_agent_sandbox.exceptions import SandboxRequestError
-from k8s_agent_sandbox.models import SandboxDirectConnectionConfig
+from k8s_agent_sandbox.k8s_helper import K8sHelper
+from k8s_agent_sandbox.models import SandboxDirectConnectionConfig, SandboxGatewayConnectionConfig
 from k8s_agent_sandbox.sandbox import Sandbox
 
+from gateway import NAMESPACE as GATEWAYS
+from gateway import POD_IP, ApiServer, Gateway
 from processes import Process, Runtime, Trap, start_gate
 
 SANDBOX = "dev"
+# Gateways by name. Everything in 127.0.0.0/8 is this machine; these are nobody else's.
+ADDRESSES = {"open": "127.80.0.1", "closed": "127.80.0.2", "with-token": "127.80.0.3"}
 NAMES = [
     "plain.txt",
     "a b+c%25.txt",
@@ -58,14 +66,26 @@ class World:
         self.token = secrets.token_urlsafe(32)
         self.trap = Trap()
         self.runtime = Runtime(folder)
+        self.api_server = ApiServer(ADDRESSES)
+        self.gates: list[Process] = []
         try:
-            self.gate: Process = start_gate(binary, SANDBOX, self.runtime.port, self.token, folder / "gate.stderr")
+            self.gate = self._start(binary, "127.0.0.1:0", "--token", self.token)
+            # Where the Gateway's address is the router's own: nobody stands between.
+            self._start(binary, f"{ADDRESSES['open']}:80", "--allow-unauthenticated")
+            self._start(binary, f"{ADDRESSES['closed']}:80", "--token", self.token)
+            Gateway(ADDRESSES["with-token"], self.gate.ready, f"Bearer {self.token}")
         except BaseException:
-            self.runtime.kill()
+            self.close()
             raise
 
+    def _start(self, binary: str, listen: str, *callers: str) -> Process:
+        log = self.folder / f"gate-{len(self.gates)}.stderr"
+        self.gates.append(start_gate(binary, listen, SANDBOX, self.runtime.port, callers, log))
+        return self.gates[-1]
+
     def close(self) -> None:
-        self.gate.stop()
+        for gate in self.gates:
+            gate.stop()
         self.runtime.kill()
 
     def sandbox(self, name: str = SANDBOX, token: str | None = "", port: int | None = None) -> Sandbox:
@@ -77,6 +97,14 @@ class World:
             extra_headers={} if token is None else {"Authorization": f"Bearer {token}"},
         )
         return Sandbox(claim_name=name, sandbox_id=name, connection_config=config, k8s_helper=NoCluster())
+
+    def behind(self, gateway: str) -> Sandbox:
+        """A client in gateway mode."""
+        config = SandboxGatewayConnectionConfig(
+            gateway_name=gateway, gateway_namespace=GATEWAYS, gateway_ready_timeout=10, server_port=self.runtime.port
+        )
+        helper = K8sHelper(self.api_server.client())
+        return Sandbox(claim_name=SANDBOX, sandbox_id=SANDBOX, connection_config=config, k8s_helper=helper)
 
     def unseen(self, call: Callable[[], Any]) -> SandboxRequestError:
         """The error that `call` ends in, after making sure that the runtime saw nothing of it."""
@@ -147,6 +175,51 @@ def check_request_targets_arrive_byte_for_byte(world: World) -> None:
     targets = [request["target"] for request in world.runtime.requests()[before:]]
     expected = ["/exists/dir%252Fname%20with%20space.txt", "/exists/a%20b%2Bc%2525.txt"]
     equal(targets, [*expected, "/exists/folder%2Fsub%20folder%2Fx~%2A%27%28%29"])
+
+
+def check_gateway_mode_runs_commands_and_keeps_files(world: World) -> None:
+    for gateway in ("open", "with-token"):
+        before = len(world.api_server.asked)
+        sandbox = world.behind(gateway)
+        result = sandbox.commands.run("echo out; exit 7")
+        equal((result.stdout, result.exit_code), ("out\n", 7))
+        assert world.api_server.asked[before:], "the API server was not asked: is this gateway mode?"
+        for name in NAMES:
+            content = f"{name} by {gateway}".encode()
+            sandbox.files.write(name, content)
+            assert (world.runtime.files / name).read_bytes() == content, f"{name} was stored under another name"
+            equal(sandbox.files.exists(name), True)
+            equal(sandbox.files.read(name), content)
+        equal({entry.name for entry in sandbox.files.list("")}, {path.name for path in world.runtime.files.iterdir()})
+        content = random.Random(gateway).randbytes(1 << 20)
+        sandbox.files.write("streamed.bin", io.BytesIO(content))
+        streamed = io.BytesIO()
+        equal(sandbox.files.read_to("streamed.bin", streamed), len(content))
+        assert streamed.getvalue() == content, "an upload or a download changed the bytes"
+
+
+def check_gateway_mode_calls_the_root_of_port_80_and_says_where_the_pod_is(world: World) -> None:
+    sandbox = world.behind("open")
+    before = len(world.runtime.requests())
+    sandbox.files.exists("dir%2Fname with space.txt")
+    (request,) = world.runtime.requests()[before:]
+    equal(request["target"], "/exists/dir%252Fname%20with%20space.txt")
+    equal([value for name, value in request["headers"] if name == "x-forwarded-host"], [ADDRESSES["open"]])
+    equal(sandbox.connector.strategy.connect(), f"http://{ADDRESSES['open']}")
+    # The router knows this sandbox, so it doesn't follow the hint, and the app isn't told of it.
+    equal(sandbox.connector._pod_ip, POD_IP)
+    assert not [name for name, _ in request["headers"] if name.startswith("x-sandbox-")], request["headers"]
+
+
+def check_gateway_mode_has_no_credential_of_its_own(world: World) -> None:
+    for call in (lambda s: s.commands.run("touch broken-in"), lambda s: s.files.write("broken-in", b"x"),
+                 lambda s: s.files.read("plain.txt")):
+        sandbox = world.behind("closed")
+        equal(world.unseen(lambda: call(sandbox)).status_code, 401)
+    before = len(world.runtime.requests())
+    world.behind("with-token").commands.run("true")
+    (request,) = world.runtime.requests()[before:]
+    assert world.token not in repr(request), "the Gateway's token reached the runtime"
 
 
 def check_3_mib_round_trip(world: World) -> None:
@@ -286,7 +359,8 @@ def judge_all(binary: str, checks: list[Callable[[World], None]]) -> list[bool]:
         finally:
             world.close()
         if not all(verdicts):
-            print(f"the gate's last words:\n{world.gate.tail()}", file=sys.stderr)
+            for gate in world.gates:
+                print(f"{gate.log.name}'s last words:\n{gate.tail()}", file=sys.stderr)
         return verdicts
 
 
