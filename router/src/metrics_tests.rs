@@ -50,11 +50,14 @@ fn what_alerts_watch_is_there_before_it_happens() {
     let metrics = Metrics::new().unwrap();
     let _ = metrics.on_cert_reload();
     metrics.scoped_token_reloads().unwrap();
+    metrics.oidc_refreshes().unwrap();
     metrics.reviews("token");
     let families = metrics.registry.gather();
     for (name, label) in [
         ("sandbox_router_cert_reloads_total", "failure"),
         ("sandbox_router_scoped_token_reloads_total", "failure"),
+        ("sandbox_router_oidc_key_refreshes_total", "failure"),
+        ("sandbox_router_oidc_key_refreshes_total", "success"),
         ("sandbox_router_reviews_total", "failed"),
         ("sandbox_router_reviews_total", "shed"),
         ("sandbox_router_refused_connections_total", "memory"),
