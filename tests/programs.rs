@@ -8,7 +8,7 @@ use sandgate_tests::folder::Folder;
 use sandgate_tests::processes::{
     Left, Process, ProcessMesh, Programs, command, json_lines, router_flags, sidecar_flags,
 };
-use sandgate_tests::{RecordingApp, TOKEN, exchange, programs, status};
+use sandgate_tests::{RecordingApp, TOKEN, closed_port, exchange, programs, status};
 use tokio::net::{TcpListener, TcpStream};
 
 const PROGRAMS: Programs = programs!();
@@ -217,4 +217,27 @@ async fn no_secret_of_any_request_is_logged_at_any_level_and_every_log_line_is_j
             .filter(|line| line["log"] == kind && line["path"] == "/page");
         assert!(paths.count() >= 3, "{log}");
     }
+}
+
+#[tokio::test]
+async fn a_program_without_its_api_server_says_why_there_is_no_connection() {
+    let (_held, port) = closed_port();
+    let folder = Folder::new();
+    let config = serde_json::json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": format!("http://127.0.0.1:{port}")}}],
+        "users": [{"name": "u", "user": {}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+    });
+    folder.rename_over("kubeconfig", config.to_string());
+    let kubeconfig = format!("--kubeconfig={}", folder.path("kubeconfig").display());
+    let addresses = ["http", "metrics", "health-probe"].map(|which| format!("--{which}-bind-address=127.0.0.1:0"));
+    let flags = ["--mesh=off", "--authz-mode=allow-all", "--cache-enabled", &kubeconfig];
+    let args = flags.into_iter().chain(addresses.iter().map(String::as_str));
+    let mut router = Process::start(command(PROGRAMS.router, args));
+    let text = "can't follow the API server";
+    router.logs(text, 1).await;
+    let log = router.stderr();
+    let line = log.lines().find(|line| line.contains(text)).unwrap();
+    assert!(line.contains("Connection refused"), "{line}");
 }

@@ -8,6 +8,7 @@ use crate::authority_stored::Stored;
 use crate::ca_bundle::Trusted;
 use crate::metrics::Metrics;
 use crate::root_changes::{Leaving, RootChanges};
+use sandgate_mesh::telemetry::chain;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -109,7 +110,7 @@ impl AuthorityKeeper {
                 } else {
                     "no pod is admitted"
                 };
-                tracing::warn!(%error, next, "can't read the root certificate");
+                tracing::warn!(error = chain(&error), next, "can't read the root certificate");
                 false
             }
         }

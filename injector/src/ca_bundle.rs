@@ -25,8 +25,10 @@ use kube::{Client, Resource, ResourceExt};
 use pem::{EncodeConfig, LineEnding, Pem};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use sandgate_mesh::telemetry::chain;
 use serde::de::DeserializeOwned;
-use std::fmt::{Debug, Display};
+use std::error::Error;
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
@@ -194,10 +196,15 @@ impl CaBundle {
         Ok(())
     }
 
-    fn failed<K: Configuration>(&self, error: &impl Display) {
+    fn failed<K: Configuration>(&self, error: &dyn Error) {
         self.metrics.failed("ca_bundle");
         let (kind, name) = (K::kind(&()), &self.name);
-        tracing::warn!(kind = kind.as_ref(), name, %error, "can't look after the webhook configuration; it is tried again within a minute");
+        tracing::warn!(
+            kind = kind.as_ref(),
+            name,
+            error = chain(error),
+            "can't look after the webhook configuration; it is tried again within a minute"
+        );
     }
 }
 

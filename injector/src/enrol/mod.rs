@@ -75,6 +75,7 @@ use report::Report;
 use rotate::{Followers, RotationContext, Rotor};
 use sandgate_mesh::drain::Draining;
 use sandgate_mesh::policy::model::DefaultPolicy;
+use sandgate_mesh::telemetry::chain;
 use shown::Shown;
 use signer::Signer;
 use std::sync::Arc;
@@ -127,7 +128,10 @@ async fn lead(context: &Context, candidate: &mut Candidate) {
     let mut authority = context.authority.clone();
     let failed = |error: &RequestError| {
         context.metrics.failed("lease");
-        tracing::warn!(%error, "can't bring the Lease of the replica that looks after gates up to date");
+        tracing::warn!(
+            error = chain(error),
+            "can't bring the Lease of the replica that looks after gates up to date"
+        );
     };
     loop {
         // Without a root there is nothing that it could do.
@@ -165,7 +169,12 @@ async fn term(context: &Context) {
             Err(error) => {
                 context.metrics.failed("epoch");
                 let secret = &context.secret;
-                tracing::warn!(%error, namespace, secret, "can't begin an epoch, without which no gate is told anything");
+                tracing::warn!(
+                    error = chain(&error),
+                    namespace,
+                    secret,
+                    "can't begin an epoch, without which no gate is told anything"
+                );
             }
         }
         tokio::time::sleep(RETRY).await;

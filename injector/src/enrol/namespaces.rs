@@ -9,6 +9,7 @@ use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
 use sandgate_kubernetes::{PartialObject, watch};
 use sandgate_mesh::sandbox::Namespace;
+use sandgate_mesh::telemetry::chain;
 use std::collections::HashSet;
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -113,7 +114,7 @@ fn change(
         Ok(watcher::Event::InitDone) => Some(Change::Listed(std::mem::take(listed))),
         Ok(watcher::Event::Apply(seen)) => name(&seen).map(Change::In),
         Ok(watcher::Event::Delete(seen)) => name(&seen).map(Change::Out),
-        Err(error) => Some(Change::Failed(error.to_string())),
+        Err(error) => Some(Change::Failed(chain(&error))),
     }
 }
 

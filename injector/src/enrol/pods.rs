@@ -15,6 +15,7 @@ use rustls_pki_types::pem::PemObject;
 use sandgate_kubernetes::{PartialObject, watch};
 use sandgate_mesh::contract::TRUST_ANCHORS_VARIABLE;
 use sandgate_mesh::sandbox::{Namespace, PodUid, SandboxName};
+use sandgate_mesh::telemetry::chain;
 use serde::Deserialize;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -143,7 +144,7 @@ fn change(event: watcher::Result<watcher::Event<Seen>>, life: fn(&Status) -> Lif
         Ok(watcher::Event::InitDone) => Some(Change::Listed),
         Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod)) => sighting(&pod, life).map(Change::Seen),
         Ok(watcher::Event::Delete(pod)) => uid(&pod.metadata).map(Change::Gone),
-        Err(error) => Some(Change::Failed(error.to_string())),
+        Err(error) => Some(Change::Failed(chain(&error))),
     }
 }
 

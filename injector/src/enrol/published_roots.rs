@@ -17,6 +17,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Resource;
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::{WatchStreamExt, watcher};
+use sandgate_mesh::telemetry::chain;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::fmt::Debug;
@@ -183,10 +184,17 @@ where
         Ok(())
     }
 
-    fn failed(&self, error: &dyn std::fmt::Display) {
+    fn failed(&self, error: &dyn std::error::Error) {
         self.metrics.failed("roots");
         let (name, kind, readers) = (&self.name, self.place.kind, self.place.readers);
         let next = "it is tried again, and its readers wait for it";
-        tracing::warn!(kind, name, readers, %error, next, "can't look after the object with the roots");
+        tracing::warn!(
+            kind,
+            name,
+            readers,
+            error = chain(error),
+            next,
+            "can't look after the object with the roots"
+        );
     }
 }

@@ -9,6 +9,7 @@ use futures_util::{FutureExt, StreamExt};
 use kube::api::Api;
 use kube::runtime::watcher;
 use sandgate_kubernetes::watch;
+use sandgate_mesh::telemetry::chain;
 use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -66,7 +67,7 @@ pub(super) async fn run(signer: Signer, report: &Report, metrics: &Metrics) {
                 Ok(event) => requests.note(event, Instant::now()),
                 Err(error) => {
                     metrics.failed("pod_certificates");
-                    tracing::warn!(%error, "can't watch the PodCertificateRequests of gates");
+                    tracing::warn!(error = chain(&error), "can't watch the PodCertificateRequests of gates");
                 }
             },
             Some(Ok((asked, ended))) = tries.join_next() => {

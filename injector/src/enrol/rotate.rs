@@ -16,6 +16,7 @@ use crate::rotation::status::Status;
 use crate::rotation::steps::{NotMoved, begun, begun_from_files, moved_on, sourced};
 use crate::rotation::{Cause, Rotation, Schedule};
 use crate::serving::Served;
+use sandgate_mesh::telemetry::chain;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
@@ -197,7 +198,10 @@ impl Rotor {
             }) => {}
             Err(error) => {
                 self.metrics.failed("rotation");
-                tracing::warn!(%error, "can't move the replacement of the root on; it is tried again");
+                tracing::warn!(
+                    error = chain(&error),
+                    "can't move the replacement of the root on; it is tried again"
+                );
             }
         }
         self.context.fresh.read(RETRY).await;
@@ -224,7 +228,10 @@ impl Rotor {
             Ok(()) => self.told = Some((status, Instant::now())),
             // It is told at the next look.
             Err(SecretError::Request { cause, .. }) if cause.is_conflict() => {}
-            Err(error) => tracing::warn!(%error, "can't tell in the Secret how the replacement of the root stands"),
+            Err(error) => tracing::warn!(
+                error = chain(&error),
+                "can't tell in the Secret how the replacement of the root stands"
+            ),
         }
     }
 }

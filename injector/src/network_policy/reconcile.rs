@@ -22,6 +22,7 @@ use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
 use sandgate_kubernetes::{PartialObject, watch};
+use sandgate_mesh::telemetry::chain;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -191,7 +192,12 @@ impl Reconciler {
             .map_err(|error| {
                 self.context.metrics.failed("network_policy");
                 let next = "it is tried again in a few seconds";
-                tracing::warn!(namespace, %error, next, "can't bring NetworkPolicy {NETWORK_POLICY} up to date");
+                tracing::warn!(
+                    namespace,
+                    error = chain(&error),
+                    next,
+                    "can't bring NetworkPolicy {NETWORK_POLICY} up to date"
+                );
             })
             .is_ok_and(|()| !self.orphaned.contains_key(namespace))
     }
@@ -347,7 +353,10 @@ impl Reconciler {
                 self.told_ownerless = ownerless;
             }
             Err(error) => {
-                tracing::warn!(%error, "can't read the MutatingWebhookConfiguration that owns the NetworkPolicies");
+                tracing::warn!(
+                    error = chain(&error),
+                    "can't read the MutatingWebhookConfiguration that owns the NetworkPolicies"
+                );
             }
         }
     }
@@ -413,7 +422,7 @@ fn changes<K: Send + 'static>(
         Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => None,
         Err(error) => {
             metrics.failed("network_policy");
-            tracing::warn!(%error, "can't watch namespaces and NetworkPolicies");
+            tracing::warn!(error = chain(&error), "can't watch namespaces and NetworkPolicies");
             None
         }
     };

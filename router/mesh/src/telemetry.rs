@@ -74,8 +74,10 @@ pub fn check_level(level: &str) -> Result<(), String> {
 }
 
 fn filter(level: &str) -> Result<EnvFilter, String> {
-    // A client of the API server warns of what it can't read by writing all of it: other people's pods, for example.
-    EnvFilter::try_new(format!("kube_client=error,{level}")).map_err(|error| format!("log level {level:?}: {error}"))
+    // The API server's client warns of an answer that it can't read by writing all of it: other people's pods, for example.
+    // Errors it still logs, and whoever asked tells why the server didn't answer. Only its TLS has warnings that nobody else has.
+    let readers = "kube_client::client=error,kube_client::client::tls=warn";
+    EnvFilter::try_new(format!("{readers},{level}")).map_err(|error| format!("log level {level:?}: {error}"))
 }
 
 /// Waits a moment until what was logged so far has reached standard error.
@@ -295,6 +297,28 @@ mod tests {
             let source = io::Error::other("reset");
             assert_eq!(chain(&Outer { text, source }), told);
         }
+    }
+
+    #[test]
+    fn what_the_api_servers_client_says_is_logged_but_for_the_objects_that_it_cannot_read() {
+        let told = |level: &str| {
+            let written = Held::default();
+            let writer = written.clone();
+            let log = tracing_subscriber::fmt()
+                .with_env_filter(filter(level).unwrap())
+                .with_writer(move || writer.clone());
+            tracing::subscriber::with_default(log.finish(), || {
+                tracing::warn!(target: "kube_client::client", "an object");
+                tracing::error!(target: "kube_client::client::builder", "no connection");
+                tracing::warn!(target: "kube_client::client::tls", "old roots");
+                tracing::warn!(target: "kube_runtime::watcher", "forbidden");
+            });
+            let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+            ["an object", "no connection", "old roots", "forbidden"].map(|said| text.contains(said))
+        };
+        assert_eq!(told("info"), [false, true, true, true]);
+        // Whoever wants all of it can have it.
+        assert_eq!(told("info,kube_client::client=debug"), [true; 4]);
     }
 
     /// Text that was written, by a writer that takes nothing while the test holds the lock.

@@ -11,6 +11,7 @@ use kube::{Client, ResourceExt};
 use sandgate_kubernetes::{PartialObject, watch};
 use sandgate_mesh::contract::{ENABLED, INJECT_LABEL, SANDBOX_HASH_LABEL};
 use sandgate_mesh::sandbox::Namespace;
+use sandgate_mesh::telemetry::chain;
 use std::pin::pin;
 
 /// Where pods are heard of.
@@ -103,5 +104,9 @@ async fn follow_namespaces(events: impl Stream<Item = watcher::Result<Event<Name
 
 fn failed(cache: &PodCache, what: &'static str, error: &watcher::Error) {
     cache.failed();
-    tracing::warn!(what, %error, "can't follow the API server; what it said last counts on");
+    tracing::warn!(
+        what,
+        error = chain(error),
+        "can't follow the API server; what it said last counts on"
+    );
 }
