@@ -11,6 +11,7 @@ import jsonschema
 import kubernetes_validate
 import program_test
 import refusals_test
+import tls_test
 import values_test
 import yaml
 from rendered import CHART, DECIDED, NAMESPACE, REPOSITORY, Chart, sets
@@ -26,7 +27,7 @@ VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
 # Without the chart's own router, gates must be told of others.
 ROUTERS = "injection.routerIdentities={spiffe://cluster.local/ns/a/sa/b}"
 MATRIX = {
-    "router": [[], sets("router.enabled=false", ROUTERS), sets("router.autoscaling.enabled=true", "router.mesh.mode=off"), sets("router.mesh.certificate.source=secret")],
+    "router": [[], sets("router.enabled=false", ROUTERS), sets("router.autoscaling.enabled=true", "router.mesh.mode=off"), [*sets("router.mesh.certificate.source=secret"), *tls_test.MUTUAL]],
     "auth": [
         DECIDED,
         sets("router.auth.mode=token", "router.auth.existingSecret=token"),
@@ -311,6 +312,7 @@ TESTS = [
     no_image_is_pulled_from_elsewhere_when_a_registry_is_given,
     generated_files_are_current,
     *refusals_test.TESTS,
+    *tls_test.TESTS,
     *program_test.TESTS,
 ]
 

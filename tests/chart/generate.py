@@ -10,6 +10,8 @@ ENUMS = {
     "injector.image.pullPolicy": ["Always", "IfNotPresent", "Never"],
     "injection.image.pullPolicy": ["Always", "IfNotPresent", "Never"],
     "router.auth.mode": ["", "token", "scoped-token", "tokenreview", "oidc", "allow-all"],
+    "router.tls.certificate.source": ["secret", "cert-manager"],
+    "router.tls.mtlsMode": ["off", "optional", "required"],
     "router.mesh.mode": ["required", "auto", "off"],
     "router.mesh.certificate.source": ["enrolled", "secret"],
     "router.service.type": ["ClusterIP", "LoadBalancer", "NodePort"],
@@ -42,6 +44,10 @@ PATTERNS = {
     # A key of a Secret.
     "router.auth.scopedToken.secretKey": "^[A-Za-z0-9._-]{0,253}$",
     "router.auth.scopedToken.publicKeysKey": "^[A-Za-z0-9._-]{0,253}$",
+    "router.tls.certificate.secretName": f"^({SUBDOMAIN})?$",
+    "router.tls.clientCA.configMap": f"^({SUBDOMAIN})?$",
+    "router.tls.clientCA.secretName": f"^({SUBDOMAIN})?$",
+    "router.tls.clientCA.key": "^[A-Za-z0-9._-]{1,253}$",
     "router.auth.oidc.issuerURL": r"^(https://[^\s?#@]+)?$",
     "router.auth.oidc.caConfigMap": f"^({SUBDOMAIN})?$",
     # Part of the identity that gates believe.
@@ -65,8 +71,9 @@ ENTRY_PATTERNS = {
     "injector.networkPolicy.apiServerCIDRs": "^[0-9A-Fa-f.:]+/[0-9]{1,3}$",
 }
 MINIMA = {"router.replicas": 0, "injector.replicas": 1, "router.service.port": 1}
-MAXIMA = {"injector.webhook.timeoutSeconds": 30, "router.service.port": 65535}
+MAXIMA = {"injector.webhook.timeoutSeconds": 30, "router.service.port": 65535, "router.service.httpsPort": 65535}
 STRING_LISTS = {
+    "router.tls.certificate.dnsNames",
     "router.auth.tokenReview.audiences",
     "router.auth.oidc.audiences",
     "router.auth.oidc.requiredClaims",

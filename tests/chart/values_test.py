@@ -25,6 +25,11 @@ EVERYTHING_OPTIONAL = {
     "router.autoscaling.enabled": True,
     "router.httpRoute.enabled": True,
     "router.httpRoute.parentRefs": [{"name": "gateway"}],
+    "router.tls.enabled": True,
+    "router.tls.certificate.source": "cert-manager",
+    "router.tls.certificate.issuerRef": {"name": "issuer"},
+    "router.tls.mtlsMode": "optional",
+    "router.tls.clientCA.configMap": "clients",
     "injection.lockdown": "enabled",
     "injector.webhook.certificate.source": "cert-manager",
     "injector.webhook.certificate.issuerRef": {"name": "issuer"},
@@ -38,6 +43,9 @@ GIVEN_CERTIFICATE = {
     "injector.webhook.certificate.caBundle": "Zm9v",
     "injection.routerIdentities": ["spiffe://cluster.local/ns/a/sa/b"],
     "router.mesh.certificate.source": "secret",
+    "router.tls.enabled": True,
+    "router.tls.mtlsMode": "optional",
+    "router.tls.clientCA.secretName": "clients",
     "injector.authority.source": "secret",
 }
 # A value has to matter beside one of these.
@@ -45,6 +53,8 @@ BESIDE = [TOKEN, REVIEWS, SCOPED_TOKENS, OIDC, EVERYTHING_OPTIONAL, GIVEN_CERTIF
 # What `changed` can't know.
 OTHERS = {
     "router.auth.mode": "allow-all",
+    "router.tls.certificate.source": "secret",
+    "router.tls.mtlsMode": "required",
     "router.auth.tokenReview.ttl": "7s",
     "router.auth.oidc.issuerURL": "https://changed.example",
     "router.auth.oidc.requiredClaims": ["hd=changed"],
