@@ -39,8 +39,6 @@ const IDLE_TIME: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Forwarder {
     pool: Arc<Pool<Arc<Target>>>,
-    /// Connections that speak HTTP/2.
-    http2_pool: Arc<Pool<Arc<Target>>>,
     framing: Arc<Limits>,
     credentials: Option<Credentials>,
     /// Those that kept connections were opened with.
@@ -141,7 +139,6 @@ impl Forwarder {
         let opened_with = credentials.as_ref().and_then(|current| current.borrow().clone());
         Self {
             pool: Pool::new(limits),
-            http2_pool: Pool::new(limits),
             framing: Arc::clone(framing),
             opened_with: Mutex::new(opened_with),
             credentials,
@@ -167,20 +164,11 @@ impl Forwarder {
         if !same {
             *opened_with = current;
             self.pool.renew();
-            self.http2_pool.renew();
         }
         drop(opened_with);
         self.pool.sweep();
-        self.http2_pool.sweep();
         if let Some(breakers) = &self.breakers {
             breakers.sweep();
-        }
-    }
-
-    fn pool(&self, version: HttpVersion) -> &Arc<Pool<Arc<Target>>> {
-        match version {
-            HttpVersion::Http1 => &self.pool,
-            HttpVersion::Http2 => &self.http2_pool,
         }
     }
 
@@ -201,7 +189,7 @@ impl Forwarder {
     ) -> Result<(Lease<Arc<Target>>, Response<Incoming>), RouterError> {
         let deadline = request.body().started() + budget;
         let wait = self.head_timeout.map_or(budget, |limit| limit.min(budget));
-        if let Some(mut lease) = self.pool(errand.over).take(&target) {
+        if let Some(mut lease) = self.pool.take(&target, errand.over) {
             match lease.upstream.send(request, wait).await {
                 Ok(response) => return Ok((lease, response)),
                 Err(ExchangeError::NotSent(unsent)) => request = unsent,
@@ -243,7 +231,6 @@ impl Forwarder {
                     tracing::warn!(target: UNANSWERED, sandbox = %route.sandbox, endpoint = %target.endpoint, %error, "not that sandbox's gate");
                     resolved_again = true;
                     self.pool.evict(&target);
-                    self.http2_pool.evict(&target);
                     resolver.evict(route, &target);
                     let again = resolver.resolve(route, budget).await;
                     target = self.still_gated(again, errand)?;
@@ -328,7 +315,7 @@ impl Forwarder {
         limit: Duration,
     ) -> Result<Lease<Arc<Target>>, DialError> {
         // Before the credentials are read: should they be replaced meanwhile, the connection isn't kept.
-        let era = self.pool(version).era();
+        let era = self.pool.era();
         // Before the dial: without an identity there is nothing to say to whoever answers.
         let as_whom = match &target.expected {
             None => None,
@@ -348,7 +335,7 @@ impl Forwarder {
             }
         };
         let upstream = started.map_err(|error| DialError::Connect(io::Error::other(error)))?;
-        Ok(self.pool(version).lease(era, Arc::clone(target), upstream, until))
+        Ok(self.pool.lease(era, Arc::clone(target), upstream, until))
     }
 
     fn fit(&self) -> Result<Arc<MeshCredentials>, DialError> {

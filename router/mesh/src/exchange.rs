@@ -138,6 +138,14 @@ impl Upstream {
         }
     }
 
+    /// The version of HTTP that it speaks.
+    pub fn version(&self) -> HttpVersion {
+        match &self.sender {
+            Sender::Http1 { .. } => HttpVersion::Http1,
+            Sender::Http2(_) => HttpVersion::Http2,
+        }
+    }
+
     /// Whether a request can be sent now.
     pub fn is_ready(&self) -> bool {
         match &self.sender {

@@ -2,6 +2,7 @@
 //! connection may still be used.
 
 use crate::exchange::Upstream;
+use crate::http2::HttpVersion;
 use foldhash::HashMap;
 use std::collections::VecDeque;
 use std::hash::Hash;
@@ -12,7 +13,7 @@ use std::time::{Duration, SystemTime};
 /// moment later would cost a handshake each.
 pub const LINGER: Duration = Duration::from_secs(1);
 
-/// How many idle connections are kept, and for how long.
+/// How many idle connections are kept, of all versions of HTTP together, and for how long.
 #[derive(Debug, Clone, Copy)]
 pub struct PoolLimits {
     /// Connections for one key that may lie idle for longer than [`LINGER`]; 0 keeps none at all.
@@ -93,8 +94,8 @@ impl<K: Hash + Eq> Pool<K> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the most recently used connection for `key` that can still be used.
-    pub fn take(self: &Arc<Self>, key: &K) -> Option<Lease<K>>
+    /// Takes the most recently used connection for `key` that speaks this `version` of HTTP and can still be used.
+    pub fn take(self: &Arc<Self>, key: &K, version: HttpVersion) -> Option<Lease<K>>
     where
         K: Clone,
     {
@@ -103,8 +104,12 @@ impl<K: Hash + Eq> Pool<K> {
         let idle = kept.by_key.get_mut(key)?;
         // The others are left to the sweep. One that isn't ready may have been answered before its request was sent whole,
         // and is given that time to send it.
-        let usable =
-            |idle: &Idle| idle.upstream.is_ready() && kept.sweeps - idle.since < self.idle_sweeps && idle.is_proven();
+        let usable = |idle: &Idle| {
+            idle.upstream.version() == version
+                && idle.upstream.is_ready()
+                && kept.sweeps - idle.since < self.idle_sweeps
+                && idle.is_proven()
+        };
         let found = idle.iter().rposition(usable).and_then(|place| idle.remove(place))?;
         kept.total -= 1;
         Some(Lease {

@@ -30,8 +30,6 @@ pub type Key = (LoopbackPort, Arc<Caller>);
 #[derive(Debug)]
 pub struct Door {
     pool: Arc<Pool<Key>>,
-    /// Connections that speak HTTP/2.
-    http2_pool: Arc<Pool<Key>>,
     framing: Arc<Limits>,
 }
 
@@ -54,7 +52,6 @@ impl Door {
         };
         Self {
             pool: Pool::new(limits),
-            http2_pool: Pool::new(limits),
             framing,
         }
     }
@@ -67,7 +64,7 @@ impl Door {
     /// takes no connection in time ([`TimedOut`](io::ErrorKind::TimedOut)).
     pub async fn open(&self, permit: Permit, version: HttpVersion, deadline: Instant) -> io::Result<Opened<'_>> {
         let key = permit.spend();
-        let lease = match self.pool(version).take(&key) {
+        let lease = match self.pool.take(&key, version) {
             Some(lease) => lease,
             // Boxed, so that a request on a kept connection doesn't carry the room for it.
             None => Box::pin(self.open_new(key.clone(), version, deadline)).await?,
@@ -81,26 +78,17 @@ impl Door {
     }
 
     async fn open_new(&self, key: Key, version: HttpVersion, deadline: Instant) -> io::Result<Lease<Key>> {
-        let pool = self.pool(version);
-        let era = pool.era();
+        let era = self.pool.era();
         let stream = connect_with_retries(key.0, deadline).await?;
         let upstream = Upstream::start_in(version, stream, &self.framing).await;
         let upstream = upstream.map_err(io::Error::other)?;
         // An app proves nothing.
-        Ok(pool.lease(era, key, upstream, None))
+        Ok(self.pool.lease(era, key, upstream, None))
     }
 
     /// Closes connections that lay idle for too long.
     pub fn sweep(&self) {
         self.pool.sweep();
-        self.http2_pool.sweep();
-    }
-
-    fn pool(&self, version: HttpVersion) -> &Arc<Pool<Key>> {
-        match version {
-            HttpVersion::Http1 => &self.pool,
-            HttpVersion::Http2 => &self.http2_pool,
-        }
     }
 }
 

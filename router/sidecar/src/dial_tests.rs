@@ -127,8 +127,11 @@ async fn a_kept_connection_is_opened_by_a_permit_of_its_caller_only() {
     keep(first.into_lease()).await;
 
     let _of_bob = open("bob").await;
-    let kept = door.pool.take(&key).expect("it went to bob");
+    let kept = door.pool.take(&key, HttpVersion::Http1).expect("it went to bob");
     keep(kept).await;
     let _again = open("alice").await;
-    assert!(door.pool.take(&key).is_none(), "alice got another one");
+    assert!(
+        door.pool.take(&key, HttpVersion::Http1).is_none(),
+        "alice got another one"
+    );
 }
