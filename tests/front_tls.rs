@@ -133,30 +133,6 @@ async fn files_that_cannot_be_used_change_nothing() {
 }
 
 #[tokio::test]
-async fn a_replaced_client_bundle_decides_about_new_clients_and_costs_those_that_are_there_nothing() {
-    let front = Front::open("required").await;
-    let successor = Authority::new("successor").unwrap();
-    let (old, new) = (client(&front.authority, "alice", &[]), client(&successor, "alice", &[]));
-    let mut connected = front.connect(&front.authority, Some(&old)).await.unwrap();
-    assert_served(&mut connected, &front.mesh).await;
-    assert_eq!(front.status(Some(&new)).await, 0);
-    let both = front.authority.root_pem().to_owned() + successor.root_pem();
-    front.folder.rename_over("clients.crt", both);
-    front.reloads("success", 1).await;
-    assert_eq!(
-        (front.status(Some(&old)).await, front.status(Some(&new)).await),
-        (200, 200)
-    );
-    front.folder.rename_over("clients.crt", successor.root_pem());
-    front.reloads("success", 2).await;
-    assert_eq!(
-        (front.status(Some(&old)).await, front.status(Some(&new)).await),
-        (0, 200)
-    );
-    assert_served(&mut connected, &front.mesh).await;
-}
-
-#[tokio::test]
 async fn a_client_is_the_caller_that_its_certificate_names_and_no_other() {
     let id = "spiffe://partner.example/ns/a/sa/alice";
     let spiffe = Source {

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_rustls::rustls::ServerConfig;
 
 /// What a client hears that is one too many.
 const TOO_MANY: &str = "The router has too many connections; try again.";
@@ -26,7 +25,7 @@ const SHORT_OF_MEMORY: &str = "The router is short of memory; try again.";
 pub(crate) struct Accepted {
     pub(crate) stream: std::net::TcpStream,
     pub(crate) peer: SocketAddr,
-    pub(crate) tls: Option<Arc<ServerConfig>>,
+    pub(crate) tls: Option<FrontTls>,
     pub(crate) slot: ConnectionSlot,
 }
 
@@ -80,13 +79,6 @@ impl Acceptor {
                     continue;
                 }
             };
-            let tls = match &tls {
-                None => None,
-                Some(tls) => match tls.borrow().as_deref() {
-                    Some(config) => Some(Arc::clone(config)),
-                    None => continue,
-                },
-            };
             let Ok(stream) = stream.into_std() else { continue };
             let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.workers.len();
             if let Some(worker) = self.workers.get(turn) {
@@ -94,7 +86,7 @@ impl Acceptor {
                     .send(Accepted {
                         stream,
                         peer,
-                        tls,
+                        tls: tls.clone(),
                         slot,
                     })
                     .await;

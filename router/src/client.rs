@@ -2,6 +2,7 @@
 
 use crate::authenticate::Authenticated;
 use crate::config::Config;
+use crate::proof::{Over, Proof};
 use crate::routing::LastDestination;
 use http::HeaderMap;
 use http::header::HeaderValue;
@@ -11,7 +12,6 @@ use sandgate_mesh::headers::strip_forwarded;
 use sandgate_mesh::listener::ConnectionSlot;
 use sandgate_mesh::tunnel::TunnelLimits;
 use std::net::IpAddr;
-use std::time::{Duration, SystemTime};
 
 /// The client connection that a request came over.
 #[derive(Debug)]
@@ -21,8 +21,8 @@ pub(crate) struct Client {
     ip_text: HeaderValue,
     pub(crate) scheme: HeaderValue,
     pub(crate) certificate: Option<Authenticated>,
-    /// Until when its certificate counts, if it has shown one.
-    pub(crate) proven_until: Option<SystemTime>,
+    /// What its certificate proves, if it has shown one.
+    pub(crate) proof: Option<Proof>,
     pub(crate) last: LastDestination,
     /// Its place among the connections: held for as long as anything of it lasts, tunnels too.
     _slot: ConnectionSlot,
@@ -48,22 +48,31 @@ impl Client {
             ip_text: HeaderValue::from_str(&ip.to_string()).unwrap_or(HeaderValue::from_static("unknown")),
             scheme: HeaderValue::from_static(scheme),
             certificate,
-            proven_until: None,
+            proof: None,
             last: LastDestination::default(),
             _slot: slot,
             draining,
             trusted_proxy: config.trusts(ip),
         }
     }
-    /// How long what its certificate proved still holds, if it has shown one.
-    pub(crate) fn remaining(&self) -> Option<Duration> {
-        let until = self.proven_until?;
-        Some(until.duration_since(SystemTime::now()).unwrap_or_default())
+
+    /// Whether what its certificate proved holds still, if it has shown one.
+    pub(crate) fn check(&self) -> Result<(), Over> {
+        self.proof.as_ref().map_or(Ok(()), Proof::check)
+    }
+
+    /// Completes when nobody vouches for its certificate any more.
+    pub(crate) async fn withdrawn(&self) {
+        match &self.proof {
+            Some(proof) => proof.withdrawn().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// The limits of its tunnels: none outlasts its certificate.
     pub(crate) fn tunnels(&self, limits: TunnelLimits) -> TunnelLimits {
-        self.remaining().map_or(limits, |remaining| limits.within(remaining))
+        let remaining = self.proof.as_ref().map(Proof::remaining);
+        remaining.map_or(limits, |remaining| limits.within(remaining))
     }
 }
 

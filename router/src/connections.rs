@@ -2,7 +2,9 @@
 
 use crate::acceptor::Accepted;
 use crate::authenticate::{Authenticated, certificate_caller};
+use crate::certificates::FrontTls;
 use crate::client::Client;
+use crate::proof::Proof;
 use crate::request;
 use crate::worker::Worker;
 use anyhow::Context;
@@ -14,7 +16,7 @@ use sandgate_mesh::pool::LINGER;
 use sandgate_mesh::serve::ExtendedConnects;
 use sandgate_mesh::tls::FrontPeer;
 use sandgate_mesh::{listener, serve, tls};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,17 +91,38 @@ async fn serve_connection(worker: Arc<Worker>, accepted: Accepted, mut draining:
     match tls {
         None => {
             let client = Client::new(&worker.config, peer.ip(), "http", None, slot, draining.clone());
-            Box::pin(serve_stream(worker, version, stream, client, draining)).await;
+            Box::pin(serve_stream(worker, version, stream, Arc::new(client), draining)).await;
         }
-        Some(config) => match Box::pin(tls::accept_front(stream, config)).await {
-            Ok((stream, certificate)) => {
-                if let Ok(certificate) = named(&worker, peer, certificate.as_ref()) {
-                    Box::pin(serve_tls(worker, stream, peer.ip(), certificate, slot, draining)).await;
-                }
-            }
-            Err(error) => tracing::info!(%peer, %error, "handshake refused"),
-        },
+        Some(front) => Box::pin(serve_front(worker, front, stream, peer, slot, draining)).await,
     }
+}
+
+/// Serves a client that is to speak TLS.
+async fn serve_front(
+    worker: Arc<Worker>,
+    front: FrontTls,
+    stream: TcpStream,
+    peer: SocketAddr,
+    slot: ConnectionSlot,
+    draining: Draining,
+) {
+    let Some(now) = front.borrow().clone() else { return };
+    let (stream, certificate) = match Box::pin(tls::accept_front(stream, Arc::clone(&now.config))).await {
+        Ok(accepted) => accepted,
+        Err(error) => {
+            tracing::info!(%peer, %error, "handshake refused");
+            return;
+        }
+    };
+    let Ok(certificate) = named(&worker, peer, certificate.as_ref()) else {
+        return;
+    };
+    let version = tls::agreed_version(stream.get_ref().1);
+    let mut client = Client::new(&worker.config, peer.ip(), "https", certificate, slot, draining.clone());
+    let chain = tls::front_peer_chain(stream.get_ref().1);
+    client.proof = chain.map(|chain| Proof::new(chain, front, Arc::clone(&now.clients)));
+    drop(now);
+    Box::pin(serve_tls(worker, version, stream, Arc::new(client), draining)).await;
 }
 
 /// A client certificate that can't be used.
@@ -127,34 +150,31 @@ fn named(
     Ok(Some(caller))
 }
 
-/// Serves a client whose handshake is done. What its certificate proves ends with that, and so does the connection: it drains
-/// then, as it does when the process ends, and within the same time.
+/// Serves a client whose handshake is done. When what its certificate proves is over, so is the connection: it drains then, as it
+/// does when the process ends, and within the same time.
 async fn serve_tls(
     worker: Arc<Worker>,
+    version: HttpVersion,
     stream: TlsStream<TcpStream>,
-    ip: IpAddr,
-    certificate: Option<Authenticated>,
-    slot: ConnectionSlot,
+    client: Arc<Client>,
     mut draining: Draining,
 ) {
-    let version = tls::agreed_version(stream.get_ref().1);
-    let until = tls::front_peer_until(stream.get_ref().1);
-    let mut client = Client::new(&worker.config, ip, "https", certificate, slot, draining.clone());
-    client.proven_until = until;
-    let Some(remaining) = client.remaining() else {
+    let Some(proof) = &client.proof else {
         return serve_stream(worker, version, stream, client, draining).await;
     };
     let budget = worker.config.shutdown_timeout;
     let (end, ending) = drain::channel();
-    let mut serving = pin!(serve_stream(worker, version, stream, client, ending));
-    let expired = tokio::select! {
+    let mut serving = pin!(serve_stream(worker, version, stream, Arc::clone(&client), ending));
+    let over = tokio::select! {
+        biased;
+        // Before the next request is read.
+        over = proof.over() => Some(over),
+        () = draining.started() => None,
         () = &mut serving => return,
-        () = draining.started() => false,
-        () = tokio::time::sleep(remaining) => true,
     };
     end.start();
-    if expired {
-        tracing::debug!(%ip, "the client certificate of a connection has expired");
+    if let Some(over) = over {
+        tracing::debug!(ip = %client.ip, ?over, "what the client certificate of a connection proved is over");
         // What is still under way then is cut.
         let _ = tokio::time::timeout(budget, serving).await;
     } else {
@@ -162,11 +182,11 @@ async fn serve_tls(
     }
 }
 
-async fn serve_stream<S>(worker: Arc<Worker>, version: HttpVersion, stream: S, client: Client, draining: Draining)
+async fn serve_stream<S>(worker: Arc<Worker>, version: HttpVersion, stream: S, client: Arc<Client>, draining: Draining)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    let (framing, client) = (Arc::clone(&worker.framing), Arc::new(client));
+    let framing = Arc::clone(&worker.framing);
     let handle = move |request, switch| {
         let (worker, client) = (Arc::clone(&worker), Arc::clone(&client));
         // Boxed, or each future that it passes through would have room for it.

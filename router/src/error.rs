@@ -1,6 +1,7 @@
 //! Why the router answers itself -> status, text and header, as CONTRACT words them, in one match.
 
 use crate::limits::LimitReached;
+use crate::proof::Over;
 use bytes::Bytes;
 use http::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
@@ -24,8 +25,8 @@ pub enum RouterError {
     NoCredential,
     /// A wrong one.
     BadCredential,
-    /// The client certificate of the connection is over.
-    CertificateExpired,
+    /// What the client certificate of the connection proved is over.
+    CertificateOver(Over),
     /// Whoever knows the caller, the API server or an OIDC issuer, can't be asked now.
     Unreviewed,
     /// The API server doesn't let the caller connect to the sandbox.
@@ -142,7 +143,7 @@ impl RouterError {
         match self {
             Self::NoCredential
             | Self::BadCredential
-            | Self::CertificateExpired
+            | Self::CertificateOver(_)
             | Self::Unreviewed
             | Self::TooManyReviews(_)
             | Self::NoAccess(_)
@@ -183,8 +184,11 @@ impl RouterError {
             Self::Overloaded => unavailable("The router is short of memory; try again.".into()),
             Self::NoCredential => unauthorized("Missing or invalid Authorization header."),
             Self::BadCredential => unauthorized("Invalid token."),
-            Self::CertificateExpired => {
+            Self::CertificateOver(Over::Expired) => {
                 unauthorized("The client certificate of this connection has expired; open another.")
+            }
+            Self::CertificateOver(Over::Withdrawn) => {
+                unauthorized("The client certificate of this connection is no longer trusted; open another.")
             }
             Self::Unreviewed => unavailable("Callers can't be verified at the moment; try again.".into()),
             Self::NoAccess(name) => forbidden(format!("Refused by the access review of {name}.").into()),

@@ -24,6 +24,7 @@ mod otlp;
 mod outbound;
 mod outcomes;
 mod pods;
+mod proof;
 mod request;
 mod resolve;
 mod reviews;

@@ -128,9 +128,9 @@ async fn admit(
     if names_too_much(request.headers()) {
         return Err(RouterError::BadRoute("Connection or Trailer header is too long."));
     }
-    // Streams of HTTP/2 may still come when the connection has been told to end.
-    if client.remaining() == Some(Duration::ZERO) {
-        return Err(RouterError::CertificateExpired);
+    // Requests may still come when the connection has been told to end.
+    if let Err(over) = client.check() {
+        return Err(RouterError::CertificateOver(over));
     }
     let config = &worker.config;
     let find = |request: &Request<Incoming>| {

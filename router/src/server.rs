@@ -10,7 +10,7 @@ use crate::config::{Config, Mesh};
 use crate::connections;
 use crate::enrolment::EnrolmentListener;
 use crate::forward::Forwarder;
-use crate::limits::Limits;
+use crate::limits::RequestCounts;
 use crate::metrics::Metrics;
 use crate::otlp::Otlp;
 use crate::pods::{self, PodCache};
@@ -226,7 +226,7 @@ impl Router {
     ) -> anyhow::Result<Acceptor> {
         let framing = Arc::clone(&self.config.framing);
         let upgrades = UpgradeCount::new(&self.config).map(Arc::new);
-        let limits = Limits::new(self.config.request_limits, &self.metrics).map(Arc::new);
+        let limits = RequestCounts::new(self.config.request_limits, &self.metrics).map(Arc::new);
         let breakers = Breakers::of(self.config.breaker, &self.metrics)?.map(Arc::new);
         let mut workers = Vec::new();
         for number in 0..self.config.workers {

@@ -96,7 +96,16 @@ impl Tunnel {
         let (request_id, span) = (id_text(request_id.as_ref()), record.log_span());
         metrics.open_tunnels.inc();
         let draining = client.draining.clone();
-        let ended = join_upgraded(downstream, upstream, lease, protocol, limits, draining).await;
+        let ended = join_upgraded(
+            downstream,
+            upstream,
+            lease,
+            protocol,
+            limits,
+            draining,
+            client.withdrawn(),
+        )
+        .await;
         metrics.open_tunnels.dec();
         metrics.tunnel_ended(ended.as_ref().ok().map(|ended| ended.end));
         let _entered = span.enter();

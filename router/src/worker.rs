@@ -4,7 +4,7 @@ use crate::authenticate::Authenticator;
 use crate::authorize::AccessReviews;
 use crate::config::Config;
 use crate::forward::Forwarder;
-use crate::limits::Limits as RequestLimits;
+use crate::limits::RequestCounts;
 use crate::metrics::Metrics;
 use crate::otlp::Tracer;
 use crate::resolve::Resolver;
@@ -32,5 +32,5 @@ pub(crate) struct Worker {
     /// What traces requests, if any are.
     pub(crate) tracer: Option<Arc<Tracer>>,
     /// Of all workers; `None` where neither callers nor sandboxes are limited.
-    pub(crate) limits: Option<Arc<RequestLimits>>,
+    pub(crate) limits: Option<Arc<RequestCounts>>,
 }

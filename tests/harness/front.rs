@@ -61,7 +61,12 @@ impl Front {
 
     /// The same, with `more` flags for the router.
     pub async fn start_with(mtls: &str, more: &[&str], policy: impl FnOnce(Ports) -> Snapshot) -> Self {
-        let mesh = Mesh::start(RecordingApp::polite().await, policy).await;
+        Self::around(RecordingApp::polite().await, mtls, more, policy).await
+    }
+
+    /// The same in front of an `app` of the test's own.
+    pub async fn around(app: RecordingApp, mtls: &str, more: &[&str], policy: impl FnOnce(Ports) -> Snapshot) -> Self {
+        let mesh = Mesh::start(app, policy).await;
         let (authority, folder) = (Authority::new("front").unwrap(), Folder::new());
         let issued = server(&authority);
         folder.rename_over("tls.crt", &issued.chain_pem);

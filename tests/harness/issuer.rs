@@ -11,7 +11,7 @@ use ring::signature::{
 };
 use sandgate_local::authority::{Authority, Issued, LeafSpec, Usage};
 use sandgate_mesh::credentials::FrontCredentials;
-use sandgate_mesh::tls::{MtlsMode, accept_front, front_server_config};
+use sandgate_mesh::tls::{FrontClients, MtlsMode, accept_front, front_server_config};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -308,7 +308,8 @@ pub fn certificate(authority: &Authority, host: &str) -> Issued {
 
 fn tls(issued: &Issued) -> Arc<ServerConfig> {
     let credentials = FrontCredentials::from_pem(issued.chain_pem.as_bytes(), issued.key_pem.as_bytes()).unwrap();
-    front_server_config(&credentials, None, MtlsMode::Off).unwrap()
+    let nobody = FrontClients::new(None, MtlsMode::Off).unwrap();
+    front_server_config(&credentials, &nobody).unwrap()
 }
 
 async fn accept(listener: TcpListener, tls: Arc<ServerConfig>, answers: Arc<Mutex<Answers>>) {

@@ -19,6 +19,7 @@ use sandgate_mesh::http2::HttpVersion;
 use sandgate_mesh::pool::Lease;
 use sandgate_mesh::telemetry::chain;
 use sandgate_mesh::tunnel::{self, TunnelLimits};
+use std::future::pending;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -113,7 +114,7 @@ fn tunnel_through(
     let sandbox = gate.settings.sandbox.clone();
     let request_id = request_id.as_ref().map(detached);
     tokio::spawn(async move {
-        let ended = tunnel::join_upgraded(client, app, lease, protocol, limits, draining).await;
+        let ended = tunnel::join_upgraded(client, app, lease, protocol, limits, draining, pending()).await;
         audit::tunnel_ended(&sandbox, request_id.as_ref(), ended);
         // Its place was taken until here.
         drop(peer);

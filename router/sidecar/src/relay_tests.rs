@@ -102,7 +102,7 @@ async fn a_tunnel_that_does_not_open_is_told() {
     let [client, app] = [(); 2].map(|()| hyper::upgrade::on(Request::new(())));
     let (_drain, draining) = sandgate_mesh::drain::channel();
     let (protocol, limits) = (tunnel::Protocol::WebSocket, TunnelLimits::default());
-    let ended = tunnel::join_upgraded(client, app, (), protocol, limits, draining).await;
+    let ended = tunnel::join_upgraded(client, app, (), protocol, limits, draining, pending()).await;
     let sandbox = sandbox();
     let log = Log::default();
     tracing::subscriber::with_default(log.clone(), || {

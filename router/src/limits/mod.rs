@@ -80,13 +80,13 @@ pub(crate) struct Places {
 
 /// The requests of callers and of sandboxes.
 #[derive(Debug)]
-pub(crate) struct Limits {
+pub(crate) struct RequestCounts {
     callers: Option<Table<Who, Kind>>,
     sandboxes: Option<Table<Whither, Who>>,
     metrics: Arc<Metrics>,
 }
 
-impl Limits {
+impl RequestCounts {
     /// Nothing is counted yet. `None` where there is no limit.
     pub(crate) fn new(limits: RequestLimits, metrics: &Arc<Metrics>) -> Option<Self> {
         let RequestLimits { caller, sandbox } = limits;

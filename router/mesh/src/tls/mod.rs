@@ -17,7 +17,8 @@
 //!
 //! Revocation isn't supported: leafs live a day and are renewed at half of it, so that a lost key dies soon by itself.
 //! Before that, an identity is cut off by taking it out of the policy, which counts from the next request, and an
-//! authority by taking it out of the bundle, which counts from the next handshake. Neither ends what is under way.
+//! authority by taking it out of the bundle, which counts from the next handshake. Neither ends what is under way. Clients of
+//! the router's own listener are looked at once more when its bundle changes: see [`FrontClients`].
 
 mod control;
 mod server_tls;
@@ -51,7 +52,7 @@ use rustls::{
     AlertDescription, CertificateError, ClientConfig, CommonState, RootCertStore, ServerConfig,
     SupportedProtocolVersion,
 };
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
@@ -166,32 +167,50 @@ pub enum MtlsMode {
     Required,
 }
 
+/// Whose certificates the router's own listener takes.
+#[derive(Debug)]
+pub struct FrontClients(Arc<FrontCallerVerifier>);
+
+impl FrontClients {
+    /// Those of the authorities in `client_ca`, if `mode` asks for any.
+    ///
+    /// # Errors
+    /// `mode` asks for certificates without `client_ca`.
+    pub fn new(client_ca: Option<&Arc<RootCertStore>>, mode: MtlsMode) -> Result<Self, TlsError> {
+        let webpki = || {
+            let roots = client_ca.ok_or(TlsError::NoClientCa)?;
+            Ok::<_, TlsError>(WebPkiClientVerifier::builder_with_provider(
+                Arc::clone(roots),
+                provider(),
+            ))
+        };
+        let chain = match mode {
+            MtlsMode::Off => WebPkiClientVerifier::no_client_auth(),
+            MtlsMode::Optional => webpki()?.allow_unauthenticated().build()?,
+            MtlsMode::Required => webpki()?.build()?,
+        };
+        Ok(Self(Arc::new(FrontCallerVerifier { chain })))
+    }
+
+    /// Whether a client that presented this chain, leaf first, would be let in now.
+    pub fn admit(&self, chain: &[CertificateDer<'_>]) -> bool {
+        let Some((leaf, intermediates)) = chain.split_first() else {
+            return false;
+        };
+        self.0.verify_client_cert(leaf, intermediates, UnixTime::now()).is_ok()
+    }
+}
+
 /// The router's own listener, for clients of all sorts.
 ///
 /// # Errors
-/// `mode` asks for certificates without `client_ca`, or rustls refuses the credentials.
+/// rustls refuses the credentials.
 pub fn front_server_config(
     credentials: &FrontCredentials,
-    client_ca: Option<&Arc<RootCertStore>>,
-    mode: MtlsMode,
+    clients: &FrontClients,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    let webpki = || {
-        let roots = client_ca.ok_or(TlsError::NoClientCa)?;
-        Ok::<_, TlsError>(WebPkiClientVerifier::builder_with_provider(
-            Arc::clone(roots),
-            provider(),
-        ))
-    };
-    let chain = match mode {
-        MtlsMode::Off => WebPkiClientVerifier::no_client_auth(),
-        MtlsMode::Optional => webpki()?.allow_unauthenticated().build()?,
-        MtlsMode::Required => webpki()?.build()?,
-    };
-    server_config(
-        Arc::new(FrontCallerVerifier { chain }),
-        credentials.certified_key(),
-        &[ALPN_HTTP2, ALPN_HTTP1],
-    )
+    let verifier = Arc::clone(&clients.0);
+    server_config(verifier, credentials.certified_key(), &[ALPN_HTTP2, ALPN_HTTP1])
 }
 
 /// The injector's listener for the API server, which it doesn't ask for a certificate: what is said there is no secret,
@@ -408,10 +427,12 @@ pub fn front_peer(connection: &ServerConnection) -> Result<Option<FrontPeer>, Fr
         .transpose()
 }
 
-/// Until when the client certificate of an established connection counts. `None` means that there is none.
-pub fn front_peer_until(connection: &ServerConnection) -> Option<SystemTime> {
-    let leaf = connection.peer_certificates()?.first()?;
-    Some(end_of_validity(leaf))
+/// The chain that the client of an established connection has presented, leaf first, and until when the leaf counts. `None`
+/// means that there is none.
+pub fn front_peer_chain(connection: &ServerConnection) -> Option<(Box<[CertificateDer<'static>]>, SystemTime)> {
+    let chain = connection.peer_certificates()?;
+    let until = end_of_validity(chain.first()?);
+    Some((chain.into(), until))
 }
 
 async fn accept<S>(stream: S, config: Arc<ServerConfig>) -> Result<server::TlsStream<S>, HandshakeError>

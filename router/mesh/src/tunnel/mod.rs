@@ -252,13 +252,14 @@ fn all<const N: usize>(polls: [Poll<()>; N]) -> Poll<()> {
 }
 
 /// Joins two streams until both have ended, one breaks or there is another reason to end. Holds `draining` meanwhile, so
-/// that a drain waits for the tunnel within its budget.
+/// that a drain waits for the tunnel within its budget. When `over` completes, its life is over.
 pub async fn join<D, U>(
     downstream: D,
     upstream: U,
     protocol: Protocol,
     limits: TunnelLimits,
     mut draining: Draining,
+    over: impl Future<Output = ()>,
 ) -> Ended
 where
     D: AsyncRead + AsyncWrite + Unpin,
@@ -269,6 +270,7 @@ where
         biased;
         // First, as the clock is.
         () = draining.started(), if protocol == Protocol::WebSocket => TunnelEnd::Drain,
+        () = over => TunnelEnd::Lifetime,
         end = poll_fn(|cx| tunnel.poll_end(cx)) => end,
     };
     let (up, down) = match Close::of(end) {
@@ -302,13 +304,14 @@ pub async fn join_upgraded<L>(
     protocol: Protocol,
     limits: TunnelLimits,
     draining: Draining,
+    over: impl Future<Output = ()>,
 ) -> Result<Ended, NotSwitched> {
     // What is left to do is to write the two heads.
     let switched = async { tokio::try_join!(downstream, upstream) };
     let (downstream, upstream) = timeout(SWITCH, switched).await.map_err(|_| NotSwitched::TimedOut)??;
     drop(lease);
     let (downstream, upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
-    Ok(join(downstream, upstream, protocol, limits, draining).await)
+    Ok(join(downstream, upstream, protocol, limits, draining, over).await)
 }
 
 #[cfg(test)]

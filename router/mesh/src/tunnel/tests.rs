@@ -1,5 +1,6 @@
 use super::*;
 use crate::drain::{self, Drain};
+use std::future::pending;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, WriteHalf, duplex, join as join_io, repeat, sink, split};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
@@ -24,7 +25,7 @@ fn joined_with(protocol: Protocol, limits: TunnelLimits, room: usize) -> Joined 
     Joined {
         client,
         app,
-        tunnel: tokio::spawn(join(a, b, protocol, limits, draining)),
+        tunnel: tokio::spawn(join(a, b, protocol, limits, draining, pending())),
         drain,
     }
 }
@@ -246,9 +247,9 @@ async fn a_flood_puts_off_neither_the_other_sides_bytes_nor_the_end() {
             let (_drain, draining) = drain::channel();
             let tunnel = tokio::spawn(async move {
                 if is_up {
-                    join(flood, other, Protocol::Other, limits, draining).await
+                    join(flood, other, Protocol::Other, limits, draining, pending()).await
                 } else {
-                    join(other, flood, Protocol::Other, limits, draining).await
+                    join(other, flood, Protocol::Other, limits, draining, pending()).await
                 }
             });
             if lifetime.is_zero() {

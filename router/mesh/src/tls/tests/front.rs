@@ -8,7 +8,8 @@ pub(super) fn server(authority: &Authority, mode: MtlsMode) -> (Arc<ServerConfig
     let issued = authority.issue(&leaf).unwrap();
     let front = FrontCredentials::from_pem(issued.chain_pem.as_bytes(), issued.key_pem.as_bytes()).unwrap();
     let roots = roots_from_pem(authority.root_pem().as_bytes()).unwrap();
-    (front_server_config(&front, Some(&roots), mode).unwrap(), roots)
+    let clients = FrontClients::new(Some(&roots), mode).unwrap();
+    (front_server_config(&front, &clients).unwrap(), roots)
 }
 
 /// What the router's own listener makes of a client that presents `leaf`.
@@ -90,13 +91,8 @@ async fn a_front_client_without_a_certificate_needs_a_mode_that_lets_it_in() {
         call_front(MtlsMode::Required, None).await,
         Err(HandshakeError::NoPeerCertificate)
     ));
-    let authority = Authority::new("front").unwrap();
-    let issued = authority
-        .issue(&LeafSpec::new("front", "https://router.test", Usage::Server))
-        .unwrap();
-    let front = FrontCredentials::from_pem(issued.chain_pem.as_bytes(), issued.key_pem.as_bytes()).unwrap();
     assert!(matches!(
-        front_server_config(&front, None, MtlsMode::Optional),
+        FrontClients::new(None, MtlsMode::Optional),
         Err(TlsError::NoClientCa)
     ));
 }
