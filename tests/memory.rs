@@ -3,6 +3,11 @@
 // Tests fail by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Full;
+use hyper::client::conn::http2::SendRequest;
+use sandgate_tests::http2;
 use sandgate_tests::processes::{Process, ProcessMesh, Programs, command, get, sidecar_flags, until_ready};
 use sandgate_tests::{Mesh, POD_UID, RecordingApp, assert_detail, exchange, field, programs, read_until, send, status};
 use std::future::pending;
@@ -86,6 +91,54 @@ async fn a_burst_of_half_heads_is_shed_and_a_router_that_was_left_alone_serves_a
     drop(burst);
     let served = async { while status(&send(mesh.http, &head).await) != 200 {} };
     timeout(PATIENCE, served).await.expect("the router sheds for ever");
+}
+
+/// A process's resident memory in kB.
+fn resident_kilobytes(process: &Process) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// The same once it has stopped growing.
+async fn settled_kilobytes(process: &Process) -> u64 {
+    let (mut last, mut still) = (0, 0);
+    while still < 5 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let now = resident_kilobytes(process);
+        still = if now > last + 64 { 0 } else { still + 1 };
+        last = last.max(now);
+    }
+    last
+}
+
+/// Requests that were let in are no longer shed: what their bodies may hold is bounded by the windows that the router gives.
+#[tokio::test]
+async fn bodies_over_http2_that_an_app_never_reads_hold_little_of_a_routers_memory() {
+    const CONNECTIONS: u64 = 32;
+    let app = RecordingApp::serving(|stream| async move {
+        let _unread = stream;
+        pending::<()>().await;
+    })
+    .await;
+    let mesh = ProcessMesh::start(PROGRAMS, app.port(), &[]).await;
+    let before = settled_kilobytes(&mesh.router).await;
+    let body = Bytes::from(vec![b'a'; 32 * 1024 * 1024]);
+    let mut under_way = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut client: SendRequest<Full<Bytes>> = http2::connect(mesh.http).await;
+        for _ in 0..2 {
+            let mut request = Request::post("http://front.example/")
+                .body(Full::new(body.clone()))
+                .unwrap();
+            request.headers_mut().extend(http2::head(app.port()));
+            under_way.push(client.send_request(request));
+        }
+    }
+    let grown = settled_kilobytes(&mesh.router).await - before;
+    // A window of 128 KiB for each of two streams, and what a request of any version has in buffers.
+    assert!(grown < CONNECTIONS * 700, "{grown} kB for {CONNECTIONS} connections");
+    drop(under_way);
 }
 
 #[tokio::test]

@@ -165,7 +165,7 @@ async fn serve_tls(
     let budget = worker.config.shutdown_timeout;
     let (end, ending) = drain::channel();
     let mut serving = pin!(serve_stream(worker, version, stream, Arc::clone(&client), ending));
-    let over = tokio::select! {
+    let mut over = tokio::select! {
         biased;
         // Before the next request is read.
         over = proof.over() => Some(over),
@@ -173,13 +173,17 @@ async fn serve_tls(
         () = &mut serving => return,
     };
     end.start();
-    if let Some(over) = over {
-        tracing::debug!(ip = %client.ip, ?over, "what the client certificate of a connection proved is over");
-        // What is still under way then is cut.
-        let _ = tokio::time::timeout(budget, serving).await;
-    } else {
-        serving.await;
+    // What is still to come on a connection that drains isn't let in by less.
+    if over.is_none() {
+        over = tokio::select! {
+            biased;
+            over = proof.over() => Some(over),
+            () = &mut serving => return,
+        };
     }
+    tracing::info!(ip = %client.ip, ?over, "what the client certificate of a connection proved is over");
+    // What is still under way then is cut.
+    let _ = tokio::time::timeout(budget, serving).await;
 }
 
 async fn serve_stream<S>(worker: Arc<Worker>, version: HttpVersion, stream: S, client: Arc<Client>, draining: Draining)

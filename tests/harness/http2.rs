@@ -113,6 +113,11 @@ pub enum Ended {
 
 /// Sends `bytes` behind preface and settings, and returns the first end that comes.
 pub async fn provoke(server: SocketAddr, bytes: &[u8]) -> Ended {
+    provoke_until(server, bytes, |_| true).await.remove(0)
+}
+
+/// The same with all ends up to the first that `is_last`, or that is the connection's.
+pub async fn provoke_until(server: SocketAddr, bytes: &[u8], is_last: impl Fn(Ended) -> bool) -> Vec<Ended> {
     let mut stream = TcpStream::connect(server).await.unwrap();
     let start = [PREFACE, &frame(4, 0, 0, &[])].concat();
     stream.write_all(&start).await.unwrap();
@@ -123,12 +128,19 @@ pub async fn provoke(server: SocketAddr, bytes: &[u8]) -> Ended {
         let _ = writer.write_all(&bytes).await;
         writer
     });
-    let ended = timeout(PATIENCE, first_end(&mut reader)).await;
-    drop(writing);
-    ended.expect("the server said nothing")
+    let mut ends = Vec::new();
+    loop {
+        let ended = timeout(PATIENCE, next_end(&mut reader)).await;
+        let ended = ended.unwrap_or_else(|_| panic!("the server said nothing after {ends:?}"));
+        ends.push(ended);
+        if is_last(ended) || matches!(ended, Ended::Connection(_) | Ended::Closed) {
+            drop(writing);
+            return ends;
+        }
+    }
 }
 
-async fn first_end(reader: &mut (impl AsyncRead + Unpin)) -> Ended {
+async fn next_end(reader: &mut (impl AsyncRead + Unpin)) -> Ended {
     loop {
         let mut head = [0; 9];
         if reader.read_exact(&mut head).await.is_err() {

@@ -38,7 +38,7 @@ pub const MAX_UNSEEN_RESETS: usize = 20;
 /// Streams on one connection that may have to be reset for what their peer sent.
 pub const MAX_OWN_RESETS: usize = 128;
 /// Bytes of an answer that are held for one stream whose peer doesn't take them.
-pub const SEND_BUFFER: usize = 64 * 1024;
+pub const SEND_BUFFER: usize = 32 * 1024;
 /// How often a quiet peer is asked whether it is still there.
 pub const PING_EVERY: Duration = Duration::from_secs(60);
 /// How long its answer may take.
@@ -104,10 +104,13 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// For clients that may be far away.
+    /// For clients that may be far away. Whoever may connect may have a router hold as much for each stream: requests that were
+    /// let in aren't shed any more when memory is short. So it is about what a request has in buffers toward its sandbox. A
+    /// connection has room for all of its streams: one that comes from a proxy is that of many callers, and whoever sends to an
+    /// app that doesn't read keeps none of the others waiting.
     pub const FRONT: Self = Self {
-        stream: 512 * 1024,
-        connection: 1024 * 1024,
+        stream: 128 * 1024,
+        connection: MAX_STREAMS * 128 * 1024,
     };
     /// For peers in the same cluster or pod. The gate holds little.
     pub const MESH: Self = Self {
@@ -123,9 +126,13 @@ fn header_list(limits: &Limits) -> u32 {
     u32::try_from(list).unwrap_or(u32::MAX)
 }
 
-/// hyper's server for a connection whose requests are judged by [`crate::framing::judge_http2`].
-pub(crate) fn server_builder(limits: &Limits, windows: Windows) -> server::conn::http2::Builder<TokioExecutor> {
-    let mut builder = server::conn::http2::Builder::new(TokioExecutor::new());
+/// hyper's server for a connection whose requests are judged by [`crate::framing::judge_http2`], and whose streams `executor` runs.
+pub(crate) fn server_builder<E: Clone>(
+    limits: &Limits,
+    windows: Windows,
+    executor: E,
+) -> server::conn::http2::Builder<E> {
+    let mut builder = server::conn::http2::Builder::new(executor);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)

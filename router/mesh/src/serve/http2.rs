@@ -9,15 +9,17 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use hyper::rt::Executor;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use std::convert::Infallible;
 use std::error::Error;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 
 /// Whether WebSockets may come as extended CONNECTs (RFC 8441).
@@ -33,7 +35,8 @@ pub enum ExtendedConnects {
 /// are under way.
 ///
 /// Idle time is counted in whole [`Limits::idle_time`]s, as by [`super::http1`]. A connection is idle while no stream is open.
-/// One of whose streams the peer took nothing for all of one is closed, with all others.
+/// A stream of whose answer the peer took nothing for all of one is reset, and the others go on: whoever is at the other end may
+/// speak for many. A connection that takes no bytes at all for as long is closed.
 ///
 /// `handle` is given each request in the form of HTTP/1.1; see [`judge_http2`]. The refused ones, too.
 pub async fn http2<S, H, F, B>(
@@ -54,7 +57,7 @@ pub async fn http2<S, H, F, B>(
         io: stream,
         writes: Arc::clone(&writes),
     };
-    let streams = Streams::default();
+    let streams = Arc::<Streams>::default();
     let service = service_fn(|request| {
         let switch = PassThrough::of_stream();
         let place = streams.begin(&switch);
@@ -69,7 +72,7 @@ pub async fn http2<S, H, F, B>(
             Ok::<_, Infallible>(response.map(|body| Streamed { body, place }))
         }
     });
-    let mut builder = server_builder(limits, windows);
+    let mut builder = server_builder(limits, windows, Spawner(Arc::clone(&streams)));
     if connects == ExtendedConnects::Served {
         builder.enable_connect_protocol();
     }
@@ -89,12 +92,12 @@ pub async fn http2<S, H, F, B>(
                 let now = streams.begun();
                 let open = streams.end_period();
                 let waiting = writes.waiting();
-                if open.stalled || waiting.is_some() && waiting == stalled {
+                if waiting.is_some() && waiting == stalled {
                     tracing::debug!("connection given up: its peer takes nothing of an answer");
                     return;
                 }
                 stalled = waiting;
-                if open.count == 0 && now == seen {
+                if open == 0 && now == seen {
                     // Nobody is left to wait for; a peer that was told already has had its time to say goodbye.
                     if ending || now == 0 {
                         return;
@@ -103,7 +106,7 @@ pub async fn http2<S, H, F, B>(
                     connection.as_mut().graceful_shutdown();
                 }
                 seen = now;
-                let next = if ending && open.count == 0 { limits.head_time } else { limits.idle_time };
+                let next = if ending && open == 0 { limits.head_time } else { limits.idle_time };
                 period.as_mut().reset(Instant::now() + next);
             }
         }
@@ -118,6 +121,27 @@ pub async fn http2<S, H, F, B>(
 struct Streams {
     begun: AtomicU64,
     open: Mutex<Vec<Stream>>,
+    /// The one that is to be run next.
+    newest: Mutex<Weak<Place>>,
+}
+
+/// Runs streams, and leaves with each one's place by what it can be ended. hyper has a stream run as soon as its request was
+/// handed to the service.
+#[derive(Clone)]
+struct Spawner(Arc<Streams>);
+
+impl<F> Executor<F> for Spawner
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        let newest = std::mem::take(&mut *self.0.newest.lock().unwrap_or_else(PoisonError::into_inner));
+        let task = tokio::spawn(stream);
+        if let Some(place) = newest.upgrade() {
+            let _ = place.task.set(task.abort_handle());
+        }
+    }
 }
 
 /// One of them, until its answer is through, and, where that switched protocols, until nobody uses it any more.
@@ -135,21 +159,17 @@ impl Stream {
 /// Counts what was taken of a stream's answer.
 #[derive(Default)]
 struct Place {
+    /// Without it, h2 resets the stream.
+    task: OnceLock<AbortHandle>,
     /// 0 while the peer takes everything, or else one more than the periods that it has taken nothing for.
     held: AtomicU64,
-}
-
-/// What a look at the open streams showed.
-struct Open {
-    count: usize,
-    /// Whether of one nothing was taken for all of a period.
-    stalled: bool,
 }
 
 impl Streams {
     fn begin(&self, switch: &PassThrough) -> Arc<Place> {
         let place = Arc::<Place>::default();
         self.begun.fetch_add(1, Ordering::Relaxed);
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&place);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         // Now and then, so that the list isn't longer than twice what is open.
         if open.len() == open.capacity() {
@@ -166,15 +186,20 @@ impl Streams {
         self.begun.load(Ordering::Relaxed)
     }
 
-    fn end_period(&self) -> Open {
+    /// Ends the streams of which nothing was taken for all of a period, and returns how many are open.
+    fn end_period(&self) -> usize {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut stalled = false;
         open.retain(|stream| {
-            stalled |= stream.place.upgrade().is_some_and(|place| place.end_period() > 2);
+            if let Some(place) = stream.place.upgrade()
+                && place.end_period() > 2
+                && let Some(task) = place.task.get()
+            {
+                tracing::debug!("stream given up: its peer takes nothing of an answer");
+                task.abort();
+            }
             stream.is_open()
         });
-        let count = open.len();
-        Open { count, stalled }
+        open.len()
     }
 }
 
