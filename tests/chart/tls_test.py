@@ -80,6 +80,8 @@ def half_of_https_is_refused(chart):
         (sets(f"{key}.mtlsMode=required", f"{key}.clientCA.configMap=a", f"{key}.plainHTTP=true"), "router.tls.plainHTTP"),
         (sets(f"{key}.certificate.secretName="), "router.tls.certificate.secretName"),
         (sets(f"{key}.certificate.source=cert-manager"), "router.tls.certificate.issuerRef"),
+        (sets(f"{key}.certificate.issuerRef.name=a"), "router.tls.certificate.source"),
+        (sets(f"{key}.certificate.dnsNames={{a}}"), "router.tls.certificate.source"),
         (sets(f"{key}.plainHTTP=true", "router.service.httpsPort=8080"), "router.service.httpsPort"),
         (sets(f"{key}.mtlsMode=on"), "schema"),
         (sets(f"{key}.clientCA.key=a/b"), "schema"),
