@@ -81,12 +81,12 @@ async fn receive(folder: &DemoFolder, boundary: String, body: &mut body::Incomin
     Ok(json!({ "message": format!("File '{name}' uploaded successfully."), "size": size }))
 }
 
-async fn write(folder: &DemoFolder, mut field: Field<'_>) -> Result<(Incoming, u64), Refusal> {
-    let incoming = folder.incoming_file();
+async fn write<'a>(folder: &'a DemoFolder, mut field: Field<'_>) -> Result<(Incoming<'a>, u64), Refusal> {
+    let mut incoming = folder.incoming_file();
     let mut file = File::create_new(incoming.path()).await?;
     let mut size = 0_u64;
     while let Some(piece) = in_time(field.chunk()).await? {
-        folder.take(piece.len() as u64)?;
+        incoming.take(piece.len() as u64)?;
         file.write_all(&piece).await?;
         size = size.saturating_add(piece.len() as u64);
     }

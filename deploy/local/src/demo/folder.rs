@@ -65,15 +65,17 @@ impl DemoFolder {
     }
 
     /// A fresh place for an upload.
-    pub(super) fn incoming_file(&self) -> Incoming {
-        Incoming(
-            self.incoming()
-                .join(self.uploads.fetch_add(1, Ordering::Relaxed).to_string()),
-        )
+    pub(super) fn incoming_file(&self) -> Incoming<'_> {
+        let name = self.uploads.fetch_add(1, Ordering::Relaxed).to_string();
+        Incoming {
+            folder: self,
+            path: self.incoming().join(name),
+            taken: 0,
+        }
     }
 
     /// Reserves `bytes` of the folder's capacity.
-    pub(super) fn take(&self, bytes: u64) -> Result<(), Refusal> {
+    fn take(&self, bytes: u64) -> Result<(), Refusal> {
         let taken = self.taken.fetch_add(bytes, Ordering::Relaxed);
         if taken.saturating_add(bytes) > CAPACITY {
             self.taken.fetch_sub(bytes, Ordering::Relaxed);
@@ -106,7 +108,7 @@ impl DemoFolder {
     }
 
     /// Moves a finished upload to `name`, making the folders above it. An existing file is replaced at once.
-    pub(super) async fn keep(&self, incoming: Incoming, name: &str) -> Result<(), Refusal> {
+    pub(super) async fn keep(&self, mut incoming: Incoming<'_>, name: &str) -> Result<(), Refusal> {
         if parts(name)?.is_empty() {
             return Err(Refusal::new(StatusCode::BAD_REQUEST, "the upload names no file"));
         }
@@ -118,7 +120,9 @@ impl DemoFolder {
                 _ => error,
             })?;
         }
-        Ok(fs::rename(&incoming.0, &path).await?)
+        fs::rename(&incoming.path, &path).await?;
+        incoming.taken = 0;
+        Ok(())
     }
 }
 
@@ -130,19 +134,31 @@ impl Drop for DemoFolder {
     }
 }
 
-/// A file being uploaded, removed when dropped unless it was kept.
-pub(super) struct Incoming(PathBuf);
+/// A file being uploaded. Unless it was kept, it is removed when dropped, and takes nothing of the folder's capacity any more.
+pub(super) struct Incoming<'a> {
+    folder: &'a DemoFolder,
+    path: PathBuf,
+    taken: u64,
+}
 
-impl Incoming {
+impl Incoming<'_> {
     pub(super) fn path(&self) -> &Path {
-        &self.0
+        &self.path
+    }
+
+    /// Reserves `bytes` more of the folder's capacity for it.
+    pub(super) fn take(&mut self, bytes: u64) -> Result<(), Refusal> {
+        self.folder.take(bytes)?;
+        self.taken = self.taken.saturating_add(bytes);
+        Ok(())
     }
 }
 
-impl Drop for Incoming {
+impl Drop for Incoming<'_> {
     fn drop(&mut self) {
         // Gone already when it was kept; anything else goes with the folder.
-        let _ = std::fs::remove_file(&self.0);
+        let _ = std::fs::remove_file(&self.path);
+        self.folder.taken.fetch_sub(self.taken, Ordering::Relaxed);
     }
 }
 
