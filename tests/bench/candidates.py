@@ -160,6 +160,8 @@ def spawn_router(lab, port, flags):
         # All clients have one address here.
         "--max-connections-per-peer=65536",
         "--workers=1",
+        # It would outlast the patience of whoever stops it, and be killed before its counts are written.
+        "--drain-delay=0s",
         *flags,
     ]  # fmt: skip
     return lab.spawn_proxy("router", argv, port)
